@@ -1,0 +1,619 @@
+"""The one mechanism under every optimizer here: rates, decay, η, restarts, state and config.
+
+An update of a variable θ with gradient g is
+
+    θ ← θ − η·√(1/T)·(l2·θ + l1·sign θ) − step(g; η·α·m)
+
+where the decay never meets the learning rate α and never enters the optimizer's state. A class
+built on `Decoupled` adds only `step`: see `_adamw.py`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self, TypedDict
+
+import keras
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from . import _checks, _regularizers, _state
+from ._rates import CallableRate, ScheduleRate
+from ._table import Exclusions, Rules, Table, decay_reader
+from ._timing import Timing
+
+_LOW_PRECISION = ("bfloat16", "float16")
+_KERAS_ARGUMENTS = frozenset(
+    "name clipnorm clipvalue global_clipnorm use_ema ema_momentum ema_overwrite_frequency "
+    "loss_scale_factor gradient_accumulation_steps".split()
+)
+_RENAMED = {
+    "lr": "It is `learning_rate` in Keras 3.",
+    "decay": "Keras 3 has no `decay`: pass a `LearningRateSchedule` as `learning_rate`.",
+    "batch_size": "It is not needed: `total_iterations` is the number of updates.",
+    "init_lr": "Pass `base_learning_rate`.",
+}
+
+
+class Shared(TypedDict, total=False):
+    """The keyword arguments that every optimizer here takes; see `Decoupled`."""
+
+    weight_decay: Any
+    weight_decays: Mapping[str, Any] | None
+    lr_multipliers: Mapping[str, float] | None
+    model: keras.Model | None
+    zero_penalties: bool
+    total_iterations: int | None
+    total_iterations_wd: int | None
+    normalize_weight_decay: bool | None
+    use_cosine_annealing: bool
+    autorestart: bool | None
+    eta_min: float
+    eta_max: float
+    t_cur: int
+    base_learning_rate: float | None
+    init_verbose: bool
+    name: str | None
+    clipnorm: float | None
+    clipvalue: float | None
+    global_clipnorm: float | None
+    use_ema: bool
+    ema_momentum: float
+    ema_overwrite_frequency: int | None
+    loss_scale_factor: float | None
+    gradient_accumulation_steps: int | None
+
+
+class Step(NamedTuple):
+    """The numbers of one update that do not depend on the variable, made once per update."""
+
+    rates: tuple[Any, ...]  # η·α·m for each distinct multiplier m
+    decays: tuple[Any, ...]  # η·√(1/T)·l for each distinct decay l
+    scalars: tuple[Any, ...]  # what the optimizer's own mathematics asks for
+
+
+class Decoupled(keras.optimizers.Optimizer):
+    """Base of the optimizers with decoupled weight decay; not made by users.
+
+    Args:
+        learning_rate: α, a number; or a `LearningRateSchedule`; or a callable without arguments.
+        weight_decay: λ, the fraction of the weight removed per update at η = 1: a uniform L2
+            decay of every variable that `weight_decays` does not name. A number, a
+            `LearningRateSchedule` of the update count, or None (no decay). Defaults to `None`.
+        weight_decays: `{key: l2}` or `{key: (l1, l2)}`. A key is a variable's path, some whole
+            components of it ("lstm_1", "bias", "lstm_cell/kernel", "dense/"), or else a part of
+            it; an exact path beats other keys, and of these the one given last wins.
+        lr_multipliers: `{key: multiplier}` of the learning rate, not of the decay; 0 freezes.
+        model: a built model whose L1, L2 and L1L2 regularizers become `weight_decays`.
+        zero_penalties: whether to take these penalties out of the model's loss. A layer that
+            two models share loses its penalty in both. Defaults to `True`.
+        total_iterations: T, updates per cycle. When given, decays are multiplied by √(1/T).
+        total_iterations_wd: T for that normalization alone.
+        normalize_weight_decay: None (normalized where total_iterations or total_iterations_wd
+            is given), True (with a `CosineWarmRestarts`: T of its current cycle) or False.
+        use_cosine_annealing: make a `CosineWarmRestarts` over `total_iterations`.
+        autorestart: whether that one starts again after a cycle, or stays at eta_min.
+        eta_min: η at the end of a cycle. Defaults to `0.0`.
+        eta_max: η at the start of a cycle. Defaults to `1.0`.
+        t_cur: position of the first update in its cycle. Defaults to `0`.
+        base_learning_rate: α, the rate at which η = 1. Defaults to the number given; to a
+            schedule's `warmup_target`, else `initial_learning_rate`, else its value at step 0;
+            to a callable's value at build.
+        init_verbose: print each variable's decays and multiplier at build.
+        **kwargs: `name`, `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+            `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
+            `keras.optimizers.Optimizer`.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        *,
+        weight_decay: Any = None,
+        weight_decays: Mapping[str, Any] | None = None,
+        lr_multipliers: Mapping[str, float] | None = None,
+        model: keras.Model | None = None,
+        zero_penalties: bool = True,
+        base_learning_rate: float | None = None,
+        init_verbose: bool = False,
+        total_iterations: int | None = None,
+        total_iterations_wd: int | None = None,
+        normalize_weight_decay: bool | None = None,
+        use_cosine_annealing: bool = False,
+        autorestart: bool | None = None,
+        eta_min: float = 0.0,
+        eta_max: float = 1.0,
+        t_cur: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        _refuse_unknown(kwargs)
+        timing = Timing.read(
+            learning_rate,
+            base_learning_rate,
+            total_iterations=total_iterations,
+            total_iterations_wd=total_iterations_wd,
+            normalize_weight_decay=normalize_weight_decay,
+            use_cosine_annealing=use_cosine_annealing,
+            autorestart=autorestart,
+            eta_min=eta_min,
+            eta_max=eta_max,
+            t_cur=t_cur,
+        )
+        rules = Rules(weight_decay, weight_decays, lr_multipliers)
+        if model is not None:
+            rules.extract(model, bool(zero_penalties), timing.first_normalization())
+        # Keras' own weight decay is multiplied by the learning rate: it must not see ours.
+        super().__init__(learning_rate=timing.rate, **kwargs)
+        self._timing = timing
+        self._rules = rules
+        self._table = Table()
+        self._slots = _state.Slots()
+        self.init_verbose = bool(init_verbose)
+        # r: the rate is r·schedule(s), η is r·multiplier(s). Callbacks and assignments move it.
+        self._factor = self._add_scalar("learning_rate_factor", timing.factor, self._scalar_dtype)
+        # s = k − cycle_start, for k updates made.
+        self._cycle_start = self._add_scalar("cycle_start", -timing.t_cur, "int")
+        if model is not None and zero_penalties:  # last: every error was raised by now
+            _regularizers.take_penalties(model)
+
+    # What a class built on this one adds.
+
+    slot_names: tuple[str, ...] = ()
+
+    def scalars(self, updates: Any) -> tuple[Any, ...]:
+        """Return what `step` needs once per update; `updates` is k + 1."""
+        return ()
+
+    def end_of_update(self, scalars: tuple[Any, ...]) -> None:
+        """Assign optimizer variables that are not per variable, once per update."""
+
+    def step(
+        self, gradient: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """Return what is subtracted from the variable, and the new slots."""
+        raise NotImplementedError
+
+    # Building.
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Create the state of these variables and resolve the rules for them.
+
+        Called again with another list (after `layer.trainable = True`, say), variables that are
+        known keep their state, decay and multiplier.
+        """
+        variables = list(variables)
+        keys = [self._var_key(variable) for variable in variables]
+        if self.built and keys == self._slots.keys:
+            return
+        known = dict(zip(self._slots.keys, self._table.rows, strict=True))
+        table = self._rules.resolve(variables, self._var_key, known)
+        if isinstance(self._timing.rate, CallableRate):
+            self._timing.rate.base  # noqa: B018 - asked now: an α of 0 is an error at build
+        self._warn_of_no_decay(table)
+        # `build` of Keras fills this dict and never clears it: a variable that left would stay
+        # known, under another variable's index.
+        self._trainable_variables_indices = {}
+        super().build(variables)
+        self._table = table
+        self._slots.begin(keys, [row.path for row in table.rows])
+        dtypes = [keras.backend.standardize_dtype(v.dtype) for v in variables]
+        if "float64" in dtypes:
+            self._slots.scalar_dtype = "float64"
+        self.add_optimizer_variables(variables, list(self.slot_names))
+        for variable, dtype, row in zip(variables, dtypes, table.rows, strict=True):
+            if dtype in _LOW_PRECISION:
+                self.add_variable_from_reference(variable, name=_state.MASTER)
+            if row.taken:  # a layer that hard-codes its regularizer brings it back on load
+                _regularizers.take_penalty(variable)
+        self._slots.finish(self.slot_names)
+        if self.init_verbose:
+            print(table)
+
+    def add_variable_from_reference(
+        self, reference_variable: Any, name: str | None = None, initializer: Any = "zeros"
+    ) -> Any:
+        """Add a variable's slot of that name, or return the one that an earlier build made."""
+        key = self._var_key(reference_variable)
+        slot = self._slots.get(key, name)
+        if slot is None:
+            if self.built and name == _state.AVERAGE:
+                # Only at update 0 does Keras start an average at its variable.
+                initializer = lambda shape, dtype=None: ops.cast(reference_variable, dtype)  # noqa: E731
+            slot = super().add_variable_from_reference(reference_variable, name, initializer)
+            self._slots.add(key, name, slot)
+        return slot
+
+    def add_variable(
+        self,
+        shape: Any,
+        initializer: Any = "zeros",
+        dtype: Any = None,
+        aggregation: str = "none",
+        layout: Any = None,
+        name: str | None = None,
+    ) -> Any:
+        """Add an optimizer variable, in float32 where the model's variable has less.
+
+        A moment in bfloat16 stands still: adding a thousandth of a number does not change it.
+        The moving average is Keras' own and is assigned to the variable as it is.
+        """
+        if not (name or "").endswith(_state.AVERAGE):
+            dtype = "float32" if dtype in _LOW_PRECISION else dtype
+        return super().add_variable(shape, initializer, dtype, aggregation, layout, name)
+
+    def _add_scalar(self, name: str, value: float, dtype: str) -> Any:
+        # Like `iterations`: under tf.distribute every replica computes the same scalar.
+        return self.add_variable(
+            (),
+            keras.initializers.Constant(value),
+            dtype,
+            aggregation="only_first_replica",
+            name=name,
+        )
+
+    def _warn_of_no_decay(self, table: Table) -> None:
+        silent = self._rules.weight_decay == 0 or self._rules.saved.rows or self.built
+        if table.rows and not silent and not any(row.decays for row in table.rows):
+            warnings.warn(
+                f"{type(self).__name__} decays no variable: its weight_decay, weight_decays and "
+                "model give no decay above 0. Give `weight_decay` (1e-4 is a start), or "
+                "weight_decay=0 if no decay is what you want.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    # Updating.
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        """Update the variables with these gradients."""
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            self._build_on_new(trainable_variables)
+        variables = self._trainable_variables if trainable_variables is None else trainable_variables
+        if len(grads) == len(variables):
+            grads = [_dense(g, v) for g, v in zip(grads, variables, strict=True)]
+        super().apply(grads, trainable_variables)
+
+    def stateless_apply(
+        self, optimizer_variables: Any, grads: Any, trainable_variables: Any
+    ) -> tuple[list[Any], list[Any]]:
+        """Return the updated variables and optimizer variables, as in Keras."""
+        if self.built and len(trainable_variables) != len(self._trainable_variables):
+            raise ValueError(
+                f"The optimizer was built on {len(self._trainable_variables)} variables. Received: "
+                f"{len(trainable_variables)} trainable variables. If layers were frozen or "
+                "unfrozen, call `optimizer.build(model.trainable_variables)` after "
+                "`model.compile`: variables that it knows keep their state."
+            )
+        return super().stateless_apply(optimizer_variables, grads, trainable_variables)
+
+    def _build_on_new(self, variables: list[Any]) -> None:
+        """Build again where unknown variables came in; those that are known stay."""
+        if not self.built:
+            return
+        keys = {self._var_key(variable) for variable in variables}
+        if keys <= self._trainable_variables_indices.keys():
+            return
+        kept = [v for v in self._trainable_variables if self._var_key(v) not in keys]
+        self.build([*kept, *variables])
+
+    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
+        """Do nothing: Keras' own decay is α·λ, and comes from `self.weight_decay`."""
+
+    def _backend_update_step(
+        self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
+    ) -> None:
+        """Make the scalars of the update once, and hand them on in the learning rate's place.
+
+        Keras has no other hook that runs once per update; each backend passes that argument
+        through to `update_step` as it is (tf.distribute: per replica).
+        """
+        step = self._begin_step(learning_rate)
+        super()._backend_update_step(grads, trainable_variables, step)
+        self.end_of_update(step.scalars)
+
+    def _begin_step(self, learning_rate: Any) -> Step:
+        table, dtype = self._table, self._scalar_dtype
+        updates, position = self._counters()
+        rate = ops.cast(learning_rate, dtype)
+        shrink = self._eta(position) * self._timing.normalization(position)
+        return Step(
+            rates=tuple(rate * m for m in table.multipliers),
+            decays=tuple(
+                shrink * (decay if isinstance(decay, float) else ops.cast(decay(updates), dtype))
+                for decay in table.decays
+            ),
+            scalars=self.scalars(ops.cast(updates + 1, dtype)),
+        )
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """θ ← θ − η·√(1/T)·(l2·θ + l1·sign θ) − step."""
+        step = learning_rate if isinstance(learning_rate, Step) else self._begin_step(learning_rate)
+        index = self._get_variable_index(variable)
+        if self._table.rows[index].multiplier == 0:  # frozen: left exactly as it is
+            return
+        rate, l1, l2 = self._table.indices[index]
+        slots, master = self._slots.rows[index]
+        theta = _read(variable, master)
+
+        def cast(x: Any) -> Any:
+            return ops.cast(x, theta.dtype)
+
+        change, new_slots = self.step(
+            cast(gradient),
+            tuple(ops.convert_to_tensor(slot) for slot in slots),
+            cast(step.rates[rate]),
+            tuple(cast(scalar) for scalar in step.scalars),
+        )
+        if l2 is not None:
+            change = change + cast(step.decays[l2]) * theta
+        if l1 is not None:
+            change = change + cast(step.decays[l1]) * ops.sign(theta)
+        for slot, value in zip(slots, new_slots, strict=True):
+            self.assign(slot, value)
+        theta = theta - change
+        if master is not None:
+            self.assign(master, theta)
+        self.assign(variable, ops.cast(theta, variable.dtype))
+
+    # Rates and positions.
+
+    @property
+    def learning_rate(self) -> Any:
+        """r·schedule(s): the rate that the next update uses, before layer multipliers."""
+        _, step = self._counters()
+        return ops.cast(self._factor, self._scalar_dtype) * self._timing.rate(step)
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        if callable(value):
+            raise TypeError(
+                "`learning_rate` can be set to a number only: it moves the factor r over the "
+                f"schedule that the optimizer was made with. Received: {value!r}. For another "
+                "schedule make a new optimizer."
+            )
+        value = _checks.real("learning_rate", _as_number(value), minimum=0.0)
+        _, step = self._known_counters()
+        now = _as_number(self._timing.rate(step))
+        if now == 0:
+            if value > 0:
+                raise ValueError(
+                    "`learning_rate` cannot be set while the schedule is at 0: it is stored as a "
+                    f"factor over the schedule. Received: learning_rate={value}. Set it where the "
+                    "schedule is above 0, or give the schedule an eta_min > 0."
+                )
+            return
+        factor = value / now
+        if factor > 1 and isinstance(self._timing.rate, ScheduleRate):
+            self._warn_of_peak(factor)
+        self._factor.assign(factor)
+
+    def _warn_of_peak(self, factor: float) -> None:
+        if not self._slots.warned_of_peak:
+            warnings.warn(
+                f"`learning_rate` was set to {factor:g} times what its schedule says here, and "
+                f"the factor stays: the rate will peak at {factor * self._timing.rate.peak:g} when "
+                "the schedule is at its top again, and η and the decays scale with it.",
+                UserWarning,
+                stacklevel=4,
+            )
+        self._slots.warned_of_peak = True
+
+    @property
+    def lr_t(self) -> Any:
+        """The same as `learning_rate` (keras-adamw's name)."""
+        return self.learning_rate
+
+    @property
+    def eta_t(self) -> Any:
+        """η of the next update: r·multiplier(s)."""
+        return self._eta(self._known_counters()[1])
+
+    @property
+    def t_cur(self) -> Any:
+        """Position of the next update in its cycle; without a cosine, the schedule's step s."""
+        return self._timing.position(self._known_counters()[1])
+
+    @t_cur.setter
+    def t_cur(self, position: int) -> None:
+        self.restart(position)
+
+    def restart(self, position: int = 0) -> None:
+        """Make the next update the one at `position` of the first cycle, without the warm-up.
+
+        Args:
+            position: 0 ≤ position < T of the first cycle; -1 is 0. Defaults to `0`.
+
+        Raises:
+            ValueError: there is no schedule, or no such position in it.
+            RuntimeError: on JAX, called inside an epoch of `fit` on an optimizer that is not
+                `self.model.optimizer`.
+        """
+        step = self._timing.step_at(position)
+        updates, _ = self._known_counters()
+        self._cycle_start.assign(updates - step)
+
+    def _eta(self, step: Any) -> Any:
+        return ops.cast(self._factor, self._scalar_dtype) * self._timing.rate.multiplier(step)
+
+    def _counters(self) -> tuple[Any, Any]:
+        """k and s of the next update; both count weight updates, never micro-batches."""
+        updates = ops.convert_to_tensor(self.iterations)
+        return updates, updates - ops.convert_to_tensor(self._cycle_start)
+
+    def _known_counters(self) -> tuple[Any, Any]:
+        try:
+            return self._counters()
+        except (TypeError, AttributeError) as error:  # the variable holds no value
+            raise RuntimeError(
+                "The optimizer's state is not here: inside an epoch, Keras' `fit` on JAX keeps it "
+                "outside the optimizer. In a callback go through `self.model.optimizer`, which "
+                "brings it back first."
+            ) from error
+
+    @property
+    def _scalar_dtype(self) -> str:
+        return self._slots.scalar_dtype
+
+    # Rules.
+
+    def exclude_from_weight_decay(
+        self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
+    ) -> None:
+        """Exclude variables from every weight decay; replaces what an earlier call said.
+
+        Args:
+            var_list: variables.
+            var_names: regular expressions, searched in each variable's path.
+
+        Raises:
+            ValueError: the optimizer is built already, or a pattern is no regular expression.
+        """
+        if self.built:
+            raise ValueError(
+                "`exclude_from_weight_decay()` must be called before the optimizer is built: its "
+                "rules are resolved then. Received: a call after build. Call it right after making "
+                "the optimizer, before `model.compile` or the first update."
+            )
+        for name, value in (("var_list", var_list), ("var_names", var_names)):
+            if isinstance(value, str):
+                raise TypeError(
+                    f"`{name}` must be a list. Received: {name}={value!r}. Write [{value!r}]."
+                )
+        self._rules.exclusions = Exclusions(var_list or (), var_names or ())
+
+    @property
+    def weight_decay(self) -> Any:
+        """The uniform decay as given."""
+        return self._rules.weight_decay if hasattr(self, "_rules") else None
+
+    @weight_decay.setter
+    def weight_decay(self, value: Any) -> None:
+        if hasattr(self, "_rules"):
+            raise AttributeError(
+                "`weight_decay` is fixed when the optimizer is made. Received: an assignment of "
+                f"{value!r}. For a decay that changes, pass a `LearningRateSchedule` as "
+                "weight_decay; else make a new optimizer."
+            )
+
+    @property
+    def weight_decays(self) -> dict[str, Any]:
+        """As given; after build `{variable.path: (l1, l2)}` of all that are not (0, 0)."""
+        if not self.built:
+            return dict(self._rules.weight_decays)
+        return {row.path: (row.l1, row.l2) for row in self._table.rows if row.decays}
+
+    @property
+    def lr_multipliers(self) -> dict[str, float]:
+        """As given; after build `{variable.path: multiplier}` of all that are not 1."""
+        if not self.built:
+            return dict(self._rules.lr_multipliers)
+        return {row.path: row.multiplier for row in self._table.rows if row.multiplier != 1}
+
+    # Saving.
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the config as JSON: the arguments as given, and what they were resolved to."""
+        rate = self._timing.rate
+        if isinstance(rate, CallableRate):
+            learning_rate = keras.saving.serialize_keras_object(rate.function)
+        elif isinstance(rate, ScheduleRate) and not self._timing.use_cosine_annealing:
+            learning_rate = keras.optimizers.schedules.serialize(rate.schedule)
+        else:
+            learning_rate = _as_number(self._factor) * rate.base
+        table = self._table if self.built else self._rules.saved
+        return {
+            **super().get_config(),
+            **self._rules.get_config(),
+            **self._timing.get_config(),
+            "learning_rate": learning_rate,
+            "base_learning_rate": rate.known_base,
+            "init_verbose": self.init_verbose,
+            "resolved": self._rules.get_found_config() | {"table": table.get_config()},
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> Self:
+        """Make the optimizer of a config."""
+        config = dict(config)
+        resolved = config.pop("resolved", None)
+        read = decay_reader(custom_objects)
+        config["weight_decay"] = read(config.get("weight_decay"))
+        config["weight_decays"] = {
+            key: tuple(map(read, given)) if isinstance(given, list) else read(given)
+            for key, given in (config.get("weight_decays") or {}).items()
+        }
+        if isinstance(config.get("learning_rate"), dict):
+            config["learning_rate"] = keras.saving.deserialize_keras_object(
+                config["learning_rate"], custom_objects
+            )
+        optimizer = cls(**config)
+        if resolved is not None:
+            optimizer._rules.read_found_config(resolved)
+            optimizer._rules.saved = Table.from_config(resolved["table"], read)
+        return optimizer
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write the state, each slot with its variable's path."""
+        _state.save(self, store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read the state, each slot into the variable that it belongs to."""
+        if _state.LAYOUT in store.keys():
+            _state.load(self, store)
+        else:
+            super().load_own_variables(store)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and deepcopy carry the config, as Keras' do; state goes with the model's file."""
+        return type(self).from_config, (self.get_config(),)
+
+
+def _refuse_unknown(kwargs: Mapping[str, Any]) -> None:
+    for name in kwargs.keys() - _KERAS_ARGUMENTS:
+        cure = _RENAMED.get(name, "See help() of the class for its arguments.")
+        raise ValueError(
+            f"Argument not recognized: `{name}`. Received: {name}={kwargs[name]!r}. {cure}"
+        )
+
+
+def _dense(gradient: Any, variable: Any) -> Any:
+    """Return the gradient dense, and in float32 where the variable has less.
+
+    A sparse gradient stands for a dense one: moments and decay reach every row. Keras adds
+    gradients to their accumulators as they are, so they need one dtype.
+    """
+    if gradient is None or getattr(variable, "overwrite_with_gradient", False):
+        return gradient
+    if hasattr(gradient, "dense_shape") and hasattr(gradient, "indices"):  # tf.IndexedSlices
+        gradient = ops.scatter(
+            ops.expand_dims(gradient.indices, -1), gradient.values, tuple(variable.shape)
+        )
+    gradient = ops.convert_to_tensor(gradient, sparse=False)
+    dtype = keras.backend.standardize_dtype(variable.dtype)
+    return ops.cast(gradient, "float32" if dtype in _LOW_PRECISION else dtype)
+
+
+def _read(variable: Any, master: Any) -> Any:
+    """Return θ, outside any gradient tape.
+
+    A variable below float32 has a master copy, which is valid while its cast is the variable:
+    whoever assigns to the variable (a load, a constraint) is obeyed.
+    """
+    theta = ops.stop_gradient(ops.convert_to_tensor(variable))
+    if master is None:
+        return theta
+    master = ops.convert_to_tensor(master)
+    return ops.where(
+        ops.equal(ops.cast(master, theta.dtype), theta), master, ops.cast(theta, master.dtype)
+    )
+
+
+def _as_number(value: Any) -> Any:
+    """Return a scalar tensor or variable as a float; anything else as it is."""
+    if isinstance(value, keras.Variable) or ops.is_tensor(value):
+        return float(ops.convert_to_numpy(ops.convert_to_tensor(value)))
+    return value

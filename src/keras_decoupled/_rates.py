@@ -1,0 +1,171 @@
+"""What a learning rate is here: schedule(s), and η's multiplier schedule(s)/α.
+
+The optimizer keeps one factor r that callbacks move; the rate of an update is r·schedule(s) and
+η is r·multiplier(s). Each class below is one kind of `learning_rate` argument. The multiplier of
+a constant and of a `CosineWarmRestarts` is not computed by a division of float32 numbers: that
+would give 1.00000005 where 1 is meant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras.optimizers.schedules import LearningRateSchedule
+
+from . import _checks
+from ._schedules import CosineWarmRestarts
+
+# A schedule that nowhere says what its peak is gets asked at these steps.
+_PROBES = tuple(10**j for j in range(10))
+
+
+class Rate(LearningRateSchedule):
+    """Base: a constant rate, α at every step."""
+
+    def __init__(self, base: float) -> None:
+        self.base = base  # α
+
+    def __call__(self, step: Any) -> Any:
+        """Return schedule(s), the rate before the factor r."""
+        return self.base
+
+    def multiplier(self, step: Any) -> Any:
+        """Return schedule(s)/α."""
+        return 1.0
+
+    @property
+    def known_base(self) -> float | None:
+        """α where it is known already."""
+        return self.base
+
+    @property
+    def peak(self) -> float:
+        """The highest rate that the schedule is known to reach."""
+        return self.base
+
+    def get_config(self) -> dict[str, Any]:
+        """Return nothing of interest: the optimizer's config has the argument as given."""
+        return {}
+
+
+class CallableRate(Rate):
+    """A bare callable: α is its value when the optimizer is built."""
+
+    def __init__(self, function: Callable[[], Any], base: float | None) -> None:
+        self.function = function
+        self._base = base
+
+    @property
+    def base(self) -> float:  # type: ignore[override]
+        """α, asked of the callable once."""
+        if self._base is None:
+            self._base = _reference(
+                float(keras.ops.convert_to_numpy(self.function())), "the callable's value at build"
+            )
+        return self._base
+
+    @property
+    def known_base(self) -> float | None:
+        """α where the callable was asked already."""
+        return self._base
+
+    def __call__(self, step: Any) -> Any:
+        """Return what the callable says now."""
+        return self.function()
+
+    def multiplier(self, step: Any) -> Any:
+        """Return the callable's value over α."""
+        return self.function() / self.base
+
+
+class ScheduleRate(Rate):
+    """Any Keras schedule."""
+
+    def __init__(self, schedule: LearningRateSchedule, base: float | None) -> None:
+        super().__init__(_schedule_reference(schedule) if base is None else base)
+        self.schedule = schedule
+
+    def __call__(self, step: Any) -> Any:
+        """Return schedule(s)."""
+        return self.schedule(step)
+
+    def multiplier(self, step: Any) -> Any:
+        """Return schedule(s)/α."""
+        return self.schedule(step) / self.base
+
+
+class CosineRate(ScheduleRate):
+    """Our own schedule, which knows its multiplier exactly."""
+
+    schedule: CosineWarmRestarts
+
+    def multiplier(self, step: Any) -> Any:
+        """Return schedule(s)/α without a division of rounded numbers."""
+        return self.schedule.multiplier(step) * (self.schedule.initial_learning_rate / self.base)
+
+    @property
+    def peak(self) -> float:
+        """The rate at the start of the first cycle."""
+        return self.schedule.initial_learning_rate * self.schedule.eta_max
+
+
+def make_rate(learning_rate: Any, base_learning_rate: Any) -> tuple[Rate, float]:
+    """Return the rate of a `learning_rate` argument and the factor r that it starts with.
+
+    A float that differs from `base_learning_rate` starts with r = learning_rate/base: so a config
+    written after a callback moved the rate brings back both the rate and α.
+    """
+    base = None
+    if base_learning_rate is not None:
+        base = _reference(
+            _checks.real("base_learning_rate", base_learning_rate), "`base_learning_rate`"
+        )
+    if isinstance(learning_rate, CosineWarmRestarts):
+        return CosineRate(learning_rate, base), 1.0
+    if isinstance(learning_rate, LearningRateSchedule):
+        return ScheduleRate(learning_rate, base), 1.0
+    if callable(learning_rate):
+        return CallableRate(learning_rate, base), 1.0
+    rate = _checks.real(
+        "learning_rate",
+        learning_rate,
+        minimum=0.0,
+        cure="Pass a number, a `LearningRateSchedule` or a callable without arguments.",
+    )
+    base = _reference(rate, "`learning_rate`") if base is None else base
+    return Rate(base), rate / base
+
+
+def _reference(value: float, source: str) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(
+            f"η is the learning rate divided by its base value, and that value ({source}) must be "
+            f"a finite number > 0. Received: {value}. Pass `base_learning_rate`, the rate at which "
+            "the weight decay is meant to act in full (the peak of a warm-up, say)."
+        )
+    return value
+
+
+def _schedule_reference(schedule: LearningRateSchedule) -> float:
+    """α of a schedule: the end of its warm-up, else its initial rate, else its value at step 0."""
+    for name in ("warmup_target", "initial_learning_rate"):
+        if getattr(schedule, name, None) is not None:
+            return _reference(float(getattr(schedule, name)), f"the schedule's `{name}`")
+    start = _reference(_value_at(schedule, 0), "the schedule's value at step 0")
+    for step in _PROBES:
+        later = _value_at(schedule, step)
+        if later > 1.01 * start:
+            raise ValueError(
+                "`learning_rate` is a schedule that does not say what its base learning rate is, "
+                f"and it rises: {start:g} at step 0, {later:g} at step {step}; η would exceed 1. "
+                f"Received: learning_rate={schedule}. Pass `base_learning_rate`, the rate at which "
+                "the weight decay is meant to act in full."
+            )
+    return start
+
+
+def _value_at(schedule: LearningRateSchedule, step: int) -> float:
+    return float(keras.ops.convert_to_numpy(schedule(step)))

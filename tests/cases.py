@@ -1,0 +1,467 @@
+"""The tables the numeric tests share: optimizers, weights, ways to call `apply`, and cases with the numbers they mean.
+
+Every case names the decay of each weight by hand, so that no matching rule of the package is used to check itself.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+
+import oracle
+
+BACKEND = keras.backend.backend()
+ALPHA = 0.05
+
+# name: (class, arguments). Some take large ε, where its place shows.
+OPTIMIZERS = {
+    "adamw": ("AdamW", {}),
+    "adamw-amsgrad": ("AdamW", {"amsgrad": True, "beta_1": 0.8, "beta_2": 0.9, "epsilon": 0.01}),
+    "nadamw": ("NadamW", {}),
+    "nadamw-keras": (
+        "NadamW",
+        {"momentum_decay": 1.0, "beta_1": 0.8, "beta_2": 0.99, "epsilon": 0.01},
+    ),
+    "sgdw": ("SGDW", {}),
+    "sgdw-momentum": ("SGDW", {"momentum": 0.9}),
+    "sgdw-nesterov": ("SGDW", {"momentum": 0.8, "nesterov": True}),
+}
+ALGORITHMS = {"AdamW": oracle.adamw, "NadamW": oracle.nadamw, "SGDW": oracle.sgdw}
+
+SHAPES = {
+    "encoder/dense_1/kernel": (4, 3),
+    "encoder/dense_1/bias": (3,),
+    "encoder/dense_10/kernel": (3, 2),
+    "head/kernel": (2, 2),
+    "head/bias": (2,),
+    "scale": (),
+}
+PATHS = list(SHAPES)
+
+
+def numpy(x):
+    """As float64, from any dtype of any backend (keras.ops.convert_to_numpy warns under NumPy 2)."""
+    x = keras.ops.convert_to_tensor(x)
+    if BACKEND == "torch":
+        return x.detach().cpu().double().numpy().copy()
+    return np.asarray(x.numpy() if BACKEND == "tensorflow" else x).astype("float64")
+
+
+def make_variable(path, value, dtype="float32"):
+    """A variable that belongs to no model; its path is made by nested name scopes."""
+    *scopes, name = path.split("/")
+    if scopes:
+        with keras.name_scope(scopes[0]):
+            return make_variable("/".join([*scopes[1:], name]), value, dtype)
+    return keras.Variable(value, name=name, dtype=dtype)
+
+
+def initial_values(seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=shape).astype("float32") for shape in SHAPES.values()]
+
+
+def gradients(steps, shapes=None, seed=1):
+    """Random ones, not centred: moments that stay near 0 would hide mistakes."""
+    rng = np.random.default_rng(seed)
+    return [
+        [(0.3 + rng.normal(size=shape)).astype("float32") for shape in shapes or SHAPES.values()]
+        for _ in range(steps)
+    ]
+
+
+# --- ways to call apply: name -> function of (optimizer, variables) that gives step(grads) ---
+
+
+def eager(optimizer, variables):
+    return lambda grads: optimizer.apply([keras.ops.convert_to_tensor(g) for g in grads], variables)
+
+
+def _jax_jit(optimizer, variables):
+    import jax
+
+    optimizer.build(variables)
+    apply = jax.jit(lambda state, grads, values: optimizer.stateless_apply(state, grads, values))
+
+    def step(grads):
+        values, state = apply(
+            [v.value for v in optimizer.variables], grads, [v.value for v in variables]
+        )
+        for variable, value in zip(
+            [*variables, *optimizer.variables], [*values, *state], strict=True
+        ):
+            variable.assign(value)
+
+    return step
+
+
+def _tf_function(optimizer, variables, jit_compile):
+    import tensorflow as tf
+
+    optimizer.build(variables)
+    apply = tf.function(lambda grads: optimizer.apply(grads, variables), jit_compile=jit_compile)
+    return lambda grads: apply([tf.convert_to_tensor(g) for g in grads])
+
+
+def _torch_no_grad(optimizer, variables):
+    import torch
+
+    return torch.no_grad()(eager(optimizer, variables))
+
+
+COMPILED = {
+    "jax": {"jit": _jax_jit},
+    "tensorflow": {
+        "graph": partial(_tf_function, jit_compile=False),
+        "xla": partial(_tf_function, jit_compile=True),
+    },
+    "torch": {"no_grad": _torch_no_grad},
+}[BACKEND]
+
+
+# --- cases ---
+
+
+def warm_restarts(*args, **kwargs):
+    from keras_decoupled import CosineWarmRestarts
+
+    return CosineWarmRestarts(*args, **kwargs)
+
+
+def keras_cosine(s, alpha=ALPHA, steps=10, floor=0.1):
+    """keras.optimizers.schedules.CosineDecay, as its docstring writes it, over the base learning rate."""
+    return oracle.At(
+        (1 - floor) * 0.5 * (1 + np.cos(np.pi * min(s, steps) / steps)) + floor, s, None
+    )
+
+
+def keras_warmup_cosine(s, warmup=4):
+    """CosineDecay with a warm-up from 0 to warmup_target, which is the base learning rate."""
+    return oracle.At(s / warmup if s < warmup else keras_cosine(s - warmup).multiplier, s, None)
+
+
+@dataclass(frozen=True)
+class Case:
+    """`arguments` for ours, made anew for each run; the rest says in numbers what they mean."""
+
+    arguments: Callable[[], Mapping[str, Any]]
+    decays: Mapping[str, Any] = field(default_factory=dict)  # by path, "*" for the others; (l1, l2)
+    multipliers: Mapping[str, float] = field(default_factory=dict)
+    alpha: float = ALPHA
+    schedule: Callable[[int], oracle.At] = oracle.constant
+    normalize: int | str | None = None
+    t_cur: int = 0
+    warmup: int = 0
+    accumulate: int = 1
+    exclude: tuple[str, ...] = ()
+    events: Mapping[int, Callable[[Any], Any]] = field(
+        default_factory=dict
+    )  # before update k, on both sides
+
+    def optimizer(self, name):
+        import keras_decoupled
+
+        cls, arguments = OPTIMIZERS[name]
+        optimizer = getattr(keras_decoupled, cls)(
+            **{"learning_rate": ALPHA, **arguments, **self.arguments()}
+        )
+        if self.exclude:
+            optimizer.exclude_from_weight_decay(var_names=list(self.exclude))
+        return optimizer
+
+    def oracle(self, name, values):
+        cls, arguments = OPTIMIZERS[name]
+        return oracle.Run(
+            partial(ALGORITHMS[cls], **arguments),
+            values,
+            self.alpha,
+            [self.decays.get(path, self.decays.get("*", (0.0, 0.0))) for path in PATHS],
+            [self.multipliers.get(path, 1.0) for path in PATHS],
+            self.schedule,
+            self.normalize,
+            self.t_cur,
+            self.warmup,
+        )
+
+
+def set_rate(rate):
+    return lambda optimizer: setattr(optimizer, "learning_rate", rate)
+
+
+def scale_rate(factor):
+    return lambda optimizer: setattr(
+        optimizer, "learning_rate", factor * float(numpy(optimizer.learning_rate))
+    )
+
+
+def restart(position=0):
+    return lambda optimizer: optimizer.restart(position)
+
+
+def restart_and_scale_rate(factor):
+    def event(optimizer):
+        optimizer.restart()
+        scale_rate(factor)(optimizer)
+
+    return event
+
+
+UNIFORM = {"*": (0.0, 0.03)}
+schedules = keras.optimizers.schedules
+
+CASES = {
+    "no decay": Case(lambda: {"weight_decay": 0}),
+    "plain": Case(lambda: {"weight_decay": 0.03}, UNIFORM),
+    "rules": Case(
+        lambda: {
+            "weight_decay": 0.03,
+            "weight_decays": {
+                "encoder": 0.01,
+                "encoder/dense_10/kernel": 0.05,
+                "dense_1": 0.02,
+                "bias": 0,
+            },
+        },
+        {
+            "encoder/dense_1/kernel": (0.0, 0.02),
+            "encoder/dense_1/bias": (0.0, 0.0),
+            "encoder/dense_10/kernel": (0.0, 0.05),
+            "head/bias": (0.0, 0.0),
+            "*": (0.0, 0.03),
+        },
+    ),
+    "exact path beats later rules": Case(
+        lambda: {"weight_decays": {"head/bias": (0.01, 0.04), "bias": 0.02, "kernel": 0.03}},
+        {
+            "head/bias": (0.01, 0.04),
+            "encoder/dense_1/bias": (0.0, 0.02),
+            "scale": (0.0, 0.0),
+            "*": (0.0, 0.03),
+        },
+    ),
+    "exclusions": Case(
+        lambda: {"weight_decay": 0.03, "weight_decays": {"encoder/dense_1/bias": 0.5}},
+        {"encoder/dense_1/bias": (0.0, 0.0), "head/bias": (0.0, 0.0), **UNIFORM},
+        exclude=("bias$",),
+    ),
+    "l1 and l2": Case(
+        lambda: {"weight_decays": {"kernel": (0.004, 0.02), "bias": (0.01, 0.0), "scale": 0.05}},
+        {
+            "encoder/dense_1/bias": (0.01, 0.0),
+            "head/bias": (0.01, 0.0),
+            "scale": (0.0, 0.05),
+            "*": (0.004, 0.02),
+        },
+    ),
+    "multipliers": Case(
+        lambda: {
+            "weight_decay": 0.03,
+            "lr_multipliers": {"dense_1": 0.5, "head": 2, "head/bias": 0, "scale": 0.0},
+        },
+        UNIFORM,
+        {
+            "encoder/dense_1/kernel": 0.5,
+            "encoder/dense_1/bias": 0.5,
+            "head/kernel": 2.0,
+            "head/bias": 0.0,
+            "scale": 0.0,
+        },
+    ),
+    "normalized": Case(
+        lambda: {"weight_decays": {"kernel": (0.01, 0.1)}, "total_iterations": 16},
+        {path: (0.01, 0.1) for path in PATHS if path.endswith("kernel")},
+        normalize=16,
+    ),
+    "total_iterations_wd": Case(
+        lambda: {
+            "weight_decay": 0.1,
+            "total_iterations": 9,
+            "total_iterations_wd": 25,
+            "use_cosine_annealing": True,
+        },
+        {"*": (0.0, 0.1)},
+        schedule=partial(oracle.cosine, first=9),
+        normalize=25,
+    ),
+    "annealing": Case(
+        lambda: {
+            "weight_decay": 0.1,
+            "total_iterations": 8,
+            "use_cosine_annealing": True,
+            "eta_min": 0.1,
+            "eta_max": 0.8,
+            "t_cur": 5,
+        },
+        {"*": (0.0, 0.1)},
+        schedule=partial(oracle.cosine, first=8, eta_min=0.1, eta_max=0.8),
+        normalize=8,
+        t_cur=5,
+    ),
+    "autorestart=False": Case(
+        lambda: {
+            "weight_decay": 0.03,
+            "total_iterations": 7,
+            "use_cosine_annealing": True,
+            "autorestart": False,
+            "eta_min": 0.25,
+            "normalize_weight_decay": False,
+        },
+        UNIFORM,
+        schedule=partial(oracle.cosine, first=7, eta_min=0.25, autorestart=False),
+    ),
+    "t_mul, normalized per cycle": Case(
+        lambda: {
+            "learning_rate": warm_restarts(ALPHA, 4, t_mul=2),
+            "weight_decay": 0.1,
+            "normalize_weight_decay": True,
+        },
+        {"*": (0.0, 0.1)},
+        schedule=partial(oracle.cosine, first=4, t_mul=2),
+        normalize="cycle",
+    ),
+    "t_mul and m_mul": Case(
+        lambda: {
+            "learning_rate": warm_restarts(ALPHA, 3, t_mul=2, m_mul=0.7, eta_min=0.05),
+            "weight_decay": 0.03,
+        },
+        UNIFORM,
+        schedule=partial(oracle.cosine, first=3, t_mul=2, m_mul=0.7, eta_min=0.05),
+    ),
+    "fractional t_mul, endpoint=False": Case(
+        lambda: {
+            "learning_rate": warm_restarts(ALPHA, 4, t_mul=1.5, endpoint=False),
+            "weight_decay": 0.03,
+        },
+        UNIFORM,
+        schedule=partial(oracle.cosine, first=4, t_mul=1.5, endpoint=False),
+    ),
+    "warmup": Case(
+        lambda: {
+            "learning_rate": warm_restarts(ALPHA, 6, warmup_steps=5, eta_max=0.9),
+            "weight_decay": 0.1,
+            "normalize_weight_decay": True,
+        },
+        {"*": (0.0, 0.1)},
+        schedule=partial(oracle.cosine, first=6, warmup=5, eta_max=0.9),
+        normalize="cycle",
+        warmup=5,
+        events={14: restart(2)},
+    ),
+    "keras CosineDecay": Case(
+        lambda: {
+            "learning_rate": schedules.CosineDecay(ALPHA, 10, alpha=0.1),
+            "weight_decay": 0.03,
+        },
+        UNIFORM,
+        schedule=keras_cosine,
+        events={13: restart(), 16: scale_rate(0.5)},
+    ),
+    "keras CosineDecay with a warm-up": Case(
+        lambda: {
+            "learning_rate": schedules.CosineDecay(
+                0.0, 10, alpha=0.1, warmup_target=ALPHA, warmup_steps=4
+            ),
+            "weight_decay": 0.03,
+        },
+        UNIFORM,
+        schedule=keras_warmup_cosine,
+    ),
+    "a schedule that has no initial value": Case(
+        lambda: {
+            "learning_rate": schedules.PiecewiseConstantDecay([4, 9], [ALPHA, 0.03, 0.01]),
+            "weight_decay": 0.03,
+        },
+        UNIFORM,
+        schedule=lambda s: oracle.At([1.0, 0.6, 0.2][(s > 4) + (s > 9)], s, None),
+    ),
+    "a callable": Case(lambda: {"learning_rate": lambda: ALPHA, "weight_decay": 0.03}, UNIFORM),
+    "weight_decay as a schedule": Case(
+        lambda: {
+            "learning_rate": warm_restarts(ALPHA, 6),
+            "weight_decay": schedules.PolynomialDecay(0.06, 15, 0.01),
+            "weight_decays": {"bias": 0},
+        },
+        {
+            "encoder/dense_1/bias": (0.0, 0.0),
+            "head/bias": (0.0, 0.0),
+            "*": (0.0, lambda k: 0.06 - 0.05 * min(k, 15) / 15),
+        },
+        schedule=partial(oracle.cosine, first=6),
+        events={8: restart(3)},  # moves s, not k
+    ),
+    "accumulation": Case(
+        lambda: {
+            "learning_rate": warm_restarts(ALPHA, 3, t_mul=2),
+            "weight_decay": schedules.PolynomialDecay(0.2, 6, 0.01),
+            "normalize_weight_decay": True,
+            "gradient_accumulation_steps": 3,
+        },
+        {"*": (0.0, lambda k: 0.2 - 0.19 * min(k, 6) / 6)},
+        schedule=partial(oracle.cosine, first=3, t_mul=2),
+        normalize="cycle",
+        accumulate=3,
+        events={5: restart(1), 6: scale_rate(0.5)},
+    ),
+    "learning rate set": Case(
+        lambda: {"weight_decay": 0.03},
+        UNIFORM,
+        events={4: set_rate(0.01), 9: set_rate(0.0), 12: set_rate(0.1), 15: scale_rate(0.3)},
+    ),
+    "learning rate set on a schedule": Case(
+        lambda: {"learning_rate": warm_restarts(ALPHA, 5, eta_min=0.1), "weight_decay": 0.03},
+        UNIFORM,
+        schedule=partial(oracle.cosine, first=5, eta_min=0.1),
+        events={2: scale_rate(0.5), 7: scale_rate(0.5), 13: scale_rate(3.0)},
+    ),
+    "restarts by hand": Case(
+        lambda: {
+            "learning_rate": warm_restarts(ALPHA, 6, t_mul=2, m_mul=0.5),
+            "weight_decay": 0.03,
+        },
+        UNIFORM,
+        schedule=partial(oracle.cosine, first=6, t_mul=2, m_mul=0.5),
+        events={0: restart(2), 7: restart(), 9: restart(5), 16: restart_and_scale_rate(0.5)},
+    ),
+    "base_learning_rate": Case(
+        lambda: {"learning_rate": 0.02, "base_learning_rate": 0.1, "weight_decay": 0.1},
+        {"*": (0.0, 0.1)},
+        alpha=0.1,
+        schedule=lambda s: oracle.At(0.2, s, None),
+        events={10: set_rate(0.05)},
+    ),
+    "base_learning_rate of a schedule": Case(
+        lambda: {
+            "learning_rate": schedules.CosineDecay(ALPHA, 10, alpha=0.1),
+            "base_learning_rate": 0.1,
+            "weight_decay": 0.1,
+        },
+        {"*": (0.0, 0.1)},
+        alpha=0.1,
+        schedule=lambda s: oracle.At(0.5 * keras_cosine(s).multiplier, s, None),
+    ),
+}
+
+
+def allowance(run, ulp=2.0**-24, per_update=3, per_step=16):
+    """How far float32 may be from float64 after `run.k` updates, for each weight: its rounding and nothing else.
+
+    An update rounds θ about three times (decay, subtraction, and a start from another neighbour of the oracle's θ),
+    half an ulp each, and the scalars and moments of a step carry about sixteen roundings.
+    """
+    return [
+        ulp * (per_update * (run.k + 1) * (np.abs(theta) + path) + per_step * path)
+        for theta, path in zip(run.values, run.path, strict=True)
+    ]
+
+
+def assert_follows(variables, run, **precision):
+    for path, variable, expected, most in zip(
+        PATHS, variables, run.values, allowance(run, **precision), strict=False
+    ):
+        error = np.abs(numpy(variable) - expected)
+        assert np.all(error <= most), (
+            f"{path} after {run.k} updates: off by {error}, at most {most} is rounding"
+        )

@@ -1,0 +1,136 @@
+"""What the optimizers should compute: float64 NumPy, written from the papers and not from the package.
+
+Each algorithm maps (g, state, k, rate) to the step that is subtracted from the weights. `k` counts the updates already
+made, `rate` is η·α·m_v, and `state` is a dict that the algorithm keeps its moments in.
+"""
+
+import math
+from collections import namedtuple
+
+import numpy as np
+
+
+def adamw(g, state, k, rate, beta_1=0.9, beta_2=0.999, epsilon=1e-7, amsgrad=False):
+    """Kingma & Ba (arXiv 1412.6980), end of section 2, with ε̂; amsgrad: Reddi et al. (arXiv 1904.09237), Algorithm 2."""
+    i = k + 1
+    m = state["m"] = beta_1 * state.get("m", 0.0) + (1 - beta_1) * g
+    v = state["v"] = beta_2 * state.get("v", 0.0) + (1 - beta_2) * g**2
+    if amsgrad:
+        v = state["v_max"] = np.maximum(state.get("v_max", 0.0), v)
+    return rate * np.sqrt(1 - beta_2**i) / (1 - beta_1**i) * m / (np.sqrt(v) + epsilon)
+
+
+def nadamw(g, state, k, rate, beta_1=0.9, beta_2=0.999, epsilon=1e-7, momentum_decay=0.004):
+    """Dozat, Incorporating Nesterov Momentum into Adam (2016), Algorithm 2 with the schedule μ_i of its section 3."""
+    i = k + 1
+    mu = beta_1 * (1 - 0.5 * 0.96 ** (np.arange(1.0, i + 2) * momentum_decay))  # μ_1 … μ_(i+1)
+    m = state["m"] = beta_1 * state.get("m", 0.0) + (1 - beta_1) * g
+    v = state["v"] = beta_2 * state.get("v", 0.0) + (1 - beta_2) * g**2
+    m_bar = mu[i] * m / (1 - np.prod(mu)) + (1 - mu[i - 1]) * g / (1 - np.prod(mu[:i]))
+    return rate * m_bar / (np.sqrt(v / (1 - beta_2**i)) + epsilon)
+
+
+def sgdw(g, state, k, rate, momentum=0.0, nesterov=False):
+    """Loshchilov & Hutter (arXiv 1711.05101), Algorithm 1; nesterov: Sutskever et al. (2013), as in Keras."""
+    buf = state["buf"] = momentum * state.get("buf", 0.0) - rate * g
+    return -(momentum * buf - rate * g) if nesterov else -buf
+
+
+At = namedtuple("At", "multiplier position cycle_steps")
+
+
+def constant(s):
+    """No schedule: the rate is α."""
+    return At(1.0, s, None)
+
+
+def cosine(
+    s,
+    first,
+    t_mul=1,
+    m_mul=1.0,
+    eta_min=0.0,
+    eta_max=1.0,
+    warmup=0,
+    endpoint=True,
+    autorestart=True,
+):
+    """Loshchilov & Hutter, SGDR (arXiv 1608.03983), equation 5; (1711.05101), equation 14 and Appendix B.2."""
+    if s < warmup:
+        return At(eta_max * (s + 1) / (warmup + 1), 0, first)
+    i, s, total = 0, s - warmup, first
+    if autorestart and t_mul == 1:
+        i, s = divmod(s, first)
+    while autorestart and s >= total:
+        i, s, total = i + 1, s - total, round(first * t_mul ** (i + 1))
+    fraction = min(s / (total - 1 if endpoint else total), 1.0)
+    eta = eta_min + 0.5 * (eta_max * m_mul**i - eta_min) * (1 + math.cos(math.pi * fraction))
+    return At(eta, s, total)
+
+
+class Run:
+    """A run of `algorithm` over several weights, each with its (l1, l2) and its learning-rate multiplier.
+
+    `alpha` is the base learning rate, `schedule` maps the position s to `At`, `normalize` is the T of Appendix B.1:
+    None, a number, or "cycle" for that of the current cycle. An l2 may be a function of k. `learning_rate` and
+    `restart` are called as the package's are, so that one piece of test code drives both; restart skips `warmup`.
+    """
+
+    def __init__(
+        self,
+        algorithm,
+        values,
+        alpha,
+        decays,
+        multipliers=None,
+        schedule=constant,
+        normalize=None,
+        t_cur=0,
+        warmup=0,
+    ):
+        self.algorithm, self.alpha, self.schedule, self.normalize, self.warmup = (
+            algorithm,
+            alpha,
+            schedule,
+            normalize,
+            warmup,
+        )
+        self.values = [np.array(value, "float64") for value in values]
+        self.decays, self.multipliers = decays, multipliers or [1.0] * len(values)
+        self.states = [{} for _ in values]
+        self.path = [np.zeros_like(value) for value in self.values]  # Σ|Δθ|, for the tolerance
+        self.k, self.cycle_start, self.r = 0, -t_cur, 1.0
+
+    @property
+    def at(self):
+        return self.schedule(self.k - self.cycle_start)
+
+    @property
+    def eta(self):
+        return self.r * self.at.multiplier
+
+    @property
+    def learning_rate(self):
+        return self.eta * self.alpha
+
+    @learning_rate.setter
+    def learning_rate(self, rate):
+        self.r = rate / (self.alpha * self.at.multiplier)
+
+    def restart(self, position=0):
+        self.cycle_start = self.k - self.warmup - position
+
+    def step(self, grads):
+        eta, total = self.eta, self.at.cycle_steps if self.normalize == "cycle" else self.normalize
+        shrink = math.sqrt(1 / total) if total else 1.0
+        for i, (theta, g) in enumerate(zip(self.values, grads, strict=True)):
+            (l1, l2), m_v = self.decays[i], self.multipliers[i]
+            l2 = l2(self.k) if callable(l2) else l2
+            step = self.algorithm(
+                np.asarray(g, "float64"), self.states[i], self.k, eta * self.alpha * m_v
+            )
+            if m_v != 0:  # 0 is frozen
+                change = eta * shrink * (l2 * theta + l1 * np.sign(theta)) + step
+                self.values[i] = theta - change
+                self.path[i] = self.path[i] + np.abs(change)
+        self.k += 1
