@@ -65,5 +65,5 @@ def test_reading_sections():
     text = f"{one}## Two\n{NO_RUN}\n\n```python\nc\n```\n"
     assert read_sections(text) == {
         "One": ("\n\n\na = 1\n\n\n\nb = a\n", []),
-        "Two": ("\n", ["\n" * 15 + "c\n"]),
+        "Two": ("\n", ["\n" * 16 + "c\n"]),
     }

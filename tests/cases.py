@@ -122,6 +122,10 @@ COMPILED = {
 }[BACKEND]
 
 
+# Keras' gradient accumulation calls jax.lax.cond on new functions each time, which eager JAX compiles each time.
+accumulating = COMPILED["jit"] if BACKEND == "jax" else eager
+
+
 # --- cases ---
 
 
@@ -403,7 +407,7 @@ CASES = {
         schedule=partial(oracle.cosine, first=3, t_mul=2),
         normalize="cycle",
         accumulate=3,
-        events={5: restart(1), 6: scale_rate(0.5)},
+        events={5: restart(1), 7: scale_rate(0.5)},
     ),
     "learning rate set": Case(
         lambda: {"weight_decay": 0.03},

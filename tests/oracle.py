@@ -11,7 +11,7 @@ import numpy as np
 
 
 def adamw(g, state, k, rate, beta_1=0.9, beta_2=0.999, epsilon=1e-7, amsgrad=False):
-    """Kingma & Ba (arXiv 1412.6980), end of section 2, with ε̂; amsgrad: Reddi et al. (arXiv 1904.09237), Algorithm 2."""
+    """Kingma & Ba (arXiv 1412.6980), section 2, with ε̂; amsgrad: Reddi et al. (arXiv 1904.09237), Algorithm 2."""
     i = k + 1
     m = state["m"] = beta_1 * state.get("m", 0.0) + (1 - beta_1) * g
     v = state["v"] = beta_2 * state.get("v", 0.0) + (1 - beta_2) * g**2

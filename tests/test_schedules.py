@@ -20,10 +20,20 @@ from keras_decoupled import CosineWarmRestarts
 LAST = 2**31 - 2  # the last step of a run that counts in int32
 COUNTS = ("cycle", "position", "cycle_steps")
 
+# Keras' Variable.__array__ lacks NumPy 2's `copy`; as in pyproject.toml, but also under `-W error`.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 
 def numpy(x):
-    # On torch, Keras' convert_to_numpy makes NumPy 2 warn.
-    return x.numpy() if keras.backend.backend() == "torch" else ops.convert_to_numpy(x)
+    return ops.convert_to_numpy(x)
+
+
+def at(function, steps):
+    """`function` of an array of steps, padded: JAX compiles every operation for every new size."""
+    size = 64
+    while size < len(steps):
+        size *= 8
+    return numpy(function(np.pad(steps, (0, size - len(steps)))))[: len(steps)]
 
 
 def starts_and_lengths(first, t_mul, warmup_steps=0):
@@ -66,13 +76,13 @@ def oracle(
 def check_against_oracle(schedule, steps, **arguments):
     expected = np.array([oracle(int(step), **arguments) for step in steps])
     for column, name in enumerate(COUNTS, start=1):
-        np.testing.assert_array_equal(numpy(getattr(schedule, name)(steps)), expected[:, column])
+        np.testing.assert_array_equal(at(getattr(schedule, name), steps), expected[:, column])
     # Relative to η itself where nothing is added to the cosine, so also just before its end.
     added = max(arguments.get("eta_min", 0.0), 1e-8)
-    actual = numpy(schedule.multiplier(steps))
+    actual = at(schedule.multiplier, steps)
     np.testing.assert_allclose(actual, expected[:, 0], rtol=2e-6, atol=1e-6 * added)
     rate = schedule.initial_learning_rate
-    np.testing.assert_allclose(numpy(schedule(steps)), rate * actual, rtol=3e-7, atol=1e-37)
+    np.testing.assert_allclose(at(schedule, steps), rate * actual, rtol=3e-7, atol=1e-37)
 
 
 def compiled(function):
@@ -89,11 +99,11 @@ def compiled(function):
 
 
 @contextlib.contextmanager
-def floatx(name):
+def floatx(name, x64=False):
     with contextlib.ExitStack() as stack:
         stack.callback(keras.config.set_floatx, keras.config.floatx())
         keras.config.set_floatx(name)
-        if name == "float64" and keras.backend.backend() == "jax":
+        if x64 and keras.backend.backend() == "jax":
             import jax
 
             stack.enter_context(jax.enable_x64(True))
@@ -125,8 +135,8 @@ def test_growing_cycles_by_hand():
 
 ARGUMENTS = st.fixed_dictionaries(
     {
-        "first": st.integers(2, 300),
-        "t_mul": st.just(1.0) | st.sampled_from([1.5, 2.0, 3.0]) | st.floats(1.001, 4.0),
+        "first": st.integers(2, 20) | st.sampled_from([100, 299]),
+        "t_mul": st.sampled_from([1.0, 1.0, 1.1, 1.37, 1.5, 2.0, math.e, 3.0]),
         "m_mul": st.just(1.0) | st.floats(0.0, 1.0),
         "eta_min": st.just(0.0) | st.floats(0.0, 0.3),
         "eta_max": st.just(1.0) | st.floats(0.3, 3.0),
@@ -157,7 +167,7 @@ def test_counts_agree_with_the_oracle_up_to_2_31(arguments, steps, warmup_steps)
     expected = np.array([oracle(int(step), **arguments)[1:] for step in steps])
     expected[:, 2] = np.minimum(expected[:, 2], 2**31 - 1)
     for column, name in enumerate(COUNTS):
-        np.testing.assert_array_equal(numpy(getattr(schedule, name)(steps)), expected[:, column])
+        np.testing.assert_array_equal(at(getattr(schedule, name), steps), expected[:, column])
 
 
 @settings(deadline=None, max_examples=200)
@@ -195,7 +205,7 @@ def test_the_peak_keeps_its_digits_after_many_cycles(m_mul):
 
 def test_peaks_beyond_float32():
     falling, rising = (CosineWarmRestarts(1.0, 2, m_mul=m) for m in (0.5, 2.0))
-    steps = np.array([2 * 5000, LAST - 1])
+    steps = np.array([2 * 5000, LAST - 2])  # both even: peaks
     assert numpy(falling.multiplier(steps)).tolist() == [0.0, 0.0]
     assert np.all(numpy(rising.multiplier(steps)) > 1e38)
     assert numpy(rising.multiplier(steps + 1)).tolist() == [0.0, 0.0]  # no inf · 0
@@ -258,23 +268,22 @@ def test_every_boundary_is_exact(first, t_mul, warmup_steps):
         1.0, first, t_mul, m_mul=0.5, eta_min=0.1, eta_max=0.7, warmup_steps=warmup_steps
     )
 
-    def check(steps, cycle, position, cycle_steps):
-        seen = steps <= LAST
-        for name, expected in zip(COUNTS, (cycle, position, cycle_steps), strict=True):
-            actual = numpy(getattr(schedule, name)(steps[seen]))
-            np.testing.assert_array_equal(actual, expected[seen])
-
-    check(starts, i, 0 * i, T)
-    check(starts + 1, i, 1 + 0 * i, T)
-    check(starts[1:] - 1, i[:-1], lengths[:-1] - 1, T[:-1])
-    check(np.array([LAST]), i[-1:], LAST - starts[-1:], T[-1:])
+    rows = [
+        np.stack([starts, i, 0 * i, T]),
+        np.stack([starts + 1, i, 0 * i + 1, T]),
+        np.stack([starts[1:] - 1, i[:-1], lengths[:-1] - 1, T[:-1]]),
+        np.stack([[LAST], i[-1:], LAST - starts[-1:], T[-1:]]),
+    ]
+    steps, *expected = (row := np.concatenate(rows, axis=1))[:, row[0] <= LAST]
+    for name, counts in zip(COUNTS, expected, strict=True):
+        np.testing.assert_array_equal(at(getattr(schedule, name), steps), counts)
 
     # The ends of a cycle are exact numbers, also after the compiler.
     ends = starts[1:] - 1
     for multiplier in [schedule.multiplier, *compiled(schedule.multiplier)]:
-        eta = numpy(multiplier(ops.convert_to_tensor(ends.astype("int32"))))
+        eta = at(lambda x: multiplier(ops.convert_to_tensor(x.astype("int32"))), ends)  # noqa: B023
         np.testing.assert_array_equal(eta, np.float32(0.1))
-    eta = numpy(schedule.multiplier(starts))
+    eta = at(schedule.multiplier, starts)
     np.testing.assert_allclose(eta, 0.7 * 0.5**i, rtol=2e-7, atol=1e-37)
 
 
@@ -289,11 +298,11 @@ def test_equal_cycles_are_exact_up_to_2_31(first, warmup_steps):
     steps = {step for start in starts for step in (start - 1, start, start + 1)} | {LAST - 1, LAST}
     steps = np.array(sorted(step for step in steps if warmup_steps <= step <= LAST))
     i, s = np.divmod(steps - warmup_steps, first)
-    np.testing.assert_array_equal(numpy(schedule.cycle(steps)), i)
-    np.testing.assert_array_equal(numpy(schedule.position(steps)), s)
-    assert set(numpy(schedule.cycle_steps(steps)).tolist()) == {min(first, 2**31 - 1)}
+    np.testing.assert_array_equal(at(schedule.cycle, steps), i)
+    np.testing.assert_array_equal(at(schedule.position, steps), s)
+    assert set(at(schedule.cycle_steps, steps).tolist()) == {min(first, 2**31 - 1)}
     expected = np.sin(np.pi / 2 * (first - s) / first) ** 2
-    np.testing.assert_allclose(numpy(schedule.multiplier(steps)), expected, rtol=2e-6)
+    np.testing.assert_allclose(at(schedule.multiplier, steps), expected, rtol=2e-6)
 
 
 def test_tens_of_thousands_of_cycles():
@@ -307,12 +316,17 @@ def test_tens_of_thousands_of_cycles():
     np.testing.assert_allclose(numpy(schedule.multiplier(starts)), expected, rtol=3e-7)
 
 
+# XLA flushes float32's subnormal numbers to 0
+LEVELS = st.just(0.0) | st.floats(1e-37, 10.0)
+
+
 @settings(deadline=None, max_examples=100)
-@given(st.floats(0.0, 10.0), st.floats(0.0, 10.0), st.integers(2, 10**6), st.booleans())
+@given(LEVELS, LEVELS, st.integers(2, 10**6), st.booleans())
 def test_the_ends_of_a_cycle_are_exact(a, b, first, endpoint):
     eta_min, eta_max = sorted((a, b))
-    schedule = CosineWarmRestarts(1.0, first, 1.5, 1.0, eta_min, eta_max, endpoint=endpoint)
-    start = np.array([0, first, first + round(first * 1.5)])
+    t_mul = 1.5 if first % 2 else 1.0
+    schedule = CosineWarmRestarts(1.0, first, t_mul, 1.0, eta_min, eta_max, endpoint=endpoint)
+    start = np.array([0, first, first + round(first * t_mul)])
     np.testing.assert_array_equal(numpy(schedule.multiplier(start)), np.float32(eta_max))
     if endpoint:
         np.testing.assert_array_equal(
@@ -389,23 +403,31 @@ def test_compiled(name):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "float64 of x64"])
 def test_is_never_computed_below_float32(name, dtype):
-    arguments = SCHEDULES[name]
-    steps = np.arange(60)
-    with floatx(dtype):
-        eta = CosineWarmRestarts(0.1, **arguments).multiplier(steps)
-        assert keras.backend.standardize_dtype(eta.dtype) == (
-            "float64" if dtype == "float64" else "float32"
-        )
-        rate = numpy(CosineWarmRestarts(0.1, **arguments)(steps))
-        eta = numpy(eta)
-    arguments = dict(arguments)
+    dtype, _, x64 = dtype.partition(" of ")
+    schedule = CosineWarmRestarts(0.1, **SCHEDULES[name])
+    steps = np.array([*range(60), 2**24 + 1, LAST - 1, LAST])
+    counts = [numpy(getattr(schedule, count)(steps)) for count in COUNTS]
+    with floatx(dtype, bool(x64)):
+        eta, rate = numpy(schedule.multiplier(steps)), numpy(schedule(steps))
+        for count, expected in zip(COUNTS, counts, strict=True):
+            actual = getattr(schedule, count)(steps)
+            assert keras.backend.standardize_dtype(actual.dtype) == "int32"
+            np.testing.assert_array_equal(numpy(actual), expected)
+    wide = dtype == "float64" and (keras.backend.backend() != "jax" or x64)
+    assert eta.dtype == rate.dtype == ("float64" if wide else "float32")
+
+    arguments = dict(SCHEDULES[name])
     arguments["first"] = arguments.pop("first_decay_steps")
     expected = np.array([oracle(int(step), **arguments)[0] for step in steps])
-    tolerance = 1e-14 if dtype == "float64" else 1e-6
-    np.testing.assert_allclose(eta, expected, rtol=tolerance, atol=1e-16)
-    np.testing.assert_allclose(rate, 0.1 * expected, rtol=tolerance, atol=1e-16)
+    # Keras has no float64 sine on JAX.
+    exact = wide and keras.backend.backend() != "jax"
+    tolerance = {"rtol": 1e-13, "atol": 1e-16} if exact else {"rtol": 1e-6, "atol": 1e-16}
+    if "t_mul" in arguments:  # 1e-9 of a huge cycle: the oracle's own 1 + cos has no more digits
+        tolerance["atol"] = 1e-15
+    np.testing.assert_allclose(eta, expected, **tolerance)
+    np.testing.assert_allclose(rate, 0.1 * expected, **tolerance)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import keras
 from keras import ops
 
 from . import _checks
-from ._decoupled import Decoupled, Shared
+from ._arguments import Shared
+from ._decoupled import Decoupled
 
 
 def adam(

@@ -12,57 +12,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self, TypedDict
+from typing import Any, NamedTuple, Self
 
 import keras
 from keras import ops
-from keras.optimizers.schedules import LearningRateSchedule
 
-from . import _checks, _regularizers, _state
+from . import _regularizers, _state
+from ._arguments import refuse_unknown
+from ._clocked import Clocked, as_number
+from ._given import Exclusions, Rules
 from ._rates import CallableRate, ScheduleRate
-from ._table import Exclusions, Rules, Table, decay_reader
+from ._table import Table, decay_reader
 from ._timing import Timing
 
 _LOW_PRECISION = ("bfloat16", "float16")
-_KERAS_ARGUMENTS = frozenset(
-    "name clipnorm clipvalue global_clipnorm use_ema ema_momentum ema_overwrite_frequency "
-    "loss_scale_factor gradient_accumulation_steps".split()
-)
-_RENAMED = {
-    "lr": "It is `learning_rate` in Keras 3.",
-    "decay": "Keras 3 has no `decay`: pass a `LearningRateSchedule` as `learning_rate`.",
-    "batch_size": "It is not needed: `total_iterations` is the number of updates.",
-    "init_lr": "Pass `base_learning_rate`.",
-}
-
-
-class Shared(TypedDict, total=False):
-    """The keyword arguments that every optimizer here takes; see `Decoupled`."""
-
-    weight_decay: Any
-    weight_decays: Mapping[str, Any] | None
-    lr_multipliers: Mapping[str, float] | None
-    model: keras.Model | None
-    zero_penalties: bool
-    total_iterations: int | None
-    total_iterations_wd: int | None
-    normalize_weight_decay: bool | None
-    use_cosine_annealing: bool
-    autorestart: bool | None
-    eta_min: float
-    eta_max: float
-    t_cur: int
-    base_learning_rate: float | None
-    init_verbose: bool
-    name: str | None
-    clipnorm: float | None
-    clipvalue: float | None
-    global_clipnorm: float | None
-    use_ema: bool
-    ema_momentum: float
-    ema_overwrite_frequency: int | None
-    loss_scale_factor: float | None
-    gradient_accumulation_steps: int | None
 
 
 class Step(NamedTuple):
@@ -73,7 +36,7 @@ class Step(NamedTuple):
     scalars: tuple[Any, ...]  # what the optimizer's own mathematics asks for
 
 
-class Decoupled(keras.optimizers.Optimizer):
+class Decoupled(Clocked):
     """Base of the optimizers with decoupled weight decay; not made by users.
 
     Args:
@@ -127,7 +90,7 @@ class Decoupled(keras.optimizers.Optimizer):
         t_cur: int = 0,
         **kwargs: Any,
     ) -> None:
-        _refuse_unknown(kwargs)
+        refuse_unknown(kwargs)
         timing = Timing.read(
             learning_rate,
             base_learning_rate,
@@ -144,22 +107,20 @@ class Decoupled(keras.optimizers.Optimizer):
         if model is not None:
             rules.extract(model, bool(zero_penalties), timing.first_normalization())
         # Keras' own weight decay is multiplied by the learning rate: it must not see ours.
-        super().__init__(learning_rate=timing.rate, **kwargs)
-        self._timing = timing
+        super().__init__(timing, **kwargs)
         self._rules = rules
         self._table = Table()
         self._slots = _state.Slots()
         self.init_verbose = bool(init_verbose)
-        # r: the rate is r·schedule(s), η is r·multiplier(s). Callbacks and assignments move it.
-        self._factor = self._add_scalar("learning_rate_factor", timing.factor, self._scalar_dtype)
-        # s = k − cycle_start, for k updates made.
-        self._cycle_start = self._add_scalar("cycle_start", -timing.t_cur, "int")
         if model is not None and zero_penalties:  # last: every error was raised by now
             _regularizers.take_penalties(model)
 
     # What a class built on this one adds.
 
-    slot_names: tuple[str, ...] = ()
+    @property
+    def slot_names(self) -> tuple[str, ...]:
+        """Names of the optimizer variables per variable that `step` takes and returns."""
+        return ()
 
     def scalars(self, updates: Any) -> tuple[Any, ...]:
         """Return what `step` needs once per update; `updates` is k + 1."""
@@ -193,13 +154,13 @@ class Decoupled(keras.optimizers.Optimizer):
         self._warn_of_no_decay(table)
         # `build` of Keras fills this dict and never clears it: a variable that left would stay
         # known, under another variable's index.
-        self._trainable_variables_indices = {}
+        self._trainable_variables_indices: dict[Any, int] = {}
         super().build(variables)
         self._table = table
         self._slots.begin(keys, [row.path for row in table.rows])
         dtypes = [keras.backend.standardize_dtype(v.dtype) for v in variables]
         if "float64" in dtypes:
-            self._slots.scalar_dtype = "float64"
+            self._scalar_dtype = "float64"
         self.add_optimizer_variables(variables, list(self.slot_names))
         for variable, dtype, row in zip(variables, dtypes, table.rows, strict=True):
             if dtype in _LOW_PRECISION:
@@ -242,16 +203,6 @@ class Decoupled(keras.optimizers.Optimizer):
             dtype = "float32" if dtype in _LOW_PRECISION else dtype
         return super().add_variable(shape, initializer, dtype, aggregation, layout, name)
 
-    def _add_scalar(self, name: str, value: float, dtype: str) -> Any:
-        # Like `iterations`: under tf.distribute every replica computes the same scalar.
-        return self.add_variable(
-            (),
-            keras.initializers.Constant(value),
-            dtype,
-            aggregation="only_first_replica",
-            name=name,
-        )
-
     def _warn_of_no_decay(self, table: Table) -> None:
         silent = self._rules.weight_decay == 0 or self._rules.saved.rows or self.built
         if table.rows and not silent and not any(row.decays for row in table.rows):
@@ -270,7 +221,9 @@ class Decoupled(keras.optimizers.Optimizer):
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
             self._build_on_new(trainable_variables)
-        variables = self._trainable_variables if trainable_variables is None else trainable_variables
+        variables = (
+            self._trainable_variables if trainable_variables is None else trainable_variables
+        )
         if len(grads) == len(variables):
             grads = [_dense(g, v) for g, v in zip(grads, variables, strict=True)]
         super().apply(grads, trainable_variables)
@@ -357,105 +310,6 @@ class Decoupled(keras.optimizers.Optimizer):
             self.assign(master, theta)
         self.assign(variable, ops.cast(theta, variable.dtype))
 
-    # Rates and positions.
-
-    @property
-    def learning_rate(self) -> Any:
-        """r·schedule(s): the rate that the next update uses, before layer multipliers."""
-        _, step = self._counters()
-        return ops.cast(self._factor, self._scalar_dtype) * self._timing.rate(step)
-
-    @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
-        if callable(value):
-            raise TypeError(
-                "`learning_rate` can be set to a number only: it moves the factor r over the "
-                f"schedule that the optimizer was made with. Received: {value!r}. For another "
-                "schedule make a new optimizer."
-            )
-        value = _checks.real("learning_rate", _as_number(value), minimum=0.0)
-        _, step = self._known_counters()
-        now = _as_number(self._timing.rate(step))
-        if now == 0:
-            if value > 0:
-                raise ValueError(
-                    "`learning_rate` cannot be set while the schedule is at 0: it is stored as a "
-                    f"factor over the schedule. Received: learning_rate={value}. Set it where the "
-                    "schedule is above 0, or give the schedule an eta_min > 0."
-                )
-            return
-        factor = value / now
-        if factor > 1 and isinstance(self._timing.rate, ScheduleRate):
-            self._warn_of_peak(factor)
-        self._factor.assign(factor)
-
-    def _warn_of_peak(self, factor: float) -> None:
-        if not self._slots.warned_of_peak:
-            warnings.warn(
-                f"`learning_rate` was set to {factor:g} times what its schedule says here, and "
-                f"the factor stays: the rate will peak at {factor * self._timing.rate.peak:g} when "
-                "the schedule is at its top again, and η and the decays scale with it.",
-                UserWarning,
-                stacklevel=4,
-            )
-        self._slots.warned_of_peak = True
-
-    @property
-    def lr_t(self) -> Any:
-        """The same as `learning_rate` (keras-adamw's name)."""
-        return self.learning_rate
-
-    @property
-    def eta_t(self) -> Any:
-        """η of the next update: r·multiplier(s)."""
-        return self._eta(self._known_counters()[1])
-
-    @property
-    def t_cur(self) -> Any:
-        """Position of the next update in its cycle; without a cosine, the schedule's step s."""
-        return self._timing.position(self._known_counters()[1])
-
-    @t_cur.setter
-    def t_cur(self, position: int) -> None:
-        self.restart(position)
-
-    def restart(self, position: int = 0) -> None:
-        """Make the next update the one at `position` of the first cycle, without the warm-up.
-
-        Args:
-            position: 0 ≤ position < T of the first cycle; -1 is 0. Defaults to `0`.
-
-        Raises:
-            ValueError: there is no schedule, or no such position in it.
-            RuntimeError: on JAX, called inside an epoch of `fit` on an optimizer that is not
-                `self.model.optimizer`.
-        """
-        step = self._timing.step_at(position)
-        updates, _ = self._known_counters()
-        self._cycle_start.assign(updates - step)
-
-    def _eta(self, step: Any) -> Any:
-        return ops.cast(self._factor, self._scalar_dtype) * self._timing.rate.multiplier(step)
-
-    def _counters(self) -> tuple[Any, Any]:
-        """k and s of the next update; both count weight updates, never micro-batches."""
-        updates = ops.convert_to_tensor(self.iterations)
-        return updates, updates - ops.convert_to_tensor(self._cycle_start)
-
-    def _known_counters(self) -> tuple[Any, Any]:
-        try:
-            return self._counters()
-        except (TypeError, AttributeError) as error:  # the variable holds no value
-            raise RuntimeError(
-                "The optimizer's state is not here: inside an epoch, Keras' `fit` on JAX keeps it "
-                "outside the optimizer. In a callback go through `self.model.optimizer`, which "
-                "brings it back first."
-            ) from error
-
-    @property
-    def _scalar_dtype(self) -> str:
-        return self._slots.scalar_dtype
-
     # Rules.
 
     def exclude_from_weight_decay(
@@ -521,7 +375,7 @@ class Decoupled(keras.optimizers.Optimizer):
         elif isinstance(rate, ScheduleRate) and not self._timing.use_cosine_annealing:
             learning_rate = keras.optimizers.schedules.serialize(rate.schedule)
         else:
-            learning_rate = _as_number(self._factor) * rate.base
+            learning_rate = as_number(self._factor) * rate.base
         table = self._table if self.built else self._rules.saved
         return {
             **super().get_config(),
@@ -562,7 +416,7 @@ class Decoupled(keras.optimizers.Optimizer):
 
     def load_own_variables(self, store: Any) -> None:
         """Read the state, each slot into the variable that it belongs to."""
-        if _state.LAYOUT in store.keys():
+        if _state.LAYOUT in set(store.keys()):
             _state.load(self, store)
         else:
             super().load_own_variables(store)
@@ -570,14 +424,6 @@ class Decoupled(keras.optimizers.Optimizer):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and deepcopy carry the config, as Keras' do; state goes with the model's file."""
         return type(self).from_config, (self.get_config(),)
-
-
-def _refuse_unknown(kwargs: Mapping[str, Any]) -> None:
-    for name in kwargs.keys() - _KERAS_ARGUMENTS:
-        cure = _RENAMED.get(name, "See help() of the class for its arguments.")
-        raise ValueError(
-            f"Argument not recognized: `{name}`. Received: {name}={kwargs[name]!r}. {cure}"
-        )
 
 
 def _dense(gradient: Any, variable: Any) -> Any:
@@ -610,10 +456,3 @@ def _read(variable: Any, master: Any) -> Any:
     return ops.where(
         ops.equal(ops.cast(master, theta.dtype), theta), master, ops.cast(theta, master.dtype)
     )
-
-
-def _as_number(value: Any) -> Any:
-    """Return a scalar tensor or variable as a float; anything else as it is."""
-    if isinstance(value, keras.Variable) or ops.is_tensor(value):
-        return float(ops.convert_to_numpy(ops.convert_to_tensor(value)))
-    return value

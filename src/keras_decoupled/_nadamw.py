@@ -10,7 +10,8 @@ from keras import ops
 
 from . import _checks
 from ._adamw import one_minus_power
-from ._decoupled import Decoupled, Shared
+from ._arguments import Shared
+from ._decoupled import Decoupled
 
 
 def nadam(
@@ -52,8 +53,9 @@ class NadamW(Decoupled):
         epsilon: ε ≥ 0, added to the corrected √v. Defaults to `1e-7`.
         momentum_decay: ψ ≥ 0 in μ_i. `0.004` is Dozat's and `torch.optim.NAdam`'s; `1.0` is
             `keras.optimizers.Nadam`. Defaults to `0.004`.
-        **shared: the arguments that all optimizers here share, `weight_decay` (λ, the fraction
-            of the weight removed per update at η = 1) first among them: see `AdamW`.
+        weight_decay: λ, the fraction of the weight removed per update at η = 1; a number, a
+            schedule or None. Defaults to `None`, no decay.
+        **shared: the arguments that all optimizers here share; see `AdamW`.
 
     Raises:
         ValueError: an argument is out of its range, or a key matches no variable (at build).
@@ -70,8 +72,6 @@ class NadamW(Decoupled):
     Loshchilov & Hutter, arXiv 1711.05101, Algorithm 2.
     """
 
-    slot_names = ("momentum", "velocity")
-
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -79,19 +79,26 @@ class NadamW(Decoupled):
         beta_2: float = 0.999,
         epsilon: float = 1e-7,
         momentum_decay: float = 0.004,
+        *,
+        weight_decay: Any = None,
         **shared: Unpack[Shared],
     ) -> None:
         beta_1 = _checks.real("beta_1", beta_1, minimum=0.0, below=1.0)
         beta_2 = _checks.real("beta_2", beta_2, minimum=0.0, below=1.0)
         epsilon = _checks.real("epsilon", epsilon, minimum=0.0)
         momentum_decay = _checks.real("momentum_decay", momentum_decay, minimum=0.0)
-        super().__init__(learning_rate, **shared)
+        super().__init__(learning_rate, weight_decay=weight_decay, **shared)
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon
         self.momentum_decay = momentum_decay
         # Π of the updates made. A product over all of them has no closed form in k.
         self._product = self._add_scalar("momentum_product", 1.0, self._scalar_dtype)
+
+    @property
+    def slot_names(self) -> tuple[str, ...]:
+        """The moments m and v."""
+        return ("momentum", "velocity")
 
     def scalars(self, updates: Any) -> tuple[Any, ...]:
         """μ_(i+1)/(1−Π_(i+1)), (1−μ_i)/(1−Π_i), 1−β2^i, and Π_i to be kept."""

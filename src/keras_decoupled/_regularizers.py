@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from . import _checks
 from ._rules import labels
@@ -42,7 +43,7 @@ def get_weight_decays(
     Returns:
         `{variable.path: (l1, l2)}` in the order of `model.trainable_variables`, for each variable
         whose regularizer is `L1`, `L2` or `L1L2`, factors of 0 included. `L2(0.01)` gives
-        `(0.0, 0.01)`. Keras holds the factor of `L1` in float32: `L1(0.1)` gives 0.10000000149.
+        `(0.0, 0.01)`.
         Of variables that share a path the later ones are "path#2", "path#3".
 
     Raises:
@@ -189,7 +190,11 @@ def _layers(model: keras.Model) -> Iterator[keras.Layer]:
 
 def _factors(regularizer: Any) -> tuple[float, float]:
     config = regularizer.get_config()  # floats; the attribute of L1 is a tensor
-    return float(config.get("l1", 0.0)), float(config.get("l2", 0.0))
+    l1, l2 = float(config.get("l1", 0.0)), float(config.get("l2", 0.0))
+    if isinstance(regularizer, keras.regularizers.L1):
+        # Keras keeps this one in float32: 0.1 is meant where 0.10000000149 stands.
+        l1 = float(str(np.float32(l1)))
+    return l1, l2
 
 
 def _has_config(layer: keras.Layer) -> bool:

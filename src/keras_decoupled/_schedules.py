@@ -172,12 +172,13 @@ class CosineWarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
 
     def _place(self, step: Any) -> _Place:
         """The place of an int32 step; in the warm-up that of the first update after it."""
-        k = ops.maximum(step - self._warmup, 0)
+        k = step - self._warmup
+        k = ops.maximum(k, ops.zeros_like(k))
         if self._starts is None:
             T = int(self._lengths[0])
             i = k // T
             return _Place(i, k - i * T, ops.full_like(k, T))
-        starts, lengths = ops.convert_to_tensor(self._starts), ops.convert_to_tensor(self._lengths)
+        starts, lengths = _tensor(self._starts), _tensor(self._lengths)
         vector = ops.reshape(k, (-1,))  # TensorFlow searches for nothing else
         i = ops.reshape(ops.searchsorted(starts, vector, side="right") - 1, ops.shape(k))
         return _Place(i, k - ops.take(starts, i), ops.take(lengths, i))
@@ -197,20 +198,22 @@ class CosineWarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
 
     def multiplier(self, step: Any) -> Any:
         """η at `step`: the learning rate over `initial_learning_rate`."""
-        dtype = "float64" if keras.config.floatx() == "float64" else "float32"
         step = _int32(step)
         i, elapsed, T = self._place(step)
 
-        eta_min = ops.convert_to_tensor(self.eta_min, dtype)
+        # from NumPy: JAX has float64 under x64 only, and warns when asked for it by name
+        floatx = "float64" if keras.config.floatx() == "float64" else "float32"
+        eta_min = ops.convert_to_tensor(np.array(self.eta_min, floatx))
+        dtype = keras.backend.standardize_dtype(eta_min.dtype)
         peak = self.eta_max * ops.ones_like(i, dtype)
         for unit, powers in self._m_powers:
             powers = np.minimum(powers, np.finfo(dtype).max).astype(dtype)
-            peak = peak * ops.take(ops.convert_to_tensor(powers), i // unit % _RADIX)
+            peak = peak * ops.take(_tensor(powers), i // unit % _RADIX)
 
         # ½(1 + cos(π·s/span)) = sin²(½π·(span − s)/span): near the end of a cycle, where 1 + cos
         # has no digits left in float32, the integer span − s keeps them all.
         span = T - int(self.endpoint)
-        excess = self._excess * ops.cast(ops.equal(i, self._last_cycle), dtype)
+        excess = self._excess * ops.cast(i == self._last_cycle, dtype)
         left = ops.cast(span - elapsed, dtype) + excess
         wave = ops.square(ops.sin(math.pi / 2 * (left / (ops.cast(span, dtype) + excess))))
         eta = eta_min + (peak - eta_min) * wave
@@ -243,7 +246,7 @@ class CosineWarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
 
 def _int32(step: Any) -> Any:
     """`step` as an int32 tensor; what lies on the host is checked, and never rounded to float32."""
-    if isinstance(step, (int, float, np.number, np.ndarray)):
+    if isinstance(step, (int, float, np.number, np.ndarray, list, tuple)):
         value = np.asarray(step)
         exact = value.astype("float64") if value.dtype.kind in "iuf" else np.array(np.nan)
         if not np.all((exact >= 0) & (exact < _INT32_MAX) & (exact == np.floor(exact))):
@@ -251,5 +254,10 @@ def _int32(step: Any) -> Any:
                 "`step` must be an integer from 0 to 2**31 - 2, or an array of them. "
                 f"Received: step={step!r}. Pass the number of updates done so far."
             )
-        step = value.astype("int32")
+        return _tensor(value.astype("int32"))
     return ops.cast(ops.convert_to_tensor(step), "int32")
+
+
+def _tensor(array: np.ndarray) -> Any:
+    """`array` as a tensor of the same dtype; left to guess, JAX under bfloat16 makes it float32."""
+    return ops.convert_to_tensor(array, str(array.dtype))

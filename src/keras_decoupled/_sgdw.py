@@ -7,7 +7,8 @@ from typing import Any, Unpack
 import keras
 
 from . import _checks
-from ._decoupled import Decoupled, Shared
+from ._arguments import Shared
+from ._decoupled import Decoupled
 
 
 def sgd(
@@ -36,8 +37,9 @@ class SGDW(Decoupled):
         learning_rate: α, or a `LearningRateSchedule`, or a callable. Defaults to `0.01`.
         momentum: fraction of the buffer kept per update, in [0, 1). Defaults to `0.0`.
         nesterov: whether to step by the buffer of the update to come. Defaults to `False`.
-        **shared: the arguments that all optimizers here share, `weight_decay` (λ, the fraction
-            of the weight removed per update at η = 1) first among them: see `AdamW`.
+        weight_decay: λ, the fraction of the weight removed per update at η = 1; a number, a
+            schedule or None. Defaults to `None`, no decay.
+        **shared: the arguments that all optimizers here share; see `AdamW`.
 
     Raises:
         ValueError: an argument is out of its range, or a key matches no variable (at build).
@@ -59,10 +61,12 @@ class SGDW(Decoupled):
         learning_rate: Any = 0.01,
         momentum: float = 0.0,
         nesterov: bool = False,
+        *,
+        weight_decay: Any = None,
         **shared: Unpack[Shared],
     ) -> None:
         momentum = _checks.real("momentum", momentum, minimum=0.0, below=1.0)
-        super().__init__(learning_rate, **shared)
+        super().__init__(learning_rate, weight_decay=weight_decay, **shared)
         self.momentum = momentum
         self.nesterov = bool(nesterov)
 

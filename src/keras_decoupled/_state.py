@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
 from ._align import align
@@ -30,8 +29,6 @@ class Slots:
     def __init__(self) -> None:
         self.keys: list[Any] = []
         self.rows: list[tuple[tuple[Any, ...], Any]] = []  # (slots, master or None) by index
-        self.scalar_dtype = "float64" if keras.config.floatx() == "float64" else "float32"
-        self.warned_of_peak = False
         self._slots: dict[tuple[Any, str | None], Any] = {}
         self._paths: dict[Any, str] = {}  # also of variables that left
 
@@ -60,12 +57,8 @@ class Slots:
 
     def layout(self, variables: Sequence[Any]) -> list[list[Any]]:
         """Return [name, path or None, shape] of each of the optimizer's variables."""
-        owners = {
-            id(slot): (name, self._paths[key]) for (key, name), slot in self._slots.items()
-        }
-        return [
-            [*owners.get(id(v), (v.name, None)), list(v.shape)] for v in variables
-        ]
+        owners = {id(slot): (name, self._paths[key]) for (key, name), slot in self._slots.items()}
+        return [[*owners.get(id(v), (v.name, None)), list(v.shape)] for v in variables]
 
 
 def save(optimizer: Any, store: Any) -> None:
@@ -126,23 +119,19 @@ def _owners(layout: list[list[Any]]) -> dict[str, tuple[int, ...]]:
     return {path: tuple(shape) for _, path, shape in layout if path is not None}
 
 
-def _start_averages(
-    optimizer: Any, wanted: list[list[Any]], sources: list[int | None]
-) -> None:
+def _start_averages(optimizer: Any, wanted: list[list[Any]], sources: list[int | None]) -> None:
     """Start the moving average of a new variable at the variable: its zeros are no average."""
     values = dict(
-        zip((row.path for row in optimizer._table.rows), optimizer._trainable_variables, strict=True)
+        zip(
+            (row.path for row in optimizer._table.rows), optimizer._trainable_variables, strict=True
+        )
     )
-    for variable, (name, path, _), source in zip(
-        optimizer.variables, wanted, sources, strict=True
-    ):
+    for variable, (name, path, _), source in zip(optimizer.variables, wanted, sources, strict=True):
         if name == AVERAGE and source is None and path in values:
             variable.assign(values[path])
 
 
-def _report(
-    saved: list[list[Any]], wanted: list[list[Any]], sources: list[int | None]
-) -> None:
+def _report(saved: list[list[Any]], wanted: list[list[Any]], sources: list[int | None]) -> None:
     fresh = [entry for entry, source in zip(wanted, sources, strict=True) if source is None]
     used = set(sources)
     unused = [entry for i, entry in enumerate(saved) if i not in used]

@@ -1,24 +1,15 @@
-"""From the rules a user gives to the table of what each variable gets.
-
-`Rules` are the arguments as given (and what a model's regularizers or a saved file add to them);
-`Rules.resolve` turns them into a `Table`, one `Row` per variable, when the optimizer is built.
-"""
+"""The table of what each variable gets: decays and learning-rate multiplier."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import keras
 from keras.optimizers.schedules import LearningRateSchedule
-
-from . import _checks, _regularizers, _rules
-from ._align import align
 
 Decay: TypeAlias = float | LearningRateSchedule
 Pair: TypeAlias = tuple[float, Decay]
@@ -38,7 +29,7 @@ class Row:
     @property
     def decays(self) -> bool:
         """Whether this variable is decayed at all."""
-        return self.l1 != 0 or not _is_zero(self.l2)
+        return self.l1 != 0 or not is_zero(self.l2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +45,12 @@ class Table:
     def __post_init__(self) -> None:
         object.__setattr__(self, "multipliers", _distinct(row.multiplier for row in self.rows))
         found = _distinct(decay for row in self.rows for decay in (row.l1, row.l2))
-        object.__setattr__(self, "decays", tuple(d for d in found if not _is_zero(d)))
+        object.__setattr__(self, "decays", tuple(d for d in found if not is_zero(d)))
         indices = tuple(
             (
                 self.multipliers.index(row.multiplier),
                 None if row.l1 == 0 else self.decays.index(row.l1),
-                None if _is_zero(row.l2) else self.decays.index(row.l2),
+                None if is_zero(row.l2) else self.decays.index(row.l2),
             )
             for row in self.rows
         )
@@ -103,207 +94,6 @@ class Table:
         )
 
 
-class Exclusions:
-    """What `exclude_from_weight_decay` was last told: variables, and patterns of their paths."""
-
-    def __init__(self, variables: Iterable[Any] = (), patterns: Iterable[str] = ()) -> None:
-        self.variables = list(variables)  # variables; strings where they come from a config
-        self.patterns = list(patterns)
-        for pattern in self.patterns:
-            try:
-                re.compile(pattern)
-            except (re.error, TypeError) as error:
-                raise ValueError(
-                    "`var_names` must be regular expressions, searched in each variable's path. "
-                    f"Received: {pattern!r} ({error})."
-                ) from error
-
-    def hits(self, name: str, key: Any, key_of: Callable[[Any], Any]) -> bool:
-        """Tell whether the variable of that name and key is excluded."""
-        return any(re.search(pattern, name) for pattern in self.patterns) or any(
-            entry == name if isinstance(entry, str) else key_of(entry) == key
-            for entry in self.variables
-        )
-
-    def get_config(self) -> dict[str, list[str]]:
-        """Return the exclusions as JSON; variables by their paths."""
-        names = [v if isinstance(v, str) else path_of(v) for v in self.variables]
-        return {"var_list": names, "var_names": self.patterns}
-
-
-class Rules:
-    """The arguments that say what each variable gets, as given and checked."""
-
-    def __init__(self, weight_decay: Any, weight_decays: Any, lr_multipliers: Any) -> None:
-        self.weight_decay = (
-            None if weight_decay is None else _decay("weight_decay", weight_decay)
-        )
-        self.weight_decays = _mapping("weight_decays", weight_decays, _l2_or_pair)
-        self.lr_multipliers = _mapping(
-            "lr_multipliers",
-            lr_multipliers,
-            lambda name, value: _checks.real(
-                name, value, minimum=0.0, cure="0 freezes the variable, 1 leaves it alone."
-            ),
-        )
-        self.exclusions = Exclusions()
-        # From a model's regularizers: decays by variable, and the names of all its variables.
-        self.extracted: list[tuple[Any, Pair]] = []
-        self.model_names: tuple[str, ...] = ()
-        self.taken = False
-        # From a file: the table of the optimizer that was saved.
-        self.saved = Table()
-
-    def resolve(
-        self,
-        variables: Sequence[Any],
-        key_of: Callable[[Any], Any],
-        known: Mapping[Any, Row],
-    ) -> Table:
-        """Return the table for these variables.
-
-        Keys are resolved once: a variable that was built on before keeps its row, one that a
-        saved table has a row for takes that, and the rules are read for the rest.
-        """
-        names = _rules.labels([path_of(v) for v in variables])
-        shapes = [tuple(v.shape) for v in variables]
-        keys = [key_of(v) for v in variables]
-        rows: list[Row | None] = [
-            dataclasses.replace(known[key], path=name) if key in known else None
-            for key, name in zip(keys, names, strict=True)
-        ]
-        if self.saved.rows:
-            saved = [(row.path, row.shape) for row in self.saved.rows]
-            new = list(zip(names, shapes, strict=True))
-            for i, j in enumerate(align(saved, new, what="the saved weight decay table")):
-                if rows[i] is None and j is not None:
-                    rows[i] = dataclasses.replace(
-                        self.saved.rows[j], path=names[i], shape=shapes[i]
-                    )
-        rest = [i for i, row in enumerate(rows) if row is None]
-        strict = len(rest) == len(rows)
-        for i, row in zip(rest, self._resolve_rest(rest, names, strict), strict=True):
-            rows[i] = self._finish(row, variables[i], shapes[i], keys[i], key_of)
-        return Table(tuple(row for row in rows if row is not None))
-
-    def extract(self, model: keras.Model, take: bool, shrink: float) -> None:
-        """Read a model's regularizers and check every key against its variables.
-
-        Frozen variables are read too: their keys and decays wait for a later build. `shrink` is
-        the √(1/T) of the first cycle.
-        """
-        _regularizers.get_weight_decays(model)  # checks the model, warns of other regularizers
-        names = _rules.labels([v.path for v in model.trainable_variables])
-        others = _rules.labels([v.path for v in model.non_trainable_variables])
-        decays, _ = (
-            _rules.resolve(rules, names, argument=argument, others=others)
-            for argument, rules in self._keyed()
-        )
-        self.model_names = (*names, *others)
-        self.taken = take
-        self.extracted = [
-            (variable, pair)
-            for variable in (*model.trainable_variables, *model.non_trainable_variables)
-            if any(pair := _regularizers.read_penalty(variable) or (0.0, 0.0))
-        ]
-        named = {id(v) for v, d in zip(model.trainable_variables, decays, strict=True) if d}
-        self._warn_of_strong([e for e in self.extracted if id(e[0]) not in named], shrink)
-
-    def _warn_of_strong(self, extracted: Sequence[tuple[Any, Pair]], shrink: float) -> None:
-        variable, pair = max(extracted, key=lambda e: max(e[1]), default=(None, (0.0, 0.0)))
-        strongest = max(pair) * shrink
-        if strongest > 1e-3:
-            warnings.warn(
-                f"The regularizer of {path_of(variable)} becomes a weight decay of {strongest:g} "
-                f"per update (at η = 1), so its weight halves every {half_life(strongest):.0f} "
-                "updates when no gradient acts: a penalty's factor is multiplied by the learning "
-                "rate, a decoupled decay is not. If that is not meant, name the variable in "
-                "`weight_decays` (learning rate × factor is a start), or give `total_iterations`.",
-                UserWarning,
-                stacklevel=5,
-            )
-
-    def _keyed(self) -> list[tuple[str, dict[str, Any]]]:
-        pairs = {k: v if isinstance(v, tuple) else (0.0, v) for k, v in self.weight_decays.items()}
-        return [("weight_decays", pairs), ("lr_multipliers", self.lr_multipliers)]
-
-    def _resolve_rest(
-        self, rest: Sequence[int], names: Sequence[str], strict: bool
-    ) -> list[tuple[str, Pair | None, float | None]]:
-        targets = [names[i] for i in rest]
-        others = sorted({*names, *self.model_names} - set(targets))
-        decays, multipliers = (
-            _rules.resolve(rules, targets, argument=argument, others=others, strict=strict)
-            if targets
-            else []
-            for argument, rules in self._keyed()
-        )
-        return list(zip(targets, decays, multipliers, strict=True))
-
-    def _finish(
-        self,
-        found: tuple[str, Pair | None, float | None],
-        variable: Any,
-        shape: tuple[int, ...],
-        key: Any,
-        key_of: Callable[[Any], Any],
-    ) -> Row:
-        name, pair, multiplier = found
-        extracted = self._extracted_for(name, key, key_of)
-        # Keras itself overwrites such a variable with its "gradient" (float8 scales, say).
-        overwritten = getattr(variable, "overwrite_with_gradient", False)
-        if overwritten or self.exclusions.hits(name, key, key_of):
-            pair = (0.0, 0.0)
-        elif pair is None:
-            pair = extracted or (0.0, 0.0 if self.weight_decay is None else self.weight_decay)
-        return Row(
-            path=name,
-            shape=shape,
-            l1=pair[0],
-            l2=pair[1],
-            multiplier=1.0 if multiplier is None else multiplier,
-            taken=self.taken and extracted is not None,
-        )
-
-    def _extracted_for(self, name: str, key: Any, key_of: Callable[[Any], Any]) -> Pair | None:
-        for source, pair in self.extracted:
-            if source == name if isinstance(source, str) else key_of(source) == key:
-                return pair
-        return None
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the rules as given, as JSON."""
-        return {
-            "weight_decay": None if self.weight_decay is None else decay_config(self.weight_decay),
-            "weight_decays": {
-                key: [decay_config(part) for part in given]
-                if isinstance(given, tuple)
-                else decay_config(given)
-                for key, given in self.weight_decays.items()
-            },
-            "lr_multipliers": dict(self.lr_multipliers),
-        }
-
-    def get_found_config(self) -> dict[str, Any]:
-        """Return, as JSON, what is no argument: exclusions, and what the regularizers gave."""
-        names = [v if isinstance(v, str) else path_of(v) for v, _ in self.extracted]
-        return {
-            "exclusions": self.exclusions.get_config(),
-            "extracted": [
-                [name, l1, l2] for name, (_, (l1, l2)) in zip(names, self.extracted, strict=True)
-            ],
-            "taken": self.taken,
-        }
-
-    def read_found_config(self, config: Mapping[str, Any]) -> None:
-        """Take over what `get_found_config` wrote."""
-        self.exclusions = Exclusions(
-            config["exclusions"]["var_list"], config["exclusions"]["var_names"]
-        )
-        self.extracted = [(name, (l1, l2)) for name, l1, l2 in config["extracted"]]
-        self.taken = config["taken"]
-
-
 def path_of(variable: Any) -> str:
     """Return a variable's path; a raw `tf.Variable` has a name only."""
     return getattr(variable, "path", None) or str(variable.name).removesuffix(":0")
@@ -332,7 +122,7 @@ def decay_reader(custom_objects: Any) -> Callable[[Any], Any]:
     return reader
 
 
-def _is_zero(decay: Decay) -> bool:
+def is_zero(decay: Decay) -> bool:
     return isinstance(decay, float) and decay == 0
 
 
@@ -342,39 +132,6 @@ def _distinct(values: Iterable[Any]) -> tuple[Any, ...]:
         if value not in found:
             found.append(value)
     return tuple(found)
-
-
-def _decay(name: str, value: Any) -> Decay:
-    if isinstance(value, LearningRateSchedule):
-        return value
-    return _checks.real(
-        name,
-        value,
-        minimum=0.0,
-        cure="It is the fraction of the weight removed per update at η = 1.",
-    )
-
-
-def _l2_or_pair(name: str, value: Any) -> Decay | Pair:
-    if not isinstance(value, tuple | list):
-        return _decay(name, value)
-    if len(value) != 2:
-        raise ValueError(
-            f"{name} must be a number l2 or a pair (l1, l2). Received: {value!r}."
-        )
-    l1, l2 = value
-    return float(_checks.real(name, l1, minimum=0.0, cure="It is the pair's l1.")), _decay(name, l2)
-
-
-def _mapping(name: str, value: Any, check: Callable[[str, Any], Any]) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise TypeError(
-            f"`{name}` must be a dict from keys (parts of a variable's path) to numbers. "
-            f"Received: {name}={value!r} of type {type(value).__name__}."
-        )
-    return {key: check(f"{name}[{key!r}]", entry) for key, entry in value.items()}
 
 
 def half_life(decay: float) -> float:

@@ -1,0 +1,246 @@
+"""What any Keras optimizer promises, over the table of optimizers and every way to train with them."""
+
+import keras
+import numpy as np
+import pytest
+
+from cases import BACKEND, COMPILED, OPTIMIZERS, eager, make_variable, numpy
+from training import (
+    FITS,
+    LOOPS,
+    X,
+    Y,
+    by_fit,
+    linear,
+    make,
+    mse,
+    mse_gradients,
+    oracle_of,
+    state,
+    tensors,
+    values,
+)
+
+RUNNERS = {"eager": eager, **COMPILED}
+COMPILED_RUNNER = next(iter(COMPILED.values()))
+DTYPES = ["float32", "bfloat16", "float16"] + ["float64"] * (BACKEND != "jax")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_converges(name):
+    """To a thousandth of the loss, and with a decay of 1e-4 no further than that from the optimum."""
+    weights = [np.full((3, 2), 0.5, "float32"), np.full(2, -0.5, "float32")]
+    variables = [make_variable(f"linear/{i}", w) for i, w in enumerate(weights)]
+    optimizer = make(
+        name, learning_rate=0.1, weight_decay=1e-4, total_iterations=120, use_cosine_annealing=True
+    )
+    step = COMPILED_RUNNER(optimizer, variables)
+    start = mse(*weights)
+    for _ in range(120):
+        step([g.astype("float32") for g in mse_gradients(*values(variables))])
+    assert mse(*values(variables)) < 1e-3 * start
+
+
+WAYS = [(name, loop) for name in OPTIMIZERS for loop in LOOPS]
+WAYS += [(name, fit) for name in ("adamw-amsgrad", "nadamw", "sgdw-nesterov") for fit in FITS]
+
+
+@pytest.mark.parametrize(("name", "way"), WAYS)
+def test_every_way_to_train_is_the_same(name, way):
+    model, optimizer = linear(), make(name)
+    run = oracle_of(name, values(model.trainable_variables))
+    (LOOPS | FITS)[way](optimizer, model, 4)
+    for _ in range(4):
+        run.step(mse_gradients(*run.values))
+    for variable, expected in zip(model.trainable_variables, run.values, strict=True):
+        np.testing.assert_allclose(numpy(variable), expected, atol=1e-5)
+    assert int(numpy(optimizer.iterations)) == 4
+    assert_no_graph(optimizer, model.trainable_variables)
+
+
+def assert_no_graph(optimizer, variables):
+    """On torch: what an update leaves hangs on no autograd graph, which would grow from step to step."""
+    if BACKEND == "torch":
+        for variable in variables:
+            assert variable.value.is_leaf
+            assert variable.value.requires_grad
+        for variable in optimizer.variables:
+            assert not variable.value.requires_grad
+            assert variable.value.grad_fn is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_keeps_types(name, dtype):
+    """A slot has its variable's type, and float32 where that has less."""
+    variable = keras.Variable(np.ones((2, 3), "float32"), name="v", dtype=dtype)
+    optimizer = make(name)
+    step = eager(optimizer, [variable])
+    for _ in range(2):
+        step(tensors([np.ones((2, 3))], dtype))
+    assert keras.backend.standardize_dtype(variable.dtype) == dtype
+    assert keras.backend.standardize_dtype(variable.value.dtype) == dtype
+    slots = [v for v in optimizer.variables if tuple(v.shape) == (2, 3)]
+    expected = dtype if dtype in ("float32", "float64") else "float32"
+    assert {keras.backend.standardize_dtype(v.dtype) for v in slots} <= {expected}
+    assert {keras.backend.standardize_dtype(v.value.dtype) for v in slots} <= {expected}
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_scalars_and_variables_of_no_model(name, runner):
+    variables = [make_variable("temperature", np.float32(2.0)), make_variable("w", np.ones((1, 2)))]
+    optimizer, run = make(name), oracle_of(name, values(variables))
+    step = RUNNERS[runner](optimizer, variables)
+    grads = [np.float32(0.3), np.array([[-0.5, 0.2]], "float32")]
+    for _ in range(3):
+        step(grads)
+        run.step(grads)
+    assert tuple(variables[0].shape) == ()
+    for variable, expected in zip(variables, run.values, strict=True):
+        np.testing.assert_allclose(numpy(variable), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw-momentum"])
+def test_the_weights_of_a_model_in_low_precision(name):
+    model = linear(dtype="bfloat16")
+    by_fit(make(name), model, 3)
+    assert {keras.backend.standardize_dtype(v.dtype) for v in model.weights} == {"bfloat16"}
+    assert all(np.isfinite(w).all() for w in values(model.weights))
+
+
+if BACKEND != "torch":  # where Keras wants 1
+
+    @pytest.mark.parametrize("jit_compile", ["auto", False])
+    def test_fit_over_several_batches_per_call(jit_compile):
+        """steps_per_execution runs several updates in one call: each has its own place in the schedule."""
+        final = []
+        for steps in (1, 4):
+            model = linear()
+            optimizer = make("adamw", total_iterations=5, use_cosine_annealing=True)
+            model.compile(
+                optimizer, loss="mse", jit_compile=jit_compile, steps_per_execution=steps
+            )
+            model.fit(X, Y, batch_size=2, epochs=2, shuffle=False, verbose=0)
+            assert int(numpy(optimizer.iterations)) == 16
+            assert int(numpy(optimizer.t_cur)) == 16 % 5
+            final.append(values(model.weights))
+        for one, four in zip(*final, strict=True):
+            np.testing.assert_allclose(one, four, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw"])
+def test_a_model_without_trainable_variables(name):
+    model = linear(trainable=False)
+    before = values(model.weights)
+    model.compile(make(name), loss="mse")
+    if BACKEND == "jax":
+        model.fit(X, Y, verbose=0)
+    else:
+        with pytest.warns(UserWarning, match="does not have any trainable weights"):
+            model.fit(X, Y, verbose=0)
+    assert all(np.array_equal(a, b) for a, b in zip(before, values(model.weights), strict=True))
+
+
+def test_built_on_nothing():
+    optimizer = make("adamw")
+    optimizer.build([])
+    assert optimizer.built
+    optimizer.apply([], [])
+    assert optimizer.weight_decays == {}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_apply_builds(name):
+    """As in Keras: with variables it builds, without them it asks for a build."""
+    variable = make_variable("w", np.ones(2))
+    optimizer = make(name)
+    with pytest.raises(ValueError, match=r"must already be built"):
+        optimizer.apply(tensors([np.ones(2)]))
+    optimizer.apply(tensors([np.ones(2)]), [variable])
+    after = numpy(variable)
+    assert optimizer.built
+    optimizer.apply(tensors([np.ones(2)]))
+    assert np.all(numpy(variable) < after)
+    assert int(numpy(optimizer.iterations)) == 2
+
+
+def test_as_many_gradients_as_variables():
+    optimizer = make("adamw")
+    optimizer.build([make_variable("w", np.ones(2))])
+    with pytest.raises(ValueError, match="2 gradients"):
+        optimizer.apply(tensors([np.ones(2), np.ones(2)]))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_two_optimizers_over_one_model(name):
+    """Neither knows of the other: each has its own moments, counters and decays."""
+    variable = make_variable("w", np.array([1.0, -2.0]))
+    one, other = make(name), make("sgdw-nesterov", learning_rate=0.01, weight_decay=0.2)
+    run = oracle_of(name, values([variable]))
+    run_other = oracle_of("sgdw-nesterov", values([variable]), alpha=0.01, l2=0.2)
+    for g in np.random.default_rng(0).normal(size=(3, 1, 2)):
+        eager(one, [variable])(g.astype("float32"))
+        run.step(g)
+        run_other.values = run.values
+        eager(other, [variable])(g.astype("float32"))
+        run_other.step(g)
+        run.values = run_other.values
+        np.testing.assert_allclose(numpy(variable), run.values[0], atol=1e-6)
+
+
+def test_compile_with_another_optimizer_and_back():
+    model, first = linear(), make("adamw", total_iterations=50, use_cosine_annealing=True)
+    by_fit(first, model, 2)
+    kept = state(first)
+    by_fit(make("sgdw-momentum"), model, 3)
+    assert all(np.array_equal(kept[path], value) for path, value in state(first).items())
+    by_fit(first, model, 2)
+    assert int(numpy(first.t_cur)) == 4
+
+
+@pytest.mark.parametrize("name", ["adamw-amsgrad", "nadamw", "sgdw", "sgdw-momentum"])
+def test_a_second_build_on_the_same_variables_changes_nothing(name):
+    model, optimizer = linear(), make(name, use_ema=True)
+    by_fit(optimizer, model, 2)
+    variables, before = optimizer.variables, state(optimizer)
+    optimizer.build(model.trainable_variables)
+    assert [id(v) for v in optimizer.variables] == [id(v) for v in variables]
+    assert all(np.array_equal(before[path], value) for path, value in state(optimizer).items())
+
+
+def test_get_and_set_weights():
+    """keras.Optimizer.set_weights puts a state back."""
+    model, optimizer = linear(), make("nadamw")
+    by_fit(optimizer, model, 2)
+    weights, saved = values(model.weights), [numpy(v) for v in optimizer.variables]
+    by_fit(optimizer, model, 2)
+    after = values(model.weights)
+    model.set_weights(weights)
+    optimizer.set_weights(saved)
+    by_fit(optimizer, model, 2)
+    for a, b in zip(after, values(model.weights), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+if BACKEND == "tensorflow":
+
+    @pytest.mark.parametrize("jit_compile", [False, True])
+    @pytest.mark.parametrize("built", [True, False])
+    def test_one_optimizer_in_two_functions(built, jit_compile):
+        import tensorflow as tf
+
+        variable = make_variable("w", np.array([1.0, -2.0]))
+        optimizer, run = make("nadamw"), oracle_of("nadamw", values([variable]))
+        if built:
+            optimizer.build([variable])
+        functions = [
+            tf.function(lambda g: optimizer.apply([g], [variable]), jit_compile=jit_compile)
+            for _ in range(2)
+        ]
+        for function in [*functions, *functions]:
+            function(tf.constant([0.5, 0.25]))
+            run.step([np.array([0.5, 0.25])])
+            np.testing.assert_allclose(numpy(variable), run.values[0], atol=1e-6)
+        # TensorFlow itself traces a function that makes variables once more, without them.
+        assert [f.experimental_get_tracing_count() for f in functions] == [1 if built else 2, 1]

@@ -1,0 +1,181 @@
+"""Nothing is traced again after the first update: a compiled train step stays compiled.
+
+The loss counts its own traces. Keras traces more than once at the first call; from then on the count must stand still,
+whatever is done to rates and positions between updates.
+"""
+
+import keras
+import numpy as np
+import pytest
+
+from cases import BACKEND, OPTIMIZERS, numpy, warm_restarts
+from training import X, Y, linear, make
+
+schedules = keras.optimizers.schedules
+
+CONFIGURATIONS = {
+    "plain": {},
+    "rules": {"weight_decays": {"bias": (0.01, 0.0)}, "lr_multipliers": {"kernel": 0.5}},
+    "restarts": {
+        "learning_rate": warm_restarts(0.05, 3, t_mul=2, eta_min=0.1),
+        "normalize_weight_decay": True,
+    },
+    "accumulation, EMA, clipping": {
+        "gradient_accumulation_steps": 2,
+        "use_ema": True,
+        "ema_overwrite_frequency": 2,
+        "clipnorm": 1.0,
+    },
+    "decay by a schedule": {"weight_decay": schedules.PolynomialDecay(0.1, 5, 0.01)},
+}
+
+
+def counting(traces):
+    def loss(y_true, y_pred):
+        traces.append(None)
+        return keras.ops.mean(keras.ops.square(y_true - y_pred), axis=-1)
+
+    return loss
+
+
+def rate_moved(optimizer):
+    optimizer.learning_rate = 0.5 * float(numpy(optimizer.learning_rate))
+
+
+def restarted(optimizer):
+    optimizer.restart(1)
+
+
+def moved_and_restarted(optimizer):
+    rate_moved(optimizer)
+    restarted(optimizer)
+
+
+def rate_read(optimizer):
+    _ = optimizer.learning_rate, optimizer.eta_t, optimizer.t_cur, optimizer.get_config()
+
+
+def assert_traced_once(optimizer, step, traces, changes):
+    step()
+    first = len(traces)
+    assert first > 0
+    step()
+    assert len(traces) == first, "the second update was traced again"
+    for change in changes:
+        change(optimizer)
+        step()
+        step()
+        assert len(traces) == first, f"traced again after {change.__name__}"
+
+
+if BACKEND != "torch":  # which runs everything as it is
+
+    @pytest.mark.parametrize("jit_compile", [True, False])
+    @pytest.mark.parametrize("configuration", CONFIGURATIONS)
+    @pytest.mark.parametrize("name", ["adamw", "nadamw"])
+    def test_train_on_batch(name, configuration, jit_compile):
+        traces, model = [], linear()
+        optimizer = make(name, **CONFIGURATIONS[configuration])
+        # on JAX without jit everything runs in Python, and nothing is traced
+        if BACKEND == "jax" and not jit_compile:
+            jit_compile = "auto"
+        model.compile(optimizer, loss=counting(traces), jit_compile=jit_compile)
+        changes = [rate_read, rate_moved]
+        if configuration == "restarts":
+            changes += [restarted, moved_and_restarted]
+        assert_traced_once(optimizer, lambda: model.train_on_batch(X, Y), traces, changes)
+
+    @pytest.mark.parametrize("name", OPTIMIZERS)
+    def test_fit(name):
+        """Over epochs and calls of fit, with a callback that changes rate and position inside."""
+
+        class Mover(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch, logs=None):
+                moved_and_restarted(self.model.optimizer)
+
+        traces, model = [], linear()
+        optimizer = make(name, **CONFIGURATIONS["restarts"])
+        model.compile(optimizer, loss=counting(traces))
+
+        def step():
+            model.fit(X, Y, batch_size=8, epochs=2, verbose=0, callbacks=[Mover()])
+
+        assert_traced_once(optimizer, step, traces, [rate_moved, restarted])
+
+    def test_in_mixed_precision():
+        traces, model = [], linear(dtype="mixed_float16")
+        model.compile(make("adamw"), loss=counting(traces))
+        optimizer = model.optimizer
+        assert isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        step = lambda: model.train_on_batch(X, Y)  # noqa: E731
+        assert_traced_once(optimizer, step, traces, [rate_moved])
+
+    @pytest.mark.parametrize("name", ["adamw", "sgdw-momentum"])
+    def test_low_precision_weights(name):
+        traces, model = [], linear(dtype="bfloat16")
+        optimizer = make(name)
+        model.compile(optimizer, loss=counting(traces))
+        assert_traced_once(optimizer, lambda: model.train_on_batch(X, Y), traces, [rate_moved])
+
+
+if BACKEND == "jax":
+
+    @pytest.mark.parametrize("configuration", CONFIGURATIONS)
+    @pytest.mark.parametrize("name", OPTIMIZERS)
+    def test_stateless_apply(name, configuration):
+        """What comes out has the types of what goes in, weak ones too, so that it can go in again."""
+        import jax
+
+        variables = [keras.Variable(np.ones((3, 2)), name="kernel"), keras.Variable(0.5, name="bias")]
+        optimizer = make(name, **CONFIGURATIONS[configuration])
+        optimizer.build(variables)
+        apply = jax.jit(optimizer.stateless_apply)
+        weights = [v.value for v in variables]
+        state = [v.value for v in optimizer.variables]
+        grads = [np.ones((3, 2), "float32"), np.float32(0.5)]
+        for _ in range(3):
+            new_weights, new_state = apply(state, grads, weights)
+            for before, after in zip([*weights, *state], [*new_weights, *new_state], strict=True):
+                assert (before.dtype, before.weak_type) == (after.dtype, after.weak_type)
+            weights, state = new_weights, new_state
+        assert apply._cache_size() == 1
+
+
+if BACKEND == "tensorflow":
+
+    @pytest.mark.parametrize("jit_compile", [False, True])
+    @pytest.mark.parametrize("name", OPTIMIZERS)
+    def test_tf_function(name, jit_compile):
+        import tensorflow as tf
+
+        variable = keras.Variable(np.ones((3, 2)), name="kernel")
+        optimizer = make(name, **CONFIGURATIONS["restarts"])
+        optimizer.build([variable])
+        step = tf.function(lambda g: optimizer.apply([g], [variable]), jit_compile=jit_compile)
+        for change in [rate_read, rate_moved, restarted, moved_and_restarted]:
+            step(tf.ones((3, 2)))
+            change(optimizer)
+        step(tf.ones((3, 2)))
+        assert step.experimental_get_tracing_count() == 1
+
+
+if BACKEND == "torch":
+
+    def test_nothing_grows():
+        """There is no tracing; instead no update keeps a tensor of the one before alive."""
+        import gc
+
+        import torch
+
+        def alive():
+            gc.collect()
+            return sum(isinstance(x, torch.Tensor) for x in gc.get_objects())
+
+        model, optimizer = linear(), make("adamw", **CONFIGURATIONS["restarts"])
+        counts = []
+        for _ in range(4):
+            model.zero_grad()
+            torch.mean((model(X) - torch.as_tensor(Y)) ** 2).backward()
+            optimizer.apply([v.value.grad for v in model.trainable_variables], model.weights)
+            counts.append(alive())
+        assert counts[1] == counts[-1]
