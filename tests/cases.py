@@ -122,8 +122,9 @@ COMPILED = {
 }[BACKEND]
 
 
-# Keras' gradient accumulation calls jax.lax.cond on new functions each time, which eager JAX compiles each time.
-accumulating = COMPILED["jit"] if BACKEND == "jax" else eager
+# Keras calls jax.lax.cond on new functions for gradient accumulation and for a warm-up: eager JAX would compile them
+# at every update.
+eager_with_cond = COMPILED["jit"] if BACKEND == "jax" else eager
 
 
 # --- cases ---
@@ -161,6 +162,8 @@ class Case:
     warmup: int = 0
     accumulate: int = 1
     exclude: tuple[str, ...] = ()
+    cond: bool = False
+    updates: int = 20
     events: Mapping[int, Callable[[Any], Any]] = field(
         default_factory=dict
     )  # before update k, on both sides
@@ -372,6 +375,8 @@ CASES = {
         },
         UNIFORM,
         schedule=keras_warmup_cosine,
+        cond=True,
+        updates=7,
     ),
     "a schedule that has no initial value": Case(
         lambda: {
@@ -407,6 +412,7 @@ CASES = {
         schedule=partial(oracle.cosine, first=3, t_mul=2),
         normalize="cycle",
         accumulate=3,
+        cond=True,
         events={5: restart(1), 7: scale_rate(0.5)},
     ),
     "learning rate set": Case(

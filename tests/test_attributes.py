@@ -50,15 +50,22 @@ class NoBase(schedules.LearningRateSchedule):
     def __call__(self, step):
         return 0.2 / (1.0 + keras.ops.cast(step, "float32"))
 
+    def get_config(self):
+        return {}
 
-class Kelvin:
-    """A callable with a dial."""
+
+@keras.saving.register_keras_serializable(package="test_attributes")
+class Dial:
+    """A callable whose value can be turned."""
 
     def __init__(self, value):
         self.value = value
 
     def __call__(self):
         return self.value
+
+    def get_config(self):
+        return {"value": self.value}
 
 
 # --- learning_rate ---
@@ -174,7 +181,7 @@ def test_a_keras_schedule(schedule, at):
 
 
 def test_a_callable():
-    dial = Kelvin(0.4)
+    dial = Dial(0.4)
     optimizer = SGDW(dial, weight_decay=0.5)
     close(number(optimizer.learning_rate), 0.4)
     updates = stepper(optimizer)
@@ -191,7 +198,7 @@ def test_a_callable():
 
 
 def test_a_callable_is_asked_for_its_base_at_build():
-    dial = Kelvin(0.4)
+    dial = Dial(0.4)
     optimizer = SGDW(dial, weight_decay=0.5)
     assert optimizer.get_config()["base_learning_rate"] is None
     dial.value = 0.2
@@ -202,7 +209,7 @@ def test_a_callable_is_asked_for_its_base_at_build():
 
 
 def test_reading_a_callable_rate_before_build_does_not_fix_its_base():
-    dial = Kelvin(0.4)
+    dial = Dial(0.4)
     optimizer = SGDW(dial, weight_decay=0.5)
     close(number(optimizer.learning_rate), 0.4)
     close(number(optimizer.eta_t), 1)
@@ -447,7 +454,7 @@ def test_weight_decay_cannot_be_set(cls, built):
     optimizer = cls(weight_decay=0.1)
     if built:
         optimizer.build(variables("w"))
-    for value in (0.2, None, 0.1):
+    for value in (0.2, None, 0):
         with pytest.raises(AttributeError, match="LearningRateSchedule"):
             optimizer.weight_decay = value
     assert optimizer.weight_decay == 0.1
@@ -543,7 +550,7 @@ NORMALIZED = {
         {"learning_rate": partial(schedules.ExponentialDecay, 0.1, 1, 0.5), "total_iterations": 16},
         [L / 4, L / 8, L / 16],
     ),
-    "callable": ({"learning_rate": partial(Kelvin, 0.1), "total_iterations": 16}, [L / 4]),
+    "callable": ({"learning_rate": partial(Dial, 0.1), "total_iterations": 16}, [L / 4]),
 }
 
 

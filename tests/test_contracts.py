@@ -86,6 +86,36 @@ def test_keeps_types(name, dtype):
     assert {keras.backend.standardize_dtype(v.value.dtype) for v in slots} <= {expected}
 
 
+if BACKEND != "jax":  # which has float64 only where it is switched on
+
+    @pytest.mark.parametrize("runner", RUNNERS)
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            {"total_iterations": 3, "use_cosine_annealing": True},
+            {"learning_rate": keras.optimizers.schedules.CosineDecay(0.05, 10, alpha=0.1)},
+            {"learning_rate": lambda: 0.05},
+            {"weight_decay": keras.optimizers.schedules.PolynomialDecay(0.1, 5, 0.01)},
+            {"use_ema": True, "gradient_accumulation_steps": 2, "clipnorm": 9.0},
+        ],
+        ids=["annealing", "schedule", "callable", "decay by a schedule", "Keras' arguments"],
+    )
+    @pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw-momentum"])
+    def test_float64_with_all_that_has_a_type(name, arguments, runner):
+        """Schedules give float32 (or the type of floatx) and meet float64 scalars; beside them is a float32 weight."""
+        variables = [make_variable("a", np.ones(2), "float64"), make_variable("b", np.ones(2))]
+        optimizer = make(name, **arguments)
+        step = RUNNERS[runner](optimizer, variables)
+        for _ in range(2):
+            step([np.array([0.5, -1.0]), np.array([0.5, -1.0], "float32")])
+        for variable in variables:
+            assert np.all(np.isfinite(numpy(variable)))
+            assert np.all(numpy(variable) != 1)
+        np.testing.assert_allclose(numpy(variables[0]), numpy(variables[1]), atol=1e-6)
+        optimizer.learning_rate = 0.5 * float(numpy(optimizer.learning_rate))
+        assert np.isfinite(float(numpy(optimizer.eta_t)))
+
+
 @pytest.mark.parametrize("runner", RUNNERS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_scalars_and_variables_of_no_model(name, runner):

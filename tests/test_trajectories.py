@@ -18,10 +18,10 @@ from cases import (
     OPTIMIZERS,
     PATHS,
     Case,
-    accumulating,
     allowance,
     assert_follows,
     eager,
+    eager_with_cond,
     gradients,
     initial_values,
     make_variable,
@@ -32,10 +32,8 @@ from cases import (
     warm_restarts,
 )
 
-UPDATES = 20
 
-
-def follow(case, name, runner, updates=UPDATES):
+def follow(case, name, runner):
     """Run both sides together; weights and what the optimizer says of itself must agree at every update."""
     values = initial_values()
     variables = [make_variable(path, value) for path, value in zip(PATHS, values, strict=True)]
@@ -43,9 +41,9 @@ def follow(case, name, runner, updates=UPDATES):
     optimizer, run = case.optimizer(name), case.oracle(name, values)
     if 0 not in case.events:  # an event before the first update comes before build
         optimizer.build(variables)
-    micro_batches = iter(gradients(updates * case.accumulate))
+    micro_batches = iter(gradients(case.updates * case.accumulate))
     step = None
-    for k in range(updates):
+    for k in range(case.updates):
         if event := case.events.get(k):
             event(optimizer)
             event(run)
@@ -82,7 +80,7 @@ def assert_says(optimizer, run):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_eager(name, case):
-    follow(CASES[case], name, accumulating if CASES[case].accumulate > 1 else eager)
+    follow(CASES[case], name, eager_with_cond if CASES[case].cond else eager)
 
 
 # In compiled code what matters is that nothing is frozen into the graph: counters, r, cycle_start, decays.
@@ -121,7 +119,7 @@ def test_accumulation_equals_the_averaged_gradient(name):
     one, other = (
         [make_variable(p, v) for p, v in zip(PATHS, values, strict=True)] for _ in range(2)
     )
-    micro = accumulating(
+    micro = eager_with_cond(
         Case(lambda: arguments(gradient_accumulation_steps=4)).optimizer(name), one
     )
     whole = eager(Case(arguments).optimizer(name), other)

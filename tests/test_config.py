@@ -1,0 +1,667 @@
+"""Configs: JSON, a fixed point of get_config and from_config, and the table that outlives changed paths."""
+
+import copy
+import json
+import pickle
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import layers, regularizers
+
+from cases import eager, make_variable, numpy
+from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, NadamW
+
+schedules = keras.optimizers.schedules
+ZERO = np.zeros((2, 2), "float32")
+
+
+@keras.saving.register_keras_serializable(package="test_config")
+def tenth():
+    return 0.1
+
+
+def variables(*paths, shape=(2, 2)):
+    return [make_variable(path, np.ones(shape, "float32")) for path in paths]
+
+
+def through_json(optimizer):
+    return json.loads(json.dumps(optimizer.get_config()))
+
+
+def again(optimizer):
+    return type(optimizer).from_config(through_json(optimizer))
+
+
+def same_config(a, b):
+    """Equal as JSON, where 0 and 0.0, True and 1 differ."""
+    assert json.dumps(a.get_config()) == json.dumps(b.get_config())
+
+
+# --- a fixed point ---
+
+fractions = st.floats(0, 0.9)
+rates = st.floats(1e-6, 10.0)
+numbers = fractions | st.sampled_from([0, 1, np.float32(0.1), np.float64(0.2)])
+l2s = numbers | st.builds(schedules.PolynomialDecay, rates, st.integers(1, 50), rates)
+KEYS = ["a", "a/kernel", "kernel", "bias", "c/", "d", "n", "c/d/w"]
+PATHS = ["a/kernel", "a/bias", "c/d/w"]
+
+own = {
+    AdamW: st.fixed_dictionaries(
+        {}, optional={"beta_1": fractions, "amsgrad": st.booleans(), "epsilon": numbers}
+    ),
+    NadamW: st.fixed_dictionaries(
+        {}, optional={"beta_2": fractions, "momentum_decay": numbers, "epsilon": fractions}
+    ),
+    SGDW: st.fixed_dictionaries({}, optional={"momentum": fractions, "nesterov": st.booleans()}),
+}
+rules = st.fixed_dictionaries(
+    {},
+    optional={
+        "weight_decay": st.none() | l2s,
+        "weight_decays": st.dictionaries(st.sampled_from(KEYS), l2s | st.tuples(numbers, l2s)),
+        "lr_multipliers": st.dictionaries(st.sampled_from(KEYS), numbers),
+        "init_verbose": st.just(False),
+    },
+)
+of_keras = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.sampled_from(["mine", None]),
+        "clipnorm": st.floats(0.1, 2),
+        "use_ema": st.booleans(),
+        "ema_overwrite_frequency": st.none() | st.integers(1, 9),
+        "loss_scale_factor": st.floats(1, 1024),
+        "gradient_accumulation_steps": st.none() | st.integers(2, 9),
+    },
+)
+base = st.fixed_dictionaries({}, optional={"base_learning_rate": st.none() | rates})
+normalizing = st.fixed_dictionaries(
+    {}, optional={"total_iterations": st.integers(1, 999), "total_iterations_wd": st.integers(1, 9)}
+)
+# Without its default -1 and 0 an annealed optimizer may start anywhere in its cycle.
+annealing = st.integers(2, 99).flatmap(
+    lambda T: st.fixed_dictionaries(
+        {
+            "learning_rate": rates | st.just(1),
+            "total_iterations": st.just(T),
+            "use_cosine_annealing": st.just(True),
+        },
+        optional={
+            "t_cur": st.integers(-1, T - 1),
+            "eta_min": st.floats(0, 0.5),
+            "eta_max": st.floats(0.5, 2),
+            "autorestart": st.sampled_from([None, True, False]),
+            "normalize_weight_decay": st.sampled_from([None, True, False]),
+        },
+    )
+)
+cosines = st.builds(
+    CosineWarmRestarts,
+    rates,
+    st.integers(2, 99),
+    t_mul=st.sampled_from([1, 1.5, 2]),
+    m_mul=st.floats(0.1, 1),
+    warmup_steps=st.integers(0, 5),
+    endpoint=st.booleans(),
+)
+schedule = cosines | st.builds(schedules.CosineDecay, rates, st.integers(1, 50))
+times = st.one_of(
+    st.tuples(st.fixed_dictionaries({"learning_rate": rates | st.just(2)}), normalizing),
+    st.tuples(annealing),
+    st.tuples(
+        st.fixed_dictionaries({"learning_rate": schedule}),
+        st.fixed_dictionaries({}, optional={"total_iterations_wd": st.integers(1, 9)}),
+    ),
+    st.tuples(
+        st.fixed_dictionaries(
+            {"learning_rate": cosines},
+            optional={"normalize_weight_decay": st.sampled_from([None, True, False])},
+        )
+    ),
+    st.tuples(st.fixed_dictionaries({"learning_rate": st.just(tenth)}), normalizing),
+)
+
+
+@st.composite
+def optimizers(draw):
+    cls = draw(st.sampled_from([AdamW, NadamW, SGDW]))
+    arguments = {}
+    for strategy in (own[cls], rules, of_keras, base):
+        arguments |= draw(strategy)
+    for part in draw(times):
+        arguments |= part
+    optimizer = cls(**arguments)
+    if draw(st.booleans()):
+        patterns = draw(st.lists(st.sampled_from(["bias$", "^a/", "nowhere"]), unique=True))
+        optimizer.exclude_from_weight_decay(var_names=patterns)
+    # Of a number r goes along, as in Keras; beside a schedule it is state, like the position.
+    is_number = not callable(arguments["learning_rate"])
+    if is_number and numpy(optimizer.learning_rate) > 0 and draw(st.booleans()):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*the rate will peak")
+            optimizer.learning_rate = draw(rates)
+    return optimizer
+
+
+def build(optimizer, ours):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*decays no variable")
+        optimizer.build(ours)
+
+
+@settings(max_examples=200)
+@given(optimizer=optimizers(), built=st.booleans())
+def test_a_config_is_a_fixed_point(optimizer, built):
+    ours = variables(*PATHS)
+    if built:
+        build(optimizer, ours)
+    config = optimizer.get_config()
+    text = json.dumps(config)
+    assert json.loads(text) == config  # no tuple, no key but strings
+    copied = type(optimizer).from_config(json.loads(text))
+    assert json.dumps(copied.get_config()) == text
+    assert json.dumps(optimizer.get_config()) == text  # asking changes nothing
+
+    # What it means is the same.
+    for one in (copied, optimizer):
+        build(one, ours)
+    assert list(copied.weight_decays) == list(optimizer.weight_decays)
+    for path, (l1, l2) in optimizer.weight_decays.items():
+        assert copied.weight_decays[path][0] == l1
+        if isinstance(l2, float):
+            assert copied.weight_decays[path][1] == l2
+        else:
+            assert copied.weight_decays[path][1].get_config() == l2.get_config()
+    assert copied.lr_multipliers == optimizer.lr_multipliers
+    assert numpy(copied.learning_rate) == numpy(optimizer.learning_rate)
+    assert numpy(copied.eta_t) == numpy(optimizer.eta_t)
+    assert numpy(copied.t_cur) == numpy(optimizer.t_cur)
+    same_config(copied, optimizer)
+
+
+# --- the ways to and fro ---
+
+WAYS = {
+    "from_config": again,
+    "optimizers.serialize": lambda o: keras.optimizers.deserialize(
+        json.loads(json.dumps(keras.optimizers.serialize(o)))
+    ),
+    "optimizers.get": lambda o: keras.optimizers.get(keras.optimizers.serialize(o)),
+    "saving": lambda o: keras.saving.deserialize_keras_object(
+        json.loads(json.dumps(keras.saving.serialize_keras_object(o)))
+    ),
+    "pickle": lambda o: pickle.loads(pickle.dumps(o)),
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+}
+BUILT_LIKE = {
+    "plain": lambda: AdamW(0.1, weight_decay=0.5),
+    "rules": lambda: NadamW(
+        0.1,
+        weight_decay=1e-4,
+        weight_decays={"net": 0.5, "bias": (0.1, 0), "one/kernel": (0, 0.2)},
+        lr_multipliers={"net/two": 0.25, "net/two/bias": 0},
+    ),
+    "decay as a schedule": lambda: SGDW(
+        0.1,
+        0.9,
+        weight_decay=schedules.ExponentialDecay(0.5, 10, 0.5),
+        weight_decays={"net/one": (0.1, schedules.ExponentialDecay(0.25, 10, 0.5))},
+    ),
+    "annealing": lambda: AdamW(
+        0.1, weight_decay=0.5, use_cosine_annealing=True, total_iterations=9, t_cur=4
+    ),
+    "cosine": lambda: AdamW(CosineWarmRestarts(0.1, 9, t_mul=2), weight_decay=0.5),
+    "keras schedule": lambda: AdamW(schedules.ExponentialDecay(0.1, 10, 0.5), weight_decay=0.5),
+    "callable": lambda: AdamW(tenth, weight_decay=0.5),
+}
+NET = ["net/one/kernel", "net/one/bias", "net/two/kernel", "net/two/bias"]
+
+
+def rows(optimizer, names=None):
+    """Decays and multipliers by position; schedules by their configs."""
+    names = names or NET
+    decays = [optimizer.weight_decays.get(name, (0.0, 0.0)) for name in names]
+    return [
+        (l1, l2 if isinstance(l2, float) else l2.get_config(), optimizer.lr_multipliers.get(n, 1.0))
+        for (l1, l2), n in zip(decays, names, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("make", BUILT_LIKE.values(), ids=BUILT_LIKE)
+def test_there_and_back(make, way):
+    optimizer = make()
+    fresh = way(optimizer)
+    assert type(fresh) is type(optimizer)
+    assert fresh is not optimizer
+    same_config(fresh, optimizer)
+    optimizer.build(variables(*NET))
+    copied = way(optimizer)
+    same_config(copied, optimizer)
+    # the table, not the keys: the paths are others now
+    renamed = [path.removeprefix("net/") for path in NET]
+    copied.build(variables(*renamed))
+    assert rows(copied, renamed) == rows(optimizer)
+    fresh.build(variables(*NET))
+    assert rows(fresh) == rows(optimizer)
+
+
+def test_get_leaves_an_optimizer_as_it_is():
+    optimizer = AdamW()
+    assert keras.optimizers.get(optimizer) is optimizer
+
+
+def test_the_registered_names():
+    names = {cls: keras.saving.get_registered_name(cls) for cls in (AdamW, NadamW, SGDW)}
+    assert names == {
+        AdamW: "keras_decoupled>AdamW",
+        NadamW: "keras_decoupled>NadamW",
+        SGDW: "keras_decoupled>SGDW",
+    }
+    saved = keras.optimizers.serialize(AdamW())
+    assert saved["registered_name"] == "keras_decoupled>AdamW"
+    theirs = keras.optimizers.get("AdamW")  # stays theirs
+    assert isinstance(theirs, keras.optimizers.Optimizer)
+    assert not isinstance(theirs, AdamW)
+
+
+def test_a_stock_name_does_not_become_the_stock_optimizer():
+    for cls in (AdamW, NadamW, SGDW):
+        assert type(keras.optimizers.deserialize(keras.optimizers.serialize(cls()))) is cls
+
+
+def test_alpha_is_base_learning_rate():
+    optimizer = AdamW(0.1, weight_decay=0.5)
+    optimizer.learning_rate = 0.025
+    config = through_json(optimizer)
+    assert config["base_learning_rate"] == 0.1
+    np.testing.assert_allclose(config["learning_rate"], 0.025, rtol=1e-7)
+    copied = AdamW.from_config(config)
+    assert numpy(copied.learning_rate) == numpy(optimizer.learning_rate)
+    assert numpy(copied.eta_t) == numpy(optimizer.eta_t) == 0.25
+    assert copied.get_config()["base_learning_rate"] == 0.1
+
+
+def test_alpha_of_an_annealed_rate():
+    optimizer = AdamW(0.1, weight_decay=0.5, use_cosine_annealing=True, total_iterations=5)
+    optimizer.learning_rate = 0.05
+    copied = again(optimizer)
+    assert numpy(copied.eta_t) == numpy(optimizer.eta_t) == 0.5
+    assert copied.get_config()["base_learning_rate"] == 0.1
+    assert copied.get_config()["use_cosine_annealing"] is True
+    optimizer.restart(2)
+    copied.restart(2)
+    assert numpy(copied.learning_rate) == numpy(optimizer.learning_rate)
+
+
+def test_alpha_of_a_callable_is_that_of_the_build():
+    optimizer = AdamW(tenth, weight_decay=0.5)
+    assert again(optimizer).get_config()["base_learning_rate"] is None
+    optimizer.build(variables("a"))
+    assert again(optimizer).get_config()["base_learning_rate"] == 0.1
+
+
+def test_a_rate_of_0_in_a_config():
+    optimizer = AdamW(0.1, weight_decay=0.5)
+    optimizer.learning_rate = 0
+    copied = again(optimizer)
+    assert numpy(copied.learning_rate) == 0
+    copied.learning_rate = 0.1
+    assert numpy(copied.eta_t) == 1
+
+
+def test_the_arguments_as_given_are_in_the_config():
+    arguments = {
+        "learning_rate": 0.5,
+        "weight_decay": 0.25,
+        "weight_decays": {"one": 0.5, "two": [0.25, 0.0]},
+        "lr_multipliers": {"one": 0.5},
+        "total_iterations": 10,
+        "total_iterations_wd": 20,
+        "normalize_weight_decay": True,
+        "use_cosine_annealing": True,
+        "autorestart": False,
+        "eta_min": 0.25,
+        "eta_max": 0.75,
+        "t_cur": 3,
+        "base_learning_rate": 0.5,
+        "init_verbose": True,
+        "beta_1": 0.5,
+        "beta_2": 0.75,
+        "epsilon": 0.125,
+        "amsgrad": True,
+        "clipnorm": 1.0,
+        "clipvalue": None,
+        "global_clipnorm": None,
+        "use_ema": True,
+        "ema_momentum": 0.5,
+        "ema_overwrite_frequency": 3,
+        "loss_scale_factor": 2.0,
+        "gradient_accumulation_steps": 4,
+        "name": "mine",
+    }
+    config = through_json(AdamW(**arguments))
+    config.pop("resolved")
+    assert config == arguments
+
+
+def test_no_model_in_a_config():
+    model = net()
+    config = through_json(AdamW(model=model))
+    assert not config.keys() & {"model", "zero_penalties"}
+
+
+def test_the_resolved_table_is_in_the_config():
+    optimizer = SGDW(weight_decays={"one": (0.25, 0.5)}, lr_multipliers={"two": 0.5})
+    optimizer.build([*variables(*NET[:2]), *variables(*NET[2:3], shape=(3,))])
+    table = through_json(optimizer)["resolved"]["table"]
+    found = [[row[k] for k in ("path", "shape", "l1", "l2", "multiplier")] for row in table]
+    assert found == [
+        ["net/one/kernel", [2, 2], 0.25, 0.5, 1.0],
+        ["net/one/bias", [2, 2], 0.25, 0.5, 1.0],
+        ["net/two/kernel", [3], 0.0, 0.0, 0.5],
+    ]
+
+
+def test_a_flag_of_numpy_is_json():
+    for flag in (np.True_, np.False_):
+        optimizer = AdamW(
+            use_cosine_annealing=np.True_,
+            total_iterations=np.int64(9),
+            autorestart=flag,
+            normalize_weight_decay=flag,
+            amsgrad=flag,
+            t_cur=np.int32(2),
+            eta_min=np.float32(0.5),
+            init_verbose=flag,
+        )
+        same_config(again(optimizer), optimizer)
+
+
+def test_a_lambda_in_a_config():
+    optimizer = AdamW(lambda: 0.1, weight_decay=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras': a lambda should be named and registered
+        text = json.dumps(optimizer.get_config())
+    assert "0.1" not in json.dumps(json.loads(text)["base_learning_rate"])
+
+
+def test_a_schedule_that_many_share_comes_back_as_one():
+    decay = schedules.ExponentialDecay(0.5, 10, 0.5)
+    optimizer = SGDW(weight_decay=decay, weight_decays={"net/one": decay})
+    optimizer.build(variables(*NET))
+    copied = again(optimizer)
+    copied.build(variables(*NET))
+    assert len({id(l2) for _, l2 in copied.weight_decays.values()}) == 1
+
+
+def test_custom_objects():
+    class Halving(schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return 0.5 ** keras.ops.cast(step, "float32")
+
+        def get_config(self):
+            return {}
+
+    optimizer = AdamW(Halving(), weight_decays={"a": (0, Halving())}, weight_decay=Halving())
+    config = through_json(optimizer)
+    copied = AdamW.from_config(config, custom_objects={"Halving": Halving})
+    assert isinstance(copied.weight_decay, Halving)
+    assert isinstance(copied.weight_decays["a"][1], Halving)
+    saved = json.loads(json.dumps(keras.optimizers.serialize(optimizer)))
+    copied = keras.optimizers.deserialize(saved, custom_objects={"Halving": Halving})
+    assert isinstance(copied.weight_decay, Halving)
+
+
+# --- what the table does at the next build ---
+
+
+def ruled(**arguments):
+    """Rules of which a key, "net", is gone with the leading components."""
+    arguments = {
+        "weight_decay": 1e-3,
+        "weight_decays": {"net": 0.25, "bias": (0.125, 0), "net/two/kernel": 0.5},
+        "lr_multipliers": {"net/one": 0.5},
+        **arguments,
+    }
+    return AdamW(0.1, **arguments)
+
+
+def test_paths_that_lost_their_first_component():
+    optimizer = ruled()
+    optimizer.build(variables(*NET))
+    expected = [(0.0, 0.25, 0.5), (0.125, 0.0, 0.5), (0.0, 0.5, 1.0), (0.125, 0.0, 1.0)]
+    assert rows(optimizer) == expected
+    for paths in (
+        [path.removeprefix("net/") for path in NET],
+        ["model/" + path for path in NET],
+        ["x/kernel", "y", "z/kernel", "w"],  # same shapes, in the same order
+    ):
+        optimizer = again(optimizer)  # and again
+        optimizer.build(variables(*paths))
+        assert rows(optimizer, paths) == expected
+
+
+def test_automatic_names_that_changed():
+    optimizer = SGDW(weight_decays={"dense_4": 0.25}, lr_multipliers={"dense_5": 0.5})
+    optimizer.build(variables("sub/dense_4/kernel", "sub/dense_5/kernel"))
+    copied = again(optimizer)
+    copied.build(variables("sub_1/dense_5/kernel", "sub_1/dense_6/kernel"))
+    assert copied.weight_decays == {"sub_1/dense_5/kernel": (0.0, 0.25)}
+    assert copied.lr_multipliers == {"sub_1/dense_6/kernel": 0.5}
+
+
+def test_layers_in_another_order():
+    optimizer = ruled()
+    optimizer.build(variables(*NET))
+    copied = again(optimizer)
+    copied.build(variables(*reversed(NET)))
+    assert rows(copied) == rows(optimizer)
+
+
+def test_an_added_layer_is_resolved_by_the_rules():
+    optimizer = ruled()
+    optimizer.build(variables(*NET))
+    copied = again(optimizer)  # "net" and "net/two/kernel" hit nothing below: no error now
+    shorter = [path.removeprefix("net/") for path in NET]
+    added = ["three/kernel", "three/bias"]
+    copied.build([*variables(*shorter), *variables(*added, shape=(3,))])
+    assert rows(copied, shorter) == rows(optimizer)
+    assert rows(copied, added) == [(0.0, 1e-3, 1.0), (0.125, 0.0, 1.0)]
+
+
+def test_a_removed_layer():
+    optimizer = ruled()
+    optimizer.build(variables(*NET))
+    copied = again(optimizer)
+    copied.build(variables(*NET[2:]))
+    assert rows(copied, NET[2:]) == rows(optimizer)[2:]
+
+
+def test_where_nothing_aligns_it_is_a_first_build():
+    optimizer = ruled()
+    optimizer.build(variables(*NET))
+    with pytest.raises(ValueError, match="'net'"):
+        again(optimizer).build(variables("other/w", shape=(3,)))
+    ours = ["net/other/w", "net/one/w", "net/two/kernel", "net/two/bias"]
+    copied = again(optimizer)
+    copied.build(
+        [make_variable(path, np.ones((5, 5, 5), "float32")) for path in ours[:2]]
+        + [make_variable(path, np.ones((7,), "float32")) for path in ours[2:]]
+    )
+    assert rows(copied, ours) == [
+        (0.0, 0.25, 1.0),
+        (0.0, 0.25, 0.5),
+        (0.0, 0.5, 1.0),
+        (0.125, 0.0, 1.0),
+    ]
+
+
+def test_what_is_open_is_an_error():
+    optimizer = SGDW(weight_decays={"a": 0.25, "b": 0.5})
+    optimizer.build(variables("a/d/kernel", "b/d/kernel"))
+    with pytest.raises(ValueError, match="weight decay table") as caught:
+        again(optimizer).build([*variables("d/kernel"), *variables("e", shape=(3,))])
+    for name in ("Received: 'd/kernel'", "'a/d/kernel'", "'b/d/kernel'", "`name=...`"):
+        assert name in str(caught.value)
+
+
+def test_a_build_keeps_the_table_for_the_next_config():
+    """Twice in a row, as in load, save, load."""
+    optimizer = ruled()
+    optimizer.build(variables(*NET))
+    first = again(optimizer)
+    shorter = [path.removeprefix("net/") for path in NET]
+    first.build(variables(*shorter))
+    second = again(first)
+    second.build(variables(*shorter))
+    assert rows(second, shorter) == rows(optimizer)
+    same_config(first, second)
+
+
+# --- exclusions and extracted decays ---
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_exclusions_are_saved(built):
+    ours = variables(*NET)
+    optimizer = ruled()
+    optimizer.exclude_from_weight_decay(var_list=[ours[2]], var_names=["one/.*s$"])
+    if built:
+        optimizer.build(ours)
+    copied = again(optimizer)
+    same_config(copied, optimizer)
+    copied.build(variables(*NET))
+    assert copied.weight_decays == {"net/one/kernel": (0.0, 0.25), "net/two/bias": (0.125, 0.0)}
+
+
+def test_exclusions_speak_for_added_layers_too():
+    optimizer = AdamW(weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    optimizer.build(variables("a/kernel", "a/bias"))
+    copied = again(optimizer)
+    copied.build([*variables("a/kernel", "a/bias"), *variables("b/kernel", "b/bias", shape=(3,))])
+    assert list(copied.weight_decays) == ["a/kernel", "b/kernel"]
+
+
+def test_an_excluded_variable_among_those_that_share_its_path():
+    ours = variables("w", "w")
+    optimizer = AdamW(weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_list=[ours[1]])
+    copied = again(optimizer)
+    for one in (optimizer, copied):
+        one.build(ours)
+        assert one.weight_decays == {"w": (0.0, 0.5)}
+
+
+def test_from_config_may_be_told_other_exclusions():
+    optimizer = AdamW(weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_names=["a"])
+    copied = again(optimizer)
+    copied.exclude_from_weight_decay(var_names=["b"])  # not built yet; a later call replaces
+    copied.build(variables("a", "b"))
+    assert copied.weight_decays == {"a": (0.0, 0.5)}
+
+
+def net():
+    regularizer = regularizers.L1L2(2.0**-12, 2.0**-11)
+    first = layers.Dense(2, kernel_regularizer=regularizer, name="one")
+    second = layers.Dense(2, kernel_regularizer=regularizers.L2(2.0**-13), name="two")
+    return keras.Sequential([keras.Input((2,)), first, second], name="net")
+
+
+class Twins(keras.Model):
+    """Two layers of one name."""
+
+    def __init__(self):
+        super().__init__(name="twins")
+        self.first = layers.Dense(2, kernel_regularizer=regularizers.L2(2.0**-12), name="d")
+        self.second = layers.Dense(2, kernel_regularizer=regularizers.L2(2.0**-13), name="d")
+
+    def call(self, x):
+        return self.second(self.first(x))
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_extracted_decays_are_saved(built):
+    model = net()
+    optimizer = AdamW(model=model, weight_decay=0.5)
+    if built:
+        optimizer.build(model.trainable_variables)
+    copied = again(optimizer)
+    same_config(copied, optimizer)
+    copied.build(model.trainable_variables)
+    assert rows(copied) == [
+        (2.0**-12, 2.0**-11, 1.0),
+        (0.0, 0.5, 1.0),
+        (0.0, 2.0**-13, 1.0),
+        (0.0, 0.5, 1.0),
+    ]
+
+
+def test_extracted_decays_of_variables_that_share_a_path():
+    model = Twins()
+    model(np.ones((1, 2), "float32"))
+    paths = [v.path for v in model.trainable_variables]
+    assert len(set(paths)) == 2  # kernel and bias, each twice
+    optimizer = AdamW(model=model)
+    copied = again(optimizer)
+    for one in (optimizer, copied, again(optimizer)):
+        one.build(model.trainable_variables)
+        assert [l2 for _, l2 in one.weight_decays.values()] == [2.0**-12, 2.0**-13]
+    same_config(copied, optimizer)
+
+
+def test_a_key_for_a_frozen_layer_before_build():
+    """As where a wrapper rebuilds its inner optimizer from its config."""
+    model = net()
+    model.layers[1].trainable = False
+    optimizer = AdamW(model=model, weight_decays={"two": 0.5})
+    copied = again(optimizer)
+    for one in (optimizer, copied):
+        one.build(model.trainable_variables)
+        assert one.weight_decays == {"net/one/kernel": (2.0**-12, 2.0**-11)}
+    model.layers[1].trainable = True
+    for one in (optimizer, copied):
+        one.build(model.trainable_variables)
+        assert rows(one)[2:] == [(0.0, 0.5, 1.0)] * 2
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_decays_and_penalties_after_a_load(tmp_path, trained):
+    model = net()
+    model.compile(AdamW(0.1, model=model, weight_decays={"two/bias": 0.25}), loss="mse")
+    if trained:
+        model.train_on_batch(np.ones((2, 2)), np.ones((2, 2)))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    optimizer = loaded.optimizer
+    if not optimizer.built:
+        optimizer.build(loaded.trainable_variables)
+    names = [v.path for v in loaded.trainable_variables]
+    assert rows(optimizer, names) == [
+        (2.0**-12, 2.0**-11, 1.0),
+        (0.0, 0.0, 1.0),
+        (0.0, 2.0**-13, 1.0),
+        (0.0, 0.25, 1.0),
+    ]
+    assert loaded.losses == []
+
+
+def test_a_config_has_no_state():
+    """Position and counters are optimizer variables, not config."""
+    optimizer = SGDW(0.5, weight_decay=0.5, use_cosine_annealing=True, total_iterations=5)
+    ours = variables("w")
+    optimizer.build(ours)
+    before = json.dumps(optimizer.get_config())
+    step = eager(optimizer, ours)
+    step([ZERO])
+    step([ZERO])
+    assert json.dumps(optimizer.get_config()) == before
+    assert int(numpy(again(optimizer).t_cur)) == 0

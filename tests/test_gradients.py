@@ -1,0 +1,322 @@
+"""Gradients and variables out of the ordinary: none, sparse, overwriting, constrained, frozen."""
+
+import keras
+import numpy as np
+import pytest
+
+from cases import BACKEND, COMPILED, OPTIMIZERS, eager, make_variable, numpy
+from training import X, linear, make, oracle_of, state, tensors, values
+
+RUNNERS = {"eager": eager, **COMPILED}
+COMPILED_RUNNER = next(iter(COMPILED.values()))
+G = np.array([0.5, -1.0], "float32")
+
+
+def two():
+    return [make_variable("a/w", np.array([1.0, -2.0])), make_variable("b/w", np.array([1.0, -2.0]))]
+
+
+# --- no gradient ---
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_without_a_gradient_neither_updated_nor_decayed(name):
+    variables, optimizer = two(), make(name)
+    run = oracle_of(name, values(variables[:1]))
+    optimizer.build(variables)
+    fresh = state(optimizer)
+    for _ in range(3):
+        with pytest.warns(UserWarning, match=r"Gradients do not exist for variables \['b/w'\]"):
+            optimizer.apply(tensors([G, None]), variables)
+        run.step([G])
+        np.testing.assert_allclose(numpy(variables[0]), run.values[0], atol=1e-6)
+    assert np.array_equal(numpy(variables[1]), [1.0, -2.0])
+    for path, value in state(optimizer).items():
+        if "b_w" in path:
+            assert np.array_equal(value, fresh[path])
+    assert int(numpy(optimizer.iterations)) == 3
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_no_gradient_at_all(name):
+    variables, optimizer = two(), make(name)
+    optimizer.build(variables)
+    before = state(optimizer)
+    with pytest.raises(ValueError, match="No gradients provided for any variable"):
+        optimizer.apply([None, None], variables)
+    optimizer.apply([], [])  # a no-op in Keras
+    assert all(np.array_equal(before[path], value) for path, value in state(optimizer).items())
+    assert all(np.array_equal(v, [1.0, -2.0]) for v in values(variables))
+
+
+@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw"])
+def test_gradients_of_some_variables(name):
+    """A list of some of the variables is an update of these."""
+    variables, optimizer = two(), make(name)
+    run = oracle_of(name, values(variables[1:]))
+    optimizer.build(variables)
+    for _ in range(2):
+        optimizer.apply(tensors([G]), variables[1:])
+        run.step([G])
+    np.testing.assert_allclose(numpy(variables[1]), run.values[0], atol=1e-6)
+    assert np.array_equal(numpy(variables[0]), [1.0, -2.0])
+
+
+# --- frozen, overwritten, constrained ---
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_multiplier_of_zero_freezes(name, dtype, runner):
+    start = np.array([1.0, -3.0], "float32")
+    variables = [keras.Variable(start, name=n, dtype=dtype) for n in "ab"]
+    optimizer = make(name, weight_decays={"b": (0.1, 0.1)}, lr_multipliers={"b": 0})
+    step = RUNNERS[runner](optimizer, variables)
+    for _ in range(2):
+        step(tensors([G, G], dtype))
+    assert np.array_equal(numpy(variables[1]), start)
+    assert np.all(numpy(variables[0]) != start)
+
+
+@pytest.mark.parametrize("accumulate", [None, 2])
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("name", ["adamw-amsgrad", "nadamw", "sgdw", "sgdw-momentum"])
+def test_overwrite_with_gradient(name, runner, accumulate):
+    """float8's scales: the "gradient" is the new value; no step, no decay, whatever the rules say."""
+    variables = two()
+    variables[0].overwrite_with_gradient = True
+    optimizer = make(name, weight_decays={"w": (0.1, 0.1)}, gradient_accumulation_steps=accumulate)
+    optimizer.build(variables)
+    run = oracle_of(name, values(variables[1:]))
+    run.decays = [(0.1, 0.1)]
+    step = RUNNERS[runner](optimizer, variables)
+    for k in range(2):
+        for _ in range(accumulate or 1):
+            step([np.array([7.0 + k, 3.0], "float32"), G])
+        run.step([G])
+        assert np.array_equal(numpy(variables[0]), [7.0 + k, 3.0])
+        np.testing.assert_allclose(numpy(variables[1]), run.values[0], atol=1e-6)
+    assert "a/w" not in optimizer.weight_decays
+
+
+CONSTRAINTS = {
+    "NonNeg": (keras.constraints.NonNeg, lambda w: np.all(w >= 0)),
+    "MaxNorm": (
+        lambda: keras.constraints.MaxNorm(0.5),
+        lambda w: np.all(np.linalg.norm(w, axis=0) <= 0.504),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_constraints_hold_after_each_update(name, constraint, dtype):
+    make_constraint, holds = CONSTRAINTS[constraint]
+    layer = keras.layers.Dense(2, kernel_constraint=make_constraint(), dtype=dtype)
+    layer.build((None, 3))
+    optimizer, rng = make(name, learning_rate=0.5), np.random.default_rng(0)
+    step = eager(optimizer, layer.trainable_variables)
+    for _ in range(4):
+        step(tensors([rng.normal(size=(3, 2)), rng.normal(size=2)], dtype))
+        assert holds(numpy(layer.kernel))
+
+
+def test_constraints_in_fit():
+    for make_constraint, holds in CONSTRAINTS.values():
+        model = linear(kernel_constraint=make_constraint())
+        model.compile(make("adamw", learning_rate=0.5), loss="mse")
+        model.fit(X, -np.abs(X[:, :2]) * 9, verbose=0, epochs=3)
+        assert holds(numpy(model.weights[0]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_constrained_weight_goes_on_from_where_the_constraint_put_it(dtype):
+    variable = keras.Variable(np.ones(2, "float32"), name="w", dtype=dtype)
+    variable.constraint = keras.constraints.NonNeg()
+    step = eager(make("sgdw", learning_rate=1.0, weight_decay=0.5), [variable])
+    step(tensors([np.array([8.0, 8.0])], dtype))
+    assert np.array_equal(numpy(variable), [0, 0])
+    step(tensors([np.array([-0.25, 0.25])], dtype))
+    assert np.array_equal(numpy(variable), [0.25, 0])
+
+
+# --- sparse gradients ---
+
+CLIPPING = {
+    "plain": {},
+    "clipnorm": {"clipnorm": 0.5},
+    "clipvalue": {"clipvalue": 0.2},
+    "global_clipnorm": {"global_clipnorm": 0.5},
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "accumulation, clipnorm": {"gradient_accumulation_steps": 2, "clipnorm": 0.5},
+    "loss_scale_factor": {"loss_scale_factor": 2.0},
+    "EMA": {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2},
+}
+ROWS, DIM = 5, 2
+INDICES = [[0, 3, 0], [1, 1, 3], [4, 0, 4], [3, 3, 3]]  # a row may come more than once; 2 never does
+
+
+def assert_sparse_is_dense(name, arguments, runner, sparse, dtype="float32"):
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(ROWS, DIM)).astype("float32")
+    final = []
+    rows = rng.normal(size=(len(INDICES), 3, DIM)).astype("float32")
+    for make_gradient in (_dense, sparse):
+        variables = [
+            keras.Variable(start, name="embeddings", dtype=dtype),
+            keras.Variable(np.ones(2, "float32"), name="bias", dtype=dtype),
+        ]
+        optimizer = make(name, **arguments)
+        optimizer.build(variables)
+        apply = runner(lambda g, b, o=optimizer, v=variables: o.apply([g, b], v))
+        for indices, values_ in zip(INDICES, rows, strict=True):
+            apply(make_gradient(indices, values_, dtype), *tensors([G], dtype))
+        final.append(values(variables))
+    np.testing.assert_allclose(final[1][0], final[0][0], atol=1e-6)
+    np.testing.assert_allclose(final[1][1], final[0][1], atol=1e-6)
+    if name.startswith("sgdw") and not arguments:  # row 2 had no gradient: it decays all the same
+        np.testing.assert_allclose(final[1][0][2], (1 - 0.03) ** 4 * start[2], rtol=1e-2)
+
+
+def _dense(indices, rows, dtype):
+    gradient = np.zeros((ROWS, DIM), "float32")
+    np.add.at(gradient, indices, rows)
+    return keras.ops.convert_to_tensor(gradient, dtype)
+
+
+if BACKEND == "tensorflow":
+
+    def indexed_slices(indices, rows, dtype):
+        import tensorflow as tf
+
+        return tf.IndexedSlices(
+            tf.cast(rows, dtype), tf.constant(indices), tf.constant([ROWS, DIM])
+        )
+
+    def tf_runners():
+        import tensorflow as tf
+
+        return {
+            "eager": lambda f: f,
+            "graph": tf.function,
+            "xla": tf.function(jit_compile=True),
+        }
+
+    @pytest.mark.parametrize("runner", ["eager", "graph", "xla"])
+    @pytest.mark.parametrize("arguments", CLIPPING)
+    @pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw-momentum"])
+    def test_sparse_gradients(name, arguments, runner):
+        assert_sparse_is_dense(name, CLIPPING[arguments], tf_runners()[runner], indexed_slices)
+
+    @pytest.mark.parametrize("name", OPTIMIZERS)
+    def test_sparse_gradients_of_every_optimizer(name):
+        assert_sparse_is_dense(name, {}, tf_runners()["graph"], indexed_slices)
+
+    @pytest.mark.parametrize("arguments", ["plain", "accumulation, clipnorm"])
+    def test_sparse_gradients_in_low_precision(arguments):
+        runner = tf_runners()["graph"]
+        rough = {"weight_decay": 0.03, **CLIPPING[arguments]}
+        # a sum of duplicates may be rounded before or after: compare powers of two
+        assert_sparse_is_dense("sgdw", rough, runner, _whole(indexed_slices), "bfloat16")
+
+    def _whole(sparse):
+        """Each row given once, so that no duplicates are summed in bfloat16."""
+
+        def make_gradient(indices, rows, dtype):
+            dense = numpy(_dense(indices, rows, dtype)).astype("float32")
+            unique = sorted(set(indices))
+            return sparse(unique, dense[unique], dtype)
+
+        return make_gradient
+
+    @pytest.mark.parametrize("jit_compile", [False, True])
+    @pytest.mark.parametrize("arguments", ["plain", "global_clipnorm", "accumulation"])
+    def test_embedding_in_fit(arguments, jit_compile):
+        """An embedding is a dense layer of one-hot rows."""
+        ids = np.array([[0], [3], [1], [0], [3], [3]])
+        targets = np.arange(12.0).reshape(6, 2)
+        one_hot = np.eye(ROWS)[ids[:, 0]]
+        start = np.random.default_rng(0).normal(size=(ROWS, DIM))
+        final = []
+        for x, layers in [
+            (ids, [keras.layers.Embedding(ROWS, DIM, name="e"), keras.layers.Flatten()]),
+            (one_hot, [keras.layers.Dense(DIM, use_bias=False, name="e")]),
+        ]:
+            model = keras.Sequential([keras.Input(x.shape[1:]), *layers])
+            model.set_weights([start])
+            optimizer = make("adamw", **CLIPPING[arguments])
+            model.compile(optimizer, loss="mse", jit_compile=jit_compile)
+            model.fit(x, targets, batch_size=3, epochs=2, shuffle=False, verbose=0)
+            final.append(numpy(model.weights[0]))
+        np.testing.assert_allclose(*final, atol=1e-5)
+
+    def test_embedding_in_a_mixed_precision_model():
+        """LossScaleOptimizer hands sparse gradients on."""
+        model = keras.Sequential(
+            [
+                keras.Input((2,), dtype="int32"),
+                keras.layers.Embedding(ROWS, DIM, dtype="mixed_float16"),
+                keras.layers.Flatten(),
+                keras.layers.Dense(1, dtype="mixed_float16"),
+            ]
+        )
+        before = numpy(model.weights[0])
+        model.compile(
+            keras.optimizers.LossScaleOptimizer(make("adamw"), initial_scale=2.0), loss="mse"
+        )
+        model.fit(np.array([[0, 1], [1, 1]]), np.ones((2, 1)), verbose=0, epochs=2)
+        assert np.all(numpy(model.weights[0]) != before)
+
+
+if BACKEND == "jax":
+
+    @pytest.mark.parametrize("jit", [False, True])
+    @pytest.mark.parametrize("arguments", ["plain", "clipnorm", "global_clipnorm", "accumulation"])
+    def test_sparse_gradients(arguments, jit):
+        """JAX's own sparse type, as keras.layers.Embedding and Keras' tests of optimizers know it."""
+        from jax.experimental import sparse
+
+        def bcoo(indices, rows, dtype):
+            return sparse.BCOO((rows, np.array(indices)[:, None]), shape=(ROWS, DIM))
+
+        assert_sparse_is_dense("adamw", CLIPPING[arguments], lambda f: f, bcoo)
+
+
+# --- raw variables ---
+
+if BACKEND == "tensorflow":
+
+    @pytest.mark.parametrize("graph", [False, True])
+    @pytest.mark.parametrize("name", OPTIMIZERS)
+    def test_raw_tf_variables(name, graph):
+        """They have no path: rules go by their name."""
+        import tensorflow as tf
+
+        variables = [tf.Variable([1.0, -2.0], name="a/kernel"), tf.Variable(3.0, name="b/bias")]
+        optimizer = make(name, weight_decays={"bias": 0.5}, lr_multipliers={"a": 2})
+        optimizer.exclude_from_weight_decay(var_names=["kernel"])
+        optimizer.build(variables)
+        assert optimizer.weight_decays == {"b/bias": (0.0, 0.5)}
+        assert optimizer.lr_multipliers == {"a/kernel": 2.0}
+        run = oracle_of(name, [[1.0, -2.0], 3.0], multipliers=[2.0, 1.0])
+        run.decays = [(0.0, 0.0), (0.0, 0.5)]
+        apply = optimizer.apply_gradients
+        grads = [tf.constant(G), tf.constant(0.25)]
+        step = lambda: apply(zip(grads, variables, strict=True))  # noqa: E731
+        step = tf.function(step) if graph else step
+        for _ in range(3):
+            step()
+            run.step([G, 0.25])
+        for variable, expected in zip(variables, run.values, strict=True):
+            np.testing.assert_allclose(variable.numpy(), expected, atol=1e-6)
+
+    @pytest.mark.parametrize("name", ["adamw", "sgdw"])
+    def test_raw_tf_variables_of_the_same_name(name):
+        import tensorflow as tf
+
+        variables = [tf.Variable([1.0, -2.0]), tf.Variable([1.0, -2.0])]
+        optimizer = make(name, weight_decays={"Variable#2": 0})
+        optimizer.build(variables)
+        assert optimizer.weight_decays == {"Variable": (0.0, 0.03)}

@@ -1,0 +1,217 @@
+"""Every argument of keras.optimizers.Optimizer does with ours what it does with Keras' own.
+
+Two runs side by side, ours without decay and Keras'. β is dyadic, so that Keras' float32 powers are exact.
+"""
+
+import keras
+import numpy as np
+import pytest
+
+from cases import BACKEND, COMPILED, OPTIMIZERS, eager, make_variable, numpy
+from training import X, Y, by_fit, linear, make, mse_gradients, oracle_of, state, tensors, values
+
+# Keras' own Nadam on torch calls np.array(tensor), which NumPy 2 does not like.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+)
+
+RUNNERS = {"eager": eager, **COMPILED}
+COMPILED_RUNNER = next(iter(COMPILED.values()))
+BETAS = {"beta_1": 0.875, "beta_2": 1 - 2.0**-7}
+STOCK = {
+    "adamw": (keras.optimizers.Adam, BETAS),
+    "nadamw-keras": (keras.optimizers.Nadam, BETAS),
+    "sgdw-momentum": (keras.optimizers.SGD, {"momentum": 0.9}),
+}
+ARGUMENTS = {
+    "clipnorm": {"clipnorm": 0.5},
+    "clipvalue": {"clipvalue": 0.2},
+    "global_clipnorm": {"global_clipnorm": 0.7},
+    "clipnorm, accumulation": {"clipnorm": 0.5, "gradient_accumulation_steps": 2},
+    "global_clipnorm, accumulation": {"global_clipnorm": 0.7, "gradient_accumulation_steps": 3},
+    "EMA": {"use_ema": True, "ema_momentum": 0.8},
+    "EMA overwrites": {"use_ema": True, "ema_momentum": 0.75, "ema_overwrite_frequency": 3},
+    "EMA, accumulation": {
+        "use_ema": True,
+        "ema_momentum": 0.75,
+        "ema_overwrite_frequency": 2,
+        "gradient_accumulation_steps": 2,
+    },
+    "loss_scale_factor": {"loss_scale_factor": 4.0},
+    "all": {
+        "use_ema": True,
+        "ema_momentum": 0.75,
+        "ema_overwrite_frequency": 4,
+        "gradient_accumulation_steps": 2,
+        "loss_scale_factor": 2.0,
+        "clipvalue": 0.3,
+    },
+}
+SHAPES = [(3, 2), (2,), ()]
+_rng = np.random.default_rng(5)
+GRADIENTS = [[_rng.normal(size=s).astype("float32") for s in SHAPES] for _ in range(8)]
+
+
+def pair(name, **arguments):
+    """Ours without decay, and Keras'."""
+    stock, betas = STOCK[name]
+    _, own = OPTIMIZERS[name]
+    ours = {**betas, **{k: own[k] for k in ("momentum_decay",) if k in own}}
+    if "beta_1" in betas:
+        ours["epsilon"] = 1e-7
+    common = {"learning_rate": 0.05, **arguments}
+    return make(name, weight_decay=0, **ours, **common), stock(**betas, **common)
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+@pytest.mark.parametrize("name", STOCK)
+def test_as_in_keras(name, arguments, runner):
+    if runner == "eager" and BACKEND == "jax" and name != "adamw":
+        runner = COMPILED_RUNNER and next(iter(COMPILED))  # each eager operation costs a millisecond
+    runs = []
+    for optimizer in pair(name, **ARGUMENTS[arguments]):
+        variables = [make_variable(f"v{i}", np.full(s, 0.5)) for i, s in enumerate(SHAPES)]
+        runs.append((optimizer, variables, RUNNERS[runner](optimizer, variables)))
+    for grads in GRADIENTS:
+        for _, _, step in runs:
+            step(grads)
+        for a, b in zip(values(runs[0][1]), values(runs[1][1]), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+    for optimizer, variables, _ in runs:
+        optimizer.finalize_variable_values(variables)
+    for a, b in zip(values(runs[0][1]), values(runs[1][1]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_as_in_keras_in_fit(arguments):
+    """fit scales the loss, and ends by putting the averages into the weights."""
+    final = []
+    for optimizer in pair("adamw", **ARGUMENTS[arguments]):
+        model = linear()
+        by_fit(optimizer, model, 6)
+        final.append(values(model.weights))
+    for a, b in zip(*final, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("argument", "clip"),
+    [
+        ({"clipnorm": 0.5}, lambda g: g * min(1, 0.5 / np.linalg.norm(g))),
+        ({"clipvalue": 0.2}, lambda g: np.clip(g, -0.2, 0.2)),
+        ({"global_clipnorm": 0.5}, lambda g: g * min(1, 0.5 / np.linalg.norm(g))),
+    ],
+    ids=["clipnorm", "clipvalue", "global_clipnorm"],
+)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_clipping_leaves_the_decay_alone(name, argument, clip):
+    variable = make_variable("w", np.array([10.0, -20.0]))
+    optimizer, run = make(name, **argument), oracle_of(name, [np.array([10.0, -20.0])])
+    step = COMPILED_RUNNER(optimizer, [variable])
+    for g in np.random.default_rng(1).normal(size=(4, 2)):
+        step([g.astype("float32")])
+        run.step([clip(g)])
+        np.testing.assert_allclose(numpy(variable), run.values[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_loss_scale_factor_cancels(name):
+    """Powers of 2 are exact."""
+    final = []
+    for factor in (None, 1024.0):
+        variable = make_variable("w", np.array([1.0, -2.0]))
+        optimizer = make(name, loss_scale_factor=factor)
+        step = COMPILED_RUNNER(optimizer, [variable])
+        for g in np.random.default_rng(1).normal(size=(3, 2)).astype("float32"):
+            step([np.asarray(optimizer.scale_loss(g))])
+        final.append(numpy(variable))
+    assert np.array_equal(*final)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_average_of_decayed_weights(name):
+    """The average is that of what an update leaves, decay included; at the end it becomes the weights."""
+    variable = make_variable("w", np.array([1.0, -2.0]))
+    optimizer = make(name, use_ema=True, ema_momentum=0.5)
+    run = oracle_of(name, [np.array([1.0, -2.0])])
+    step = COMPILED_RUNNER(optimizer, [variable])
+    average = None
+    for g in np.random.default_rng(1).normal(size=(4, 2)):
+        step([g.astype("float32")])
+        run.step([g])
+        average = run.values[0] if average is None else 0.5 * average + 0.5 * run.values[0]
+    np.testing.assert_allclose(numpy(variable), run.values[0], atol=1e-6)
+    optimizer.finalize_variable_values([variable])
+    np.testing.assert_allclose(numpy(variable), average, atol=1e-6)
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_low_precision_with_average_and_accumulation(dtype, runner):
+    """Numbers that all these types hold, so that only the mechanism can be wrong: α = 1/4, λ = 1/2, β = 1/2."""
+    variable = keras.Variable(np.array([1.0, -2.0], "float32"), name="w", dtype=dtype)
+    optimizer = make(
+        "sgdw",
+        learning_rate=0.25,
+        weight_decay=0.5,
+        use_ema=True,
+        ema_momentum=0.5,
+        ema_overwrite_frequency=2,
+        gradient_accumulation_steps=2,
+    )
+    step = RUNNERS[runner](optimizer, [variable])
+    seen = []
+    for _ in range(4):
+        step(tensors([np.array([1.0, 2.0])], dtype))
+        seen.append(numpy(variable))
+        assert keras.backend.standardize_dtype(variable.dtype) == dtype
+    # Keras counts EMA by micro-batches and overwrites where (updates + 1) % 2 == 0: after micro-batches 2 and 3.
+    theta = average = np.array([1.0, -2.0])
+    expected = []
+    for micro in range(4):
+        if micro % 2:
+            theta = theta - 0.5 * theta - 0.25 * np.array([1.0, 2.0])
+        # the iteration count that Keras looks at still lacks this micro-batch
+        average = theta if micro // 2 == 0 else 0.5 * average + 0.5 * theta
+        if (micro // 2 + 1) % 2 == 0:
+            theta = average
+        expected.append(theta)
+    np.testing.assert_array_equal(seen, expected)
+
+
+def test_name():
+    optimizer = make("adamw", name="mine")
+    optimizer.build([make_variable("w", np.ones(2))])
+    assert optimizer.name == "mine"
+    assert all("mine" in v.path for v in optimizer.variables)
+    assert type(optimizer).from_config(optimizer.get_config()).name == "mine"
+
+
+def test_only_one_kind_of_clipping():
+    with pytest.raises(ValueError, match="Only one of `clipnorm`"):
+        make("adamw", clipnorm=1.0, clipvalue=1.0)
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_arguments_come_back_from_the_config(arguments):
+    optimizer = make("nadamw", **ARGUMENTS[arguments])
+    again = type(optimizer).from_config(optimizer.get_config())
+    assert again.get_config() == optimizer.get_config()
+    for argument, value in ARGUMENTS[arguments].items():
+        assert getattr(again, argument) == value
+
+
+@pytest.mark.parametrize("name", ["adamw", "nadamw"])
+def test_average_in_fit_with_a_callback(name):
+    """SwapEMAWeights reads and swaps what Keras calls the moving averages."""
+    model = linear()
+    optimizer = make(name, use_ema=True, ema_momentum=0.5)
+    model.compile(optimizer, loss="mse")
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    model.fit(X, Y, batch_size=16, epochs=3, verbose=0, callbacks=[swap])
+    averages = [v for path, v in state(optimizer).items() if path.endswith("average")]
+    assert len(averages) == 2
+    assert all(np.isfinite(w).all() for w in values(model.weights))
+    assert np.mean(mse_gradients(*values(model.weights))[0] ** 2) < 1
