@@ -163,7 +163,7 @@ class Case:
     accumulate: int = 1
     exclude: tuple[str, ...] = ()
     cond: bool = False
-    updates: int = 20
+    updates: int = 15
     events: Mapping[int, Callable[[Any], Any]] = field(
         default_factory=dict
     )  # before update k, on both sides
@@ -355,7 +355,7 @@ CASES = {
         schedule=partial(oracle.cosine, first=6, warmup=5, eta_max=0.9),
         normalize="cycle",
         warmup=5,
-        events={14: restart(2)},
+        events={12: restart(2)},
     ),
     "keras CosineDecay": Case(
         lambda: {
@@ -364,7 +364,7 @@ CASES = {
         },
         UNIFORM,
         schedule=keras_cosine,
-        events={13: restart(), 16: scale_rate(0.5)},
+        events={11: restart(), 13: scale_rate(0.5)},
     ),
     "keras CosineDecay with a warm-up": Case(
         lambda: {
@@ -418,7 +418,7 @@ CASES = {
     "learning rate set": Case(
         lambda: {"weight_decay": 0.03},
         UNIFORM,
-        events={4: set_rate(0.01), 9: set_rate(0.0), 12: set_rate(0.1), 15: scale_rate(0.3)},
+        events={4: set_rate(0.01), 7: set_rate(0.0), 10: set_rate(0.1), 13: scale_rate(0.3)},
     ),
     "learning rate set on a schedule": Case(
         lambda: {"learning_rate": warm_restarts(ALPHA, 5, eta_min=0.1), "weight_decay": 0.03},
@@ -433,7 +433,7 @@ CASES = {
         },
         UNIFORM,
         schedule=partial(oracle.cosine, first=6, t_mul=2, m_mul=0.5),
-        events={0: restart(2), 7: restart(), 9: restart(5), 16: restart_and_scale_rate(0.5)},
+        events={0: restart(2), 7: restart(), 9: restart(5), 12: restart_and_scale_rate(0.5)},
     ),
     "base_learning_rate": Case(
         lambda: {"learning_rate": 0.02, "base_learning_rate": 0.1, "weight_decay": 0.1},

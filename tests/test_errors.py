@@ -713,6 +713,12 @@ def test_a_weak_or_replaced_extracted_decay_gives_none(penalty, arguments):
     quietly(AdamW, model=net(penalty), **arguments)
 
 
+def test_a_strong_decay_that_is_replaced_in_a_frozen_layer_gives_none():
+    model = net(0.01)
+    model.layers[0].trainable = False
+    quietly(AdamW, model=model, weight_decays={"one/kernel": 1e-4})
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -58,20 +58,20 @@ def follow(case, name, runner):
         run.step([np.mean(g, axis=0, dtype="float64") for g in zip(*grads, strict=True)])
         assert_follows(variables, run)
         assert_says(optimizer, run)
+    assert float(numpy(optimizer.lr_t)) == float(numpy(optimizer.learning_rate))
     for path, variable, value in zip(PATHS, variables, values, strict=True):
         if case.multipliers.get(path) == 0:
             assert np.array_equal(numpy(variable), value), f"{path} is frozen"
 
 
 def assert_says(optimizer, run):
-    """`learning_rate`, `lr_t`, `eta_t` and `t_cur` are those of the next update."""
+    """`learning_rate`, `eta_t` and `t_cur` are those of the next update."""
     close = {
         "rel": 1e-6,
         "abs": 1e-7,
     }  # a cosine near its end, π rounded to float32, is right to 1e-7 of its start
     assert float(numpy(optimizer.eta_t)) == pytest.approx(run.eta, **close)
     assert float(numpy(optimizer.learning_rate)) == pytest.approx(run.learning_rate, **close)
-    assert float(numpy(optimizer.lr_t)) == pytest.approx(run.learning_rate, **close)
     at = run.at
     if at.cycle_steps is None or at.position < at.cycle_steps:  # past its only cycle nobody asks
         assert int(numpy(optimizer.t_cur)) == at.position
@@ -258,7 +258,7 @@ def test_any_sequence_of_restarts(data, name, alpha, l2):
     warmup = data.draw(st.integers(0, 3))
     restarts = st.integers(0, first - 1).map(restart)
     scaling = st.floats(0.1, 1.0).map(lambda x: round(x, 3)).map(scale_rate)
-    happens = data.draw(st.lists(st.none() | restarts | scaling, min_size=1, max_size=10))
+    happens = data.draw(st.lists(st.none() | restarts | scaling, min_size=1, max_size=8))
     normalize = data.draw(st.booleans())
     case = Case(
         lambda: {

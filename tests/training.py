@@ -16,7 +16,7 @@ X = _rng.normal(size=(16, 3)).astype("float32")
 Y = (X @ np.array([[1.0, -2.0], [0.5, 1.5], [-1.0, 0.3]]) + np.array([0.7, -0.4])).astype("float32")
 
 
-def make(name, **arguments):
+def make(name, /, **arguments):
     """An optimizer of the table `OPTIMIZERS`, with a learning rate and a decay where none is given."""
     import keras_decoupled
 

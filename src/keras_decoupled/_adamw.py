@@ -85,14 +85,15 @@ class AdamW(Decoupled):
         amsgrad: bool = False,
         **shared: Unpack[Shared],
     ) -> None:
-        beta_1 = _checks.real("beta_1", beta_1, minimum=0.0, below=1.0)
-        beta_2 = _checks.real("beta_2", beta_2, minimum=0.0, below=1.0)
-        epsilon = _checks.real("epsilon", epsilon, minimum=0.0)
+        beta_1 = _checks.real("beta_1", beta_1, minimum=0.0, below=1.0, cure="0.9 is usual.")
+        beta_2 = _checks.real("beta_2", beta_2, minimum=0.0, below=1.0, cure="0.999 is usual.")
+        epsilon = _checks.real("epsilon", epsilon, minimum=0.0, cure="1e-7 is Keras' default.")
+        amsgrad = _checks.flag("amsgrad", amsgrad, cure="False is plain AdamW.")
         super().__init__(learning_rate, weight_decay=weight_decay, **shared)
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon
-        self.amsgrad = bool(amsgrad)
+        self.amsgrad = amsgrad
 
     @property
     def slot_names(self) -> tuple[str, ...]:

@@ -27,7 +27,9 @@ _Pairs = dict[tuple[int, int], int]  # (new, saved): number of components that a
 _AUTOMATIC_NUMBER = re.compile(r"_\d+$")
 
 
-def align(saved: Sequence[Entry], new: Sequence[Entry], *, what: str) -> list[int | None]:
+def align(
+    saved: Sequence[Entry], new: Sequence[Entry], *, what: str, by_order: bool = True
+) -> list[int | None]:
     """For each new variable the index of the saved entry that it continues, None where there is none.
 
     No saved entry is used twice. A variable aligned by its label may have another shape than the entry (the layer was
@@ -37,6 +39,8 @@ def align(saved: Sequence[Entry], new: Sequence[Entry], *, what: str) -> list[in
         saved: label and shape of each saved entry, in the order of saving.
         new: label and shape of each variable now.
         what: what was saved, for the message ("the saved weight decays").
+        by_order: whether equal shapes in equal order are enough (rule 1). They are not where `saved` is a loose
+            collection and not a whole list of variables.
 
     Raises:
         ValueError: names and shapes leave open which entry a variable continues.
@@ -45,7 +49,7 @@ def align(saved: Sequence[Entry], new: Sequence[Entry], *, what: str) -> list[in
     old_shapes, shapes = [tuple(shape) for _, shape in saved], [tuple(shape) for _, shape in new]
     found = {i: by_label[label] for i, (label, _) in enumerate(new) if label in by_label}
 
-    if shapes == old_shapes:
+    if by_order and shapes == old_shapes:
         # Reordered layers take their shapes along. Where the shapes stay, automatic names have changed places.
         reordered = [shapes[i] == old_shapes[j] for i, j in found.items()] == [True] * len(new)
         return [found[i] if reordered else i for i in range(len(new))]

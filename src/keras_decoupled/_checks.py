@@ -15,7 +15,7 @@ def real(
     *,
     minimum: float | None = None,
     below: float | None = None,
-    cure: str = "",
+    cure: str,
 ) -> float:
     """`value` as a float: a finite real number, `minimum` ≤ value < `below`."""
     bounds = [f"≥ {minimum:g}"] if minimum is not None else []
@@ -29,7 +29,7 @@ def real(
     return number
 
 
-def integer(name: str, value: Any, *, minimum: int, cure: str = "") -> int:
+def integer(name: str, value: Any, *, minimum: int, cure: str) -> int:
     """`value` as an int ≥ `minimum`; a float that holds an integer, as in 10.0, is one."""
     rule = f"an integer ≥ {minimum}"
     number = _number(name, value, rule, cure)
@@ -38,7 +38,7 @@ def integer(name: str, value: Any, *, minimum: int, cure: str = "") -> int:
     return int(value)
 
 
-def flag(name: str, value: Any, *, cure: str = "") -> bool:
+def flag(name: str, value: Any, *, cure: str) -> bool:
     """`value` as a bool; 0 and 1 are numbers."""
     if not isinstance(value, (bool, np.bool_)):
         raise _type_error(name, value, "True or False", cure)
@@ -61,4 +61,4 @@ def _type_error(name: str, value: Any, rule: str, cure: str) -> TypeError:
 
 
 def _message(name: str, received: str, rule: str, cure: str) -> str:
-    return f"`{name}` must be {rule}. Received: {name}={received}. {cure}".rstrip()
+    return f"`{name}` must be {rule}. Received: {name}={received}. {cure}"

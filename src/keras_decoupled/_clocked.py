@@ -10,6 +10,7 @@ import warnings
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from . import _checks
@@ -54,7 +55,9 @@ class Clocked(keras.optimizers.Optimizer):
                 f"schedule that the optimizer was made with. Received: {value!r}. For another "
                 "schedule make a new optimizer."
             )
-        value = _checks.real("learning_rate", as_number(value), minimum=0.0)
+        value = _checks.real(
+            "learning_rate", as_number(value), minimum=0.0, cure="0 stops all steps and decay."
+        )
         _, step = self._known_counters()
         now = as_number(self._timing.rate(step))
         if now == 0:
@@ -65,6 +68,8 @@ class Clocked(keras.optimizers.Optimizer):
                     "schedule is above 0, or give the schedule an eta_min > 0."
                 )
             return
+        if abs(value - as_number(self.learning_rate)) <= 5e-7 * value:
+            return  # the rate as it was read, rounded: written back, it must not move r
         factor = value / now
         if factor > 1 and isinstance(self._timing.rate, ScheduleRate):
             self._warn_of_peak(factor)
@@ -135,7 +140,7 @@ class Clocked(keras.optimizers.Optimizer):
 
 
 def as_number(value: Any) -> Any:
-    """Return a scalar tensor or variable as a float; anything else as it is."""
-    if isinstance(value, keras.Variable) or ops.is_tensor(value):
+    """Return a scalar array, tensor or variable as a float; anything else as it is."""
+    if isinstance(value, keras.Variable | np.ndarray) or ops.is_tensor(value):
         return float(ops.convert_to_numpy(ops.convert_to_tensor(value)))
     return value

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 import keras
 from keras import ops
 
-from . import _regularizers, _state
+from . import _checks, _regularizers, _state
 from ._arguments import refuse_unknown
 from ._clocked import Clocked, as_number
 from ._given import Exclusions, Rules
@@ -91,6 +91,10 @@ class Decoupled(Clocked):
         **kwargs: Any,
     ) -> None:
         refuse_unknown(kwargs)
+        zero_penalties = _checks.flag(
+            "zero_penalties", zero_penalties, cure="False leaves the penalties in the loss, too."
+        )
+        init_verbose = _checks.flag("init_verbose", init_verbose, cure="True prints the table.")
         timing = Timing.read(
             learning_rate,
             base_learning_rate,
@@ -105,13 +109,13 @@ class Decoupled(Clocked):
         )
         rules = Rules(weight_decay, weight_decays, lr_multipliers)
         if model is not None:
-            rules.extract(model, bool(zero_penalties), timing.first_normalization())
+            rules.extract(model, zero_penalties, timing.first_normalization())
         # Keras' own weight decay is multiplied by the learning rate: it must not see ours.
         super().__init__(timing, **kwargs)
         self._rules = rules
         self._table = Table()
         self._slots = _state.Slots()
-        self.init_verbose = bool(init_verbose)
+        self.init_verbose = init_verbose
         if model is not None and zero_penalties:  # last: every error was raised by now
             _regularizers.take_penalties(model)
 
@@ -150,7 +154,7 @@ class Decoupled(Clocked):
         known = dict(zip(self._slots.keys, self._table.rows, strict=True))
         table = self._rules.resolve(variables, self._var_key, known)
         if isinstance(self._timing.rate, CallableRate):
-            self._timing.rate.base  # noqa: B018 - asked now: an α of 0 is an error at build
+            self._timing.rate.fix_base()
         self._warn_of_no_decay(table)
         # `build` of Keras fills this dict and never clears it: a variable that left would stay
         # known, under another variable's index.
@@ -208,8 +212,9 @@ class Decoupled(Clocked):
         if table.rows and not silent and not any(row.decays for row in table.rows):
             warnings.warn(
                 f"{type(self).__name__} decays no variable: its weight_decay, weight_decays and "
-                "model give no decay above 0. Give `weight_decay` (1e-4 is a start), or "
-                "weight_decay=0 if no decay is what you want.",
+                "model give no decay above 0, or exclude_from_weight_decay() excludes what they "
+                "hit. Give `weight_decay` (1e-4 is a start), or weight_decay=0 if no decay is "
+                "what you want.",
                 UserWarning,
                 stacklevel=3,
             )
@@ -331,9 +336,9 @@ class Decoupled(Clocked):
                 "the optimizer, before `model.compile` or the first update."
             )
         for name, value in (("var_list", var_list), ("var_names", var_names)):
-            if isinstance(value, str):
+            if value is not None and not isinstance(value, list | tuple | set):
                 raise TypeError(
-                    f"`{name}` must be a list. Received: {name}={value!r}. Write [{value!r}]."
+                    f"`{name}` must be a list. Received: {name}={value!r}. Write {name}=[...]."
                 )
         self._rules.exclusions = Exclusions(var_list or (), var_names or ())
 
@@ -376,7 +381,9 @@ class Decoupled(Clocked):
             learning_rate = keras.optimizers.schedules.serialize(rate.schedule)
         else:
             learning_rate = as_number(self._factor) * rate.base
-        table = self._table if self.built else self._rules.saved
+        table = self._table if self.built else self._rules.preview(self._var_key)
+        keys = self._slots.keys if self.built else self._rules.trainable_keys(self._var_key)
+        waiting = self._rules.waiting_for(keys, self._var_key)
         return {
             **super().get_config(),
             **self._rules.get_config(),
@@ -384,7 +391,11 @@ class Decoupled(Clocked):
             "learning_rate": learning_rate,
             "base_learning_rate": rate.known_base,
             "init_verbose": self.init_verbose,
-            "resolved": self._rules.get_found_config() | {"table": table.get_config()},
+            "resolved": {
+                "exclusions": self._rules.exclusions.get_config(),
+                "table": table.get_config(),
+                "waiting": waiting.get_config(),
+            },
         }
 
     @classmethod
@@ -406,8 +417,12 @@ class Decoupled(Clocked):
             )
         optimizer = cls(**config)
         if resolved is not None:
-            optimizer._rules.read_found_config(resolved)
+            exclusions = resolved["exclusions"]
+            optimizer._rules.exclusions = Exclusions(
+                exclusions["var_list"], exclusions["var_names"]
+            )
             optimizer._rules.saved = Table.from_config(resolved["table"], read)
+            optimizer._rules.waiting = Table.from_config(resolved["waiting"], read)
         return optimizer
 
     def save_own_variables(self, store: Any) -> None:

@@ -26,13 +26,24 @@ class Exclusions:
         self.variables = list(variables)  # variables; strings where they come from a config
         self.patterns = list(patterns)
         for pattern in self.patterns:
+            if not isinstance(pattern, str):
+                raise TypeError(
+                    "`var_names` must be a list of regular expressions. "
+                    f"Received: {pattern!r}. Variables go into `var_list`."
+                )
             try:
                 re.compile(pattern)
-            except (re.error, TypeError) as error:
+            except re.error as error:
                 raise ValueError(
                     "`var_names` must be regular expressions, searched in each variable's path. "
-                    f"Received: {pattern!r} ({error})."
+                    f"Received: {pattern!r} ({error}). Escape what is meant literally: re.escape()."
                 ) from error
+        for variable in self.variables:
+            if not (isinstance(variable, str) or hasattr(variable, "assign")):
+                raise TypeError(
+                    "`var_list` must be a list of variables. "
+                    f"Received: {variable!r}. Patterns of paths go into `var_names`."
+                )
 
     def hits(self, name: str, key: Any, key_of: Callable[[Any], Any]) -> bool:
         """Tell whether the variable of that name and key is excluded."""
@@ -40,6 +51,16 @@ class Exclusions:
             entry == name if isinstance(entry, str) else key_of(entry) == key
             for entry in self.variables
         )
+
+    def check(self, names: Sequence[str]) -> None:
+        """Refuse a path from a config that several variables have: it meant one of them."""
+        for entry in self.variables:
+            if isinstance(entry, str) and f"{entry}#2" in names:
+                raise ValueError(
+                    "A variable in `exclude_from_weight_decay(var_list=...)` was saved by its "
+                    f"path before the optimizer was built, and several have it. Received: {entry}. "
+                    "Call exclude_from_weight_decay() again with the variable."
+                )
 
     def get_config(self) -> dict[str, list[str]]:
         """Return the exclusions as JSON; variables by their paths."""
@@ -61,41 +82,41 @@ class Rules:
             ),
         )
         self.exclusions = Exclusions()
-        # From a model's regularizers: decays by variable, and the names of all its variables.
+        # From a model: its variables (trainable ones first), and their regularizers' decays.
+        self.model_variables: tuple[Any, ...] = ()
+        self.trainable = 0
         self.extracted: list[tuple[Any, Pair]] = []
-        self.model_names: tuple[str, ...] = ()
         self.taken = False
-        # From a file: the table of the optimizer that was saved.
+        # From a file: the table of the optimizer that was saved, and rows of frozen variables.
         self.saved = Table()
+        self.waiting = Table()
 
     def resolve(
         self,
         variables: Sequence[Any],
         key_of: Callable[[Any], Any],
         known: Mapping[Any, Row],
+        strict: bool = True,
     ) -> Table:
         """Return the table for these variables.
 
         Keys are resolved once: a variable that was built on before keeps its row, one that a
-        saved table has a row for takes that, and the rules are read for the rest.
+        saved table has a row for takes that, and the rules are read for the rest. If that is all
+        of them, a key that hits nothing is an error.
         """
         names = _rules.labels([path_of(v) for v in variables])
         shapes = [tuple(v.shape) for v in variables]
+        self.exclusions.check(names)
         keys = [key_of(v) for v in variables]
         rows: list[Row | None] = [
             dataclasses.replace(known[key], path=name) if key in known else None
             for key, name in zip(keys, names, strict=True)
         ]
-        if self.saved.rows:
-            saved = [(row.path, row.shape) for row in self.saved.rows]
-            new = list(zip(names, shapes, strict=True))
-            for i, j in enumerate(align(saved, new, what="the saved weight decay table")):
-                if rows[i] is None and j is not None:
-                    rows[i] = dataclasses.replace(
-                        self.saved.rows[j], path=names[i], shape=shapes[i]
-                    )
+        new = list(zip(names, shapes, strict=True))
+        for source in (self.saved, self.waiting):
+            _take_over(source, rows, new, by_order=source is self.saved)
         rest = [i for i, row in enumerate(rows) if row is None]
-        strict = len(rest) == len(rows)
+        strict = strict and len(rest) == len(rows)
         for i, row in zip(rest, self._resolve_rest(rest, names, strict), strict=True):
             rows[i] = self._finish(row, variables[i], shapes[i], keys[i], key_of)
         return Table(tuple(row for row in rows if row is not None))
@@ -113,29 +134,34 @@ class Rules:
             _rules.resolve(rules, names, argument=argument, others=others)
             for argument, rules in self._keyed()
         )
-        self.model_names = (*names, *others)
+        self.trainable = len(names)
+        self.model_variables = (*model.trainable_variables, *model.non_trainable_variables)
         self.taken = take
         self.extracted = [
             (variable, pair)
-            for variable in (*model.trainable_variables, *model.non_trainable_variables)
+            for variable in self.model_variables
             if any(pair := _regularizers.read_penalty(variable) or (0.0, 0.0))
         ]
         named = {id(v) for v, d in zip(model.trainable_variables, decays, strict=True) if d}
         self._warn_of_strong([e for e in self.extracted if id(e[0]) not in named], shrink)
 
     def _warn_of_strong(self, extracted: Sequence[tuple[Any, Pair]], shrink: float) -> None:
-        variable, pair = max(extracted, key=lambda e: max(e[1]), default=(None, (0.0, 0.0)))
-        strongest = max(pair) * shrink
-        if strongest > 1e-3:
-            warnings.warn(
-                f"The regularizer of {path_of(variable)} becomes a weight decay of {strongest:g} "
-                f"per update (at η = 1), so its weight halves every {half_life(strongest):.0f} "
-                "updates when no gradient acts: a penalty's factor is multiplied by the learning "
-                "rate, a decoupled decay is not. If that is not meant, name the variable in "
-                "`weight_decays` (learning rate × factor is a start), or give `total_iterations`.",
-                UserWarning,
-                stacklevel=5,
-            )
+        variable, (l1, l2) = max(extracted, key=lambda e: max(e[1]), default=(None, (0.0, 0.0)))
+        if max(l1, l2) * shrink <= 1e-3:
+            return
+        if l2 >= l1:
+            meaning = f"the weight halves every {half_life(l2 * shrink):.3g} updates"
+        else:
+            meaning = f"the weight moves {l1 * shrink:g} towards 0 at every update"
+        warnings.warn(
+            f"The regularizer of {path_of(variable)} becomes a weight decay of "
+            f"{max(l1, l2) * shrink:g} per update (at η = 1): {meaning} when no gradient acts. A "
+            "penalty's factor is multiplied by the learning rate, a decoupled decay is not. If "
+            "that is not meant, name the variable in `weight_decays` (learning rate × factor is "
+            "a start), or give `total_iterations`.",
+            UserWarning,
+            stacklevel=5,
+        )
 
     def _keyed(self) -> list[tuple[str, dict[str, Any]]]:
         pairs = {k: v if isinstance(v, tuple) else (0.0, v) for k, v in self.weight_decays.items()}
@@ -145,7 +171,8 @@ class Rules:
         self, rest: Sequence[int], names: Sequence[str], strict: bool
     ) -> list[tuple[str, Pair | None, float | None]]:
         targets = [names[i] for i in rest]
-        others = sorted({*names, *self.model_names} - set(targets))
+        elsewhere = _rules.labels([path_of(v) for v in self.model_variables])
+        others = sorted({*names, *elsewhere} - set(targets))
         decays, multipliers = (
             _rules.resolve(rules, targets, argument=argument, others=others, strict=strict)
             if targets
@@ -180,10 +207,30 @@ class Rules:
         )
 
     def _extracted_for(self, name: str, key: Any, key_of: Callable[[Any], Any]) -> Pair | None:
-        for source, pair in self.extracted:
-            if source == name if isinstance(source, str) else key_of(source) == key:
-                return pair
-        return None
+        return next((pair for source, pair in self.extracted if key_of(source) == key), None)
+
+    def trainable_keys(self, key_of: Callable[[Any], Any]) -> list[Any]:
+        """Return the keys of the variables that `preview` has rows for."""
+        return [key_of(v) for v in self.model_variables[: self.trainable]]
+
+    def preview(self, key_of: Callable[[Any], Any]) -> Table:
+        """Return the table of an optimizer that is not built: its model's, or the file's."""
+        if not self.model_variables:
+            return self.saved
+        return self.resolve(self.model_variables[: self.trainable], key_of, {})
+
+    def waiting_for(self, keys: Iterable[Any], key_of: Callable[[Any], Any]) -> Table:
+        """Return rows for variables of the model beside those with these keys: frozen ones.
+
+        Only where a rule or a regularizer says something of them; a later build may need that,
+        also after a load, when paths have changed.
+        """
+        keys = set(keys)
+        left = [v for v in self.model_variables if key_of(v) not in keys]
+        table = self.resolve(left, key_of, {}, strict=False) if left else Table()
+        nothing = Row("", ()) if self.weight_decay is None else Row("", (), l2=self.weight_decay)
+        rows = (row for row in table.rows if dataclasses.replace(row, path="", shape=()) != nothing)
+        return Table((*self.waiting.rows, *rows))
 
     def get_config(self) -> dict[str, Any]:
         """Return the rules as given, as JSON."""
@@ -198,24 +245,26 @@ class Rules:
             "lr_multipliers": dict(self.lr_multipliers),
         }
 
-    def get_found_config(self) -> dict[str, Any]:
-        """Return, as JSON, what is no argument: exclusions, and what the regularizers gave."""
-        names = [v if isinstance(v, str) else path_of(v) for v, _ in self.extracted]
-        return {
-            "exclusions": self.exclusions.get_config(),
-            "extracted": [
-                [name, l1, l2] for name, (_, (l1, l2)) in zip(names, self.extracted, strict=True)
-            ],
-            "taken": self.taken,
-        }
 
-    def read_found_config(self, config: Mapping[str, Any]) -> None:
-        """Take over what `get_found_config` wrote."""
-        self.exclusions = Exclusions(
-            config["exclusions"]["var_list"], config["exclusions"]["var_names"]
-        )
-        self.extracted = [(name, (l1, l2)) for name, l1, l2 in config["extracted"]]
-        self.taken = config["taken"]
+def _take_over(
+    source: Table,
+    rows: list[Row | None],
+    new: Sequence[tuple[str, tuple[int, ...]]],
+    by_order: bool,
+) -> None:
+    """Fill the rows that are still open with those that the source has for their variables."""
+    # A whole saved table is compared with the whole list; loose rows with what is open.
+    places = [i for i, row in enumerate(rows) if by_order or row is None]
+    if not source.rows or not places:
+        return
+    saved = [(row.path, row.shape) for row in source.rows]
+    found = align(
+        saved, [new[i] for i in places], what="the saved weight decay table", by_order=by_order
+    )
+    for i, j in zip(places, found, strict=True):
+        if rows[i] is None and j is not None:
+            path, shape = new[i]
+            rows[i] = dataclasses.replace(source.rows[j], path=path, shape=shape)
 
 
 def _decay(name: str, value: Any) -> Decay:

@@ -60,12 +60,16 @@ class CallableRate(Rate):
 
     @property
     def base(self) -> float:  # type: ignore[override]
-        """α, asked of the callable once."""
-        if self._base is None:
-            self._base = _reference(
-                float(keras.ops.convert_to_numpy(self.function())), "the callable's value at build"
-            )
-        return self._base
+        """α; before build, what the callable says now."""
+        return self._asked() if self._base is None else self._base
+
+    def fix_base(self) -> None:
+        """Take the callable's value now, at build, as α."""
+        self._base = self.base
+
+    def _asked(self) -> float:
+        value = float(keras.ops.convert_to_numpy(self.function()))
+        return _reference(value, "the callable's value at build")
 
     @property
     def known_base(self) -> float | None:
@@ -87,6 +91,13 @@ class ScheduleRate(Rate):
     def __init__(self, schedule: LearningRateSchedule, base: float | None) -> None:
         super().__init__(_schedule_reference(schedule) if base is None else base)
         self.schedule = schedule
+
+    @property
+    def peak(self) -> float:
+        """What the schedule says of itself, else the highest of some values."""
+        return _own_reference(self.schedule) or max(
+            _value_at(self.schedule, step) for step in (0, *_PROBES)
+        )
 
     def __call__(self, step: Any) -> Any:
         """Return schedule(s)."""
@@ -121,7 +132,10 @@ def make_rate(learning_rate: Any, base_learning_rate: Any) -> tuple[Rate, float]
     base = None
     if base_learning_rate is not None:
         base = _reference(
-            _checks.real("base_learning_rate", base_learning_rate), "`base_learning_rate`"
+            _checks.real(
+                "base_learning_rate", base_learning_rate, cure="It is the rate at which η is 1."
+            ),
+            "`base_learning_rate`",
         )
     if isinstance(learning_rate, CosineWarmRestarts):
         return CosineRate(learning_rate, base), 1.0
@@ -151,9 +165,9 @@ def _reference(value: float, source: str) -> float:
 
 def _schedule_reference(schedule: LearningRateSchedule) -> float:
     """α of a schedule: the end of its warm-up, else its initial rate, else its value at step 0."""
-    for name in ("warmup_target", "initial_learning_rate"):
-        if getattr(schedule, name, None) is not None:
-            return _reference(float(getattr(schedule, name)), f"the schedule's `{name}`")
+    own = _own_reference(schedule)
+    if own is not None:
+        return _reference(own, "the schedule's `warmup_target`, or else `initial_learning_rate`")
     start = _reference(_value_at(schedule, 0), "the schedule's value at step 0")
     for step in _PROBES:
         later = _value_at(schedule, step)
@@ -165,6 +179,13 @@ def _schedule_reference(schedule: LearningRateSchedule) -> float:
                 "the weight decay is meant to act in full."
             )
     return start
+
+
+def _own_reference(schedule: LearningRateSchedule) -> float | None:
+    for name in ("warmup_target", "initial_learning_rate"):
+        if getattr(schedule, name, None) is not None:
+            return float(getattr(schedule, name))
+    return None
 
 
 def _value_at(schedule: LearningRateSchedule, step: int) -> float:

@@ -92,8 +92,8 @@ class CosineWarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
             minimum=0,
             cure="Pass the learning rate at η = 1, such as 0.001.",
         )
-        self.endpoint = flag("endpoint", endpoint)
-        self.autorestart = flag("autorestart", autorestart)
+        self.endpoint = flag("endpoint", endpoint, cure="True ends a cycle at eta_min exactly.")
+        self.autorestart = flag("autorestart", autorestart, cure="False stays at eta_min.")
         self.first_decay_steps = integer(
             "first_decay_steps",
             first_decay_steps,

@@ -65,10 +65,13 @@ class SGDW(Decoupled):
         weight_decay: Any = None,
         **shared: Unpack[Shared],
     ) -> None:
-        momentum = _checks.real("momentum", momentum, minimum=0.0, below=1.0)
+        momentum = _checks.real(
+            "momentum", momentum, minimum=0.0, below=1.0, cure="0 is none, 0.9 is usual."
+        )
+        nesterov = _checks.flag("nesterov", nesterov, cure="False is plain momentum.")
         super().__init__(learning_rate, weight_decay=weight_decay, **shared)
         self.momentum = momentum
-        self.nesterov = bool(nesterov)
+        self.nesterov = nesterov
 
     @property
     def slot_names(self) -> tuple[str, ...]:

@@ -136,4 +136,4 @@ def _distinct(values: Iterable[Any]) -> tuple[Any, ...]:
 
 def half_life(decay: float) -> float:
     """Return the number of updates at η = 1 in which a weight loses half of its value."""
-    return math.log(0.5) / math.log1p(-decay) if decay < 1 else 1.0
+    return math.log(0.5) / math.log1p(-decay) if decay < 1 else 0.0

@@ -44,12 +44,25 @@ class Timing:
         t_cur: Any = 0,
     ) -> Timing:
         """Check the arguments, each alone and together."""
+        if autorestart is not None:
+            autorestart = _checks.flag(
+                "autorestart", autorestart, cure="None is True with cosine annealing."
+            )
+        if normalize_weight_decay is not None:
+            normalize_weight_decay = _checks.flag(
+                "normalize_weight_decay",
+                normalize_weight_decay,
+                cure="None normalizes where total_iterations is given; T is total_iterations_wd.",
+            )
         rate, factor = make_rate(learning_rate, base_learning_rate)
         total_iterations = _iterations("total_iterations", total_iterations)
         total_iterations_wd = _iterations("total_iterations_wd", total_iterations_wd)
-        eta_min = _checks.real("eta_min", eta_min, minimum=0.0)
-        eta_max = _checks.real("eta_max", eta_max, minimum=0.0)
-        t_cur = max(_checks.integer("t_cur", t_cur, minimum=-1), 0)  # -1 is keras-adamw's 0
+        eta_min = _checks.real("eta_min", eta_min, minimum=0.0, cure="It is η at a cycle's end.")
+        eta_max = _checks.real("eta_max", eta_max, minimum=0.0, cure="It is η at a cycle's start.")
+        t_cur = _position("t_cur", t_cur)
+        use_cosine_annealing = _checks.flag(
+            "use_cosine_annealing", use_cosine_annealing, cure="False leaves the rate alone."
+        )
         if eta_min > eta_max:
             raise ValueError(
                 "`eta_min` must not exceed `eta_max`: η falls from eta_max to eta_min in a cycle. "
@@ -97,7 +110,7 @@ class Timing:
             total_iterations,
             total_iterations_wd,
             normalize_weight_decay,
-            bool(use_cosine_annealing),
+            use_cosine_annealing,
             autorestart,
             eta_min,
             eta_max,
@@ -133,7 +146,7 @@ class Timing:
                 "`CosineWarmRestarts` or another Keras schedule as `learning_rate`. "
                 f"Received: position={position} with a learning rate that has no schedule."
             )
-        position = max(_checks.integer("position", position, minimum=-1), 0)
+        position = _position("position", position)
         if not isinstance(self.rate, CosineRate):
             return position
         if position >= self._cosine.first_decay_steps:
@@ -165,6 +178,11 @@ def _iterations(name: str, value: Any) -> int | None:
     return _checks.integer(name, value, minimum=1, cure="It counts weight updates.")
 
 
+def _position(name: str, value: Any) -> int:
+    cure = "0 is the first update of a cycle, and so is keras-adamw's -1."
+    return max(_checks.integer(name, value, minimum=-1, cure=cure), 0)
+
+
 def _refuse_without_annealing(
     autorestart: bool | None, eta_min: float, eta_max: float, t_cur: int
 ) -> None:
@@ -186,11 +204,6 @@ def _refuse_without_annealing(
 def _normalized_over(
     rate: Rate, total: int | None, total_wd: int | None, normalize: bool | None
 ) -> int | None:
-    if normalize not in (None, True, False):
-        raise TypeError(
-            "`normalize_weight_decay` must be True, False or None (normalize where "
-            f"total_iterations is given). Received: normalize_weight_decay={normalize!r}."
-        )
     if normalize is False:
         if total_wd is not None:
             raise ValueError(

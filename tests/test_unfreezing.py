@@ -1,0 +1,250 @@
+"""The variables change while the optimizer stays: layers unfrozen and frozen again, with one instance.
+
+What an optimizer knows of a variable (moments, average, decay, multiplier) stays bit for bit; what is new starts fresh.
+"""
+
+import keras
+import numpy as np
+import pytest
+
+from cases import BACKEND, OPTIMIZERS, eager, make_variable, numpy
+from training import DECAY, X, Y, make, oracle_of, state, tensors, values
+
+ARGUMENTS = {
+    "plain": {},
+    "EMA": {"use_ema": True, "ema_momentum": 0.5},
+    "accumulation": {"gradient_accumulation_steps": 2},
+}
+
+
+def grads(k, n):
+    return np.random.default_rng(k).normal(size=(n, 2)).astype("float32")
+
+
+# --- through apply ---
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_unknown_variables_in_apply(name, arguments):
+    """The known variable goes on as if nothing had happened, also in mid-accumulation and in another place."""
+    known, twin, new = (make_variable(f"{n}/w", np.array([1.0, -2.0])) for n in ("x", "x", "y"))
+    optimizer, alone = (make(name, **ARGUMENTS[arguments]) for _ in range(2))
+    for k in range(3):
+        optimizer.apply(tensors(grads(k, 1)), [known])
+        alone.apply(tensors(grads(k, 1)), [twin])
+    old = [id(v) for v in optimizer.variables]
+    for k in range(3, 6):
+        g = grads(k, 1)
+        optimizer.apply(tensors([-g[0], g[0]]), [new, known])
+        alone.apply(tensors(g), [twin])
+        assert np.array_equal(numpy(known), numpy(twin))
+    assert [id(v) for v in optimizer.variables][: len(old)] == old
+    now = state(optimizer)
+    for path, value in state(alone).items():
+        assert np.array_equal(now[path.replace(alone.name, optimizer.name, 1)], value), path
+    assert np.all(numpy(new) != [1.0, -2.0])
+    assert optimizer.weight_decays == {"y/w": (0.0, DECAY), "x/w": (0.0, DECAY)}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_new_variable_starts_fresh(name):
+    """Its moments are 0 at update 3; the bias correction is that of the count."""
+    known, new = (make_variable(f"{n}/w", np.array([1.0, -2.0])) for n in "xy")
+    optimizer, run = make(name), oracle_of(name, values([known]))
+    for k in range(3):
+        eager(optimizer, [known])(grads(k, 1))
+        run.step(grads(k, 1))
+    run.values.append(np.array([1.0, -2.0]))
+    run.decays, run.multipliers = run.decays * 2, run.multipliers * 2
+    run.states.append({})
+    run.path.append(np.zeros(2))
+    for k in range(3, 5):
+        eager(optimizer, [known, new])(grads(k, 2))
+        run.step(grads(k, 2))
+    for variable, expected in zip([known, new], run.values, strict=True):
+        np.testing.assert_allclose(numpy(variable), expected, atol=1e-6)
+
+
+def test_a_new_average_starts_at_its_variable():
+    """Zeros would pull the variable to 0 when the average becomes the weights."""
+    known, new = (make_variable(f"{n}/w", np.array([1.0, -2.0])) for n in "xy")
+    optimizer = make("sgdw", weight_decay=0, use_ema=True, ema_momentum=0.99)
+    zero = np.zeros(2, "float32")
+    for _ in range(2):
+        optimizer.apply(tensors([zero]), [known])
+    optimizer.apply(tensors([zero, zero]), [known, new])
+    optimizer.finalize_variable_values([known, new])
+    np.testing.assert_allclose(values([known, new]), [[1.0, -2.0]] * 2, rtol=1e-6)
+
+
+def test_rules_for_what_is_unfrozen_later():
+    """A key may name a frozen variable when the model is given, and is used once that is unfrozen."""
+    model = two_branches()
+    optimizer = make("adamw", model=model, weight_decays={"a": 0.2}, lr_multipliers={"a": 0.5})
+    optimizer.build(model.trainable_variables)
+    assert set(optimizer.weight_decays) == {"b/kernel", "b/bias"}
+    model.get_layer("a").trainable = True
+    optimizer.build(model.trainable_variables)
+    assert optimizer.weight_decays["a/kernel"] == (0.0, 0.2)
+    assert optimizer.weight_decays["b/kernel"] == (0.0, DECAY)
+    assert optimizer.lr_multipliers == {"a/kernel": 0.5, "a/bias": 0.5}
+
+
+# --- through fit ---
+
+
+def two_branches(dtype=None):
+    """X → a(X) + b(X), in which a is frozen; a comes first."""
+    x = keras.Input((3,))
+    a = keras.layers.Dense(2, name="a", trainable=False, dtype=dtype)(x)
+    b = keras.layers.Dense(2, name="b", dtype=dtype)(x)
+    return keras.Model(x, keras.layers.Add()([a, b]))
+
+
+def fit(model, epochs=2):
+    model.fit(X, Y, batch_size=16, epochs=epochs, verbose=0)
+
+
+def branch(weights, name):
+    return {path: value for path, value in weights.items() if f"/{name}_" in path}
+
+
+def assert_same(before, after):
+    assert before
+    assert before.keys() == after.keys()
+    for path, value in before.items():
+        assert np.array_equal(value, after[path]), path
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+@pytest.mark.parametrize("name", ["adamw-amsgrad", "nadamw", "sgdw-momentum"])
+def test_unfreeze_compile_build_fit(name, arguments):
+    model, optimizer = two_branches(), make(name, **ARGUMENTS[arguments])
+    model.compile(optimizer, loss="mse")
+    fit(model)
+    frozen, before = values(model.get_layer("a").weights), state(optimizer)
+    model.get_layer("a").trainable = True
+    model.compile(optimizer, loss="mse")
+    optimizer.build(model.trainable_variables)
+    now = state(optimizer)
+    assert_same(before, {path: now[path] for path in before})
+    assert branch(now, "a").keys() == {p.replace("/b_", "/a_") for p in branch(now, "b")}
+    fit(model)
+    counts = ARGUMENTS[arguments].get("gradient_accumulation_steps", 1)
+    assert int(numpy(optimizer.iterations)) == 4 // counts
+    for old, new in zip(frozen, values(model.get_layer("a").weights), strict=True):
+        assert np.all(old != new)
+        assert np.all(np.isfinite(new))
+
+
+@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw-momentum"])
+def test_freeze_again_and_unfreeze_again(name):
+    """What a variable had when it left is there when it comes back."""
+    model, optimizer = two_branches(), make(name)
+    layer = model.get_layer("a")
+    for trainable in (True, False, True):
+        before = values(layer.weights)
+        layer.trainable = trainable
+        model.compile(optimizer, loss="mse")
+        saved = state(optimizer) if optimizer.built else None
+        optimizer.build(model.trainable_variables)
+        if saved is not None:
+            assert_same(saved, state(optimizer))
+            assert_same(branch(saved, "a"), branch(state(optimizer), "a"))
+        fit(model)
+        same = [np.array_equal(a, b) for a, b in zip(before, values(layer.weights), strict=True)]
+        assert same == [not trainable] * 2
+    assert int(numpy(optimizer.iterations)) == 6
+
+
+def test_a_frozen_layer_stays_where_averages_overwrite():
+    """Frozen again, a layer is not set to the average of what it was: as good as any assignment by a step."""
+    model = two_branches()
+    layer = model.get_layer("a")
+    layer.trainable = True
+    optimizer = make("adamw", use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=3)
+    model.compile(optimizer, loss="mse")
+    fit(model, 2)
+    layer.trainable = False
+    model.compile(optimizer, loss="mse")
+    optimizer.build(model.trainable_variables)
+    before = values(layer.weights)
+    fit(model, 4)
+    assert all(np.array_equal(a, b) for a, b in zip(before, values(layer.weights), strict=True))
+
+
+def unfreeze(model):
+    model.get_layer("a").trainable = True
+
+
+def freeze_all_but_a_bias(model):
+    model.get_layer("b").trainable = False
+    model.get_layer("a").trainable = True
+
+
+def freeze(model):
+    model.get_layer("b").kernel.trainable = False
+
+
+CHANGES = [unfreeze, freeze, freeze_all_but_a_bias]
+
+if BACKEND == "jax":
+
+    @pytest.mark.parametrize("wrapped", [False, True])
+    @pytest.mark.parametrize("change", CHANGES)
+    def test_fit_without_build_asks_for_it(change, wrapped):
+        """Inside a compiled step no variable can be made. As many variables as before must not pass for the same."""
+        model, optimizer = two_branches(), make("adamw")
+        if wrapped:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        model.compile(optimizer, loss="mse")
+        fit(model)
+        change(model)
+        model.compile(optimizer, loss="mse")
+        with pytest.raises((ValueError, RuntimeError), match=r"optimizer\.build"):
+            fit(model)
+
+else:
+
+    @pytest.mark.parametrize("arguments", ARGUMENTS)
+    @pytest.mark.parametrize("change", CHANGES)
+    @pytest.mark.parametrize("jit_compile", [False, True] if BACKEND == "tensorflow" else [False])
+    def test_fit_without_build(change, arguments, jit_compile):
+        """apply finds the new variables by itself; the known ones go on with what they had."""
+        model, optimizer = two_branches(), make("nadamw", **ARGUMENTS[arguments])
+        model.compile(optimizer, loss="mse", jit_compile=jit_compile)
+        fit(model)
+        before = {v.path: numpy(v) for v in model.weights}
+        known = [id(v) for v in optimizer.variables]
+        change(model)
+        model.compile(optimizer, loss="mse", jit_compile=jit_compile)
+        fit(model)
+        for variable in model.weights:
+            assert np.all(np.isfinite(numpy(variable)))
+            moved = not np.array_equal(before[variable.path], numpy(variable))
+            assert moved == variable.trainable, variable.path
+        assert [id(v) for v in optimizer.variables][: len(known)] == known
+        counts = ARGUMENTS[arguments].get("gradient_accumulation_steps", 1)
+        assert int(numpy(optimizer.iterations)) == 4 // counts
+
+    def test_fit_without_build_and_the_moments():
+        """With the unfrozen layer held still by its multiplier, the other one's run is that of no unfreezing."""
+        runs = []
+        for unfreezing in (False, True):
+            keras.utils.set_random_seed(0)
+            model = two_branches()
+            optimizer = make(
+                "adamw", model=model, lr_multipliers={"a": 0}, use_ema=True, ema_momentum=0.5
+            )
+            model.compile(optimizer, loss="mse")
+            fit(model, 3)
+            if unfreezing:
+                unfreeze(model)
+                model.compile(optimizer, loss="mse")
+            fit(model, 3)
+            runs.append(
+                [*values(model.weights), *branch(state(optimizer), "b").values()]
+            )
+        for a, b in zip(*runs, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)

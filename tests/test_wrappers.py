@@ -1,0 +1,289 @@
+"""Inside LossScaleOptimizer and MultiOptimizer, and as a copy: pickled, deep-copied, with the model's file."""
+
+import copy
+import json
+import pickle
+
+import keras
+import numpy as np
+import pytest
+
+from cases import COMPILED, OPTIMIZERS, eager, make_variable, numpy, warm_restarts
+from training import X, Y, linear, make, oracle_of, state, tensors, values
+
+RUNNERS = {"eager": eager, **COMPILED}
+COMPILED_RUNNER = next(iter(COMPILED.values()))
+LossScale = keras.optimizers.LossScaleOptimizer
+Multi, OptimizerMap = keras.optimizers.MultiOptimizer, keras.optimizers.OptimizerMap
+G = np.array([0.5, -1.0], "float32")
+
+
+def annealed(name="adamw", /, **arguments):
+    schedule = warm_restarts(0.05, 3, t_mul=2, eta_min=0.1)
+    return make(name, learning_rate=schedule, normalize_weight_decay=True, **arguments)
+
+
+def fit(model, epochs):
+    model.fit(X, Y, batch_size=8, epochs=epochs, shuffle=False, verbose=0)
+
+
+def assert_goes_on_the_same(model, again):
+    """Two models, one of them come from a file or a copy, make the same updates from here."""
+    assert_equal(model, again, atol=0)
+    fit(model, 2)
+    fit(again, 2)
+    assert_equal(model, again, atol=1e-6)
+
+
+def assert_equal(model, again, atol):
+    for a, b in zip(values(model.weights), values(again.weights), strict=True):
+        np.testing.assert_allclose(a, b, atol=atol)
+    ours, theirs = model.optimizer.variables, again.optimizer.variables
+    for a, b in zip(values(ours), values(theirs), strict=True):
+        np.testing.assert_allclose(a, b, atol=atol, rtol=1e-5 if atol else 0)
+
+
+# --- LossScaleOptimizer ---
+
+
+@pytest.mark.parametrize("runner", COMPILED)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_loss_scale_is_taken_out(name, runner):
+    """A scale that is a power of 2 changes nothing."""
+    plain, scaled = (make_variable("w", np.array([1.0, -2.0])) for _ in range(2))
+    wrapper = LossScale(annealed(name), initial_scale=8.0)
+    steps = RUNNERS[runner](annealed(name), [plain]), RUNNERS[runner](wrapper, [scaled])
+    for _ in range(4):
+        steps[0]([G])
+        steps[1]([8 * G])
+    np.testing.assert_allclose(numpy(scaled), numpy(plain), atol=1e-7)
+    assert int(numpy(wrapper.inner_optimizer.t_cur)) == 1
+
+
+@pytest.mark.parametrize("accumulate", [None, 2])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw-momentum"])
+def test_a_non_finite_gradient_skips_everything(name, runner, bad, accumulate):
+    """Weights, moments, decay, products, position: nothing moves but the scale."""
+    if runner == "eager" and (np.isnan(bad) or name != "adamw"):
+        runner = next(iter(COMPILED))
+    variable = make_variable("w", np.array([1.0, -2.0]))
+    wrapper = LossScale(annealed(name, gradient_accumulation_steps=accumulate), initial_scale=4.0)
+    wrapper.build([variable])
+    step = RUNNERS[runner](wrapper, [variable])
+    step([G])
+    before, inner = numpy(variable), state(wrapper.inner_optimizer)
+    step([np.array([bad, 1.0], "float32")])
+    assert np.array_equal(numpy(variable), before)
+    after = state(wrapper.inner_optimizer)
+    assert all(np.array_equal(value, after[path]) for path, value in inner.items())
+    assert float(numpy(wrapper.dynamic_scale)) == 2.0
+    step([G])
+    step([G])
+    assert np.all(numpy(variable) != before)
+
+
+def test_learning_rate_passes_through():
+    variable = make_variable("w", np.array([1.0, -2.0]))
+    wrapper = LossScale(make("sgdw"), initial_scale=1.0)
+    run = oracle_of("sgdw", values([variable]))
+    step = COMPILED_RUNNER(wrapper, [variable])
+    for rate in (0.05, 0.02, 0.08):
+        wrapper.learning_rate = run.learning_rate = rate
+        assert float(numpy(wrapper.learning_rate)) == pytest.approx(rate)
+        assert float(numpy(wrapper.inner_optimizer.learning_rate)) == pytest.approx(rate)
+        step([G])
+        run.step([G])
+    np.testing.assert_allclose(numpy(variable), run.values[0], atol=1e-6)
+
+
+def test_restart_of_the_inner_optimizer():
+    variable = make_variable("w", np.array([1.0, -2.0]))
+    wrapper = LossScale(annealed())
+    step = COMPILED_RUNNER(wrapper, [variable])
+    for _ in range(2):
+        step([G])
+    wrapper.inner_optimizer.restart()
+    assert int(numpy(wrapper.inner_optimizer.t_cur)) == 0
+    step([G])
+    assert int(numpy(wrapper.inner_optimizer.t_cur)) == 1
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["adamw-amsgrad", "nadamw", "sgdw-momentum"])
+def test_low_precision_model_through_a_file(name, policy, tmp_path):
+    """compile wraps the optimizer of a mixed_float16 model by itself."""
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = linear()
+        model.compile(annealed(name, weight_decays={"bias": 0}), loss="mse")
+        assert isinstance(model.optimizer, LossScale) == (policy == "mixed_float16")
+        fit(model, 2)
+        model.save(tmp_path / "model.keras")
+        again = keras.models.load_model(tmp_path / "model.keras")
+        inner = getattr(again.optimizer, "inner_optimizer", again.optimizer)
+        assert set(inner.weight_decays) == {"linear/kernel"}
+        assert type(again.optimizer) is type(model.optimizer)
+        assert_goes_on_the_same(model, again)
+        again.save(tmp_path / "again.keras")
+        assert_goes_on_the_same(again, keras.models.load_model(tmp_path / "again.keras"))
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+# --- MultiOptimizer ---
+
+
+def encoder_and_head():
+    return keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(4, name="encoder", activation="tanh"),
+            keras.layers.Dense(2, name="head"),
+        ],
+        name="model",
+    )
+
+
+def multi(**of_encoder):
+    """AdamW for the encoder and SGDW for the rest, each with keys of its own."""
+    arguments = {"weight_decays": {"encoder/bias": 0}, "lr_multipliers": {"encoder": 0.5}}
+    return Multi(
+        OptimizerMap(
+            annealed("sgdw-momentum", weight_decays={"head": (0.01, 0.02)}, name="rest"),
+            {".*encoder/.*": make("adamw", **arguments | of_encoder, name="encoder")},
+        )
+    )
+
+
+def test_each_optimizer_has_its_variables_and_keys():
+    model, optimizer = encoder_and_head(), multi()
+    model.compile(optimizer, loss="mse")
+    fit(model, 2)
+    encoder, rest = optimizer.optimizers
+    assert {p.split("/")[-2] for p in encoder.weight_decays} == {"encoder"}
+    assert {p.split("/", 1)[-1] for p in encoder.weight_decays} <= {"kernel", "encoder/kernel"}
+    assert list(encoder.lr_multipliers.values()) == [0.5, 0.5]
+    assert list(rest.weight_decays.values()) == [(0.01, 0.02)] * 2
+    assert int(numpy(encoder.iterations)) == int(numpy(rest.iterations)) == 4
+
+
+def test_a_key_of_another_optimizers_variables_is_an_error():
+    with pytest.raises(ValueError, match="head"):
+        multi(weight_decays={"head": 0.1}).build(encoder_and_head().trainable_variables)
+
+
+@pytest.mark.parametrize("runner", COMPILED)
+def test_multi_optimizer_computes_what_each_alone_does(runner):
+    together, alone = (
+        [make_variable(p, np.array([1.0, -2.0])) for p in ("encoder/w", "head/w")] for _ in range(2)
+    )
+    wrapper = Multi(OptimizerMap(make("nadamw"), {"encoder/w": make("adamw-amsgrad")}))
+    step = RUNNERS[runner](wrapper, together)
+    ones = eager(make("adamw-amsgrad"), alone[:1]), eager(make("nadamw"), alone[1:])
+    for _ in range(3):
+        step([G, -G])
+        ones[0]([G])
+        ones[1]([-G])
+    np.testing.assert_allclose(values(together), values(alone), atol=1e-6)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_multi_optimizer_config(trained):
+    model, optimizer = encoder_and_head(), multi()
+    if trained:
+        model.compile(optimizer, loss="mse")
+        fit(model, 1)
+    config = keras.optimizers.serialize(optimizer)
+    json.dumps(config)
+    again = keras.optimizers.deserialize(config)
+    assert keras.optimizers.serialize(again) == config
+    again.build(encoder_and_head().trainable_variables)
+    if trained:
+        for a, b in zip(optimizer.optimizers, again.optimizers, strict=True):
+            assert list(a.weight_decays.values()) == list(b.weight_decays.values())
+            assert list(a.lr_multipliers.values()) == list(b.lr_multipliers.values())
+
+
+def test_multi_optimizer_through_a_file(tmp_path):
+    model = encoder_and_head()
+    model.compile(multi(), loss="mse")
+    fit(model, 2)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    for a, b in zip(model.optimizer.optimizers, again.optimizer.optimizers, strict=True):
+        assert list(a.weight_decays.values()) == list(b.weight_decays.values())
+        assert list(a.lr_multipliers.values()) == list(b.lr_multipliers.values())
+    assert_goes_on_the_same(model, again)
+
+
+def test_a_multi_optimizer_in_a_loss_scale_optimizer():
+    model = encoder_and_head()
+    model.compile(LossScale(multi()), loss="mse")
+    fit(model, 2)
+    encoder, rest = model.optimizer.inner_optimizer.optimizers
+    assert int(numpy(encoder.iterations)) == int(numpy(rest.iterations)) == 4
+    assert all(np.isfinite(w).all() for w in values(model.weights))
+
+
+# --- copies ---
+
+COPIES = {
+    "pickle": lambda x: pickle.loads(pickle.dumps(x)),
+    "deepcopy": copy.deepcopy,
+    "config": lambda x: keras.optimizers.deserialize(keras.optimizers.serialize(x)),
+}
+OTHERS = {
+    "plain": {},
+    "annealed": {"total_iterations": 5, "use_cosine_annealing": True, "t_cur": 2, "eta_min": 0.1},
+    "rules": {"weight_decays": {"w": (0.1, 0.2)}, "lr_multipliers": {"w": 0.5}},
+    "Keras' arguments": {"use_ema": True, "clipnorm": 0.5, "gradient_accumulation_steps": 2},
+    "decay by a schedule": {
+        "weight_decay": keras.optimizers.schedules.PolynomialDecay(0.1, 5, 0.01)
+    },
+}
+
+
+@pytest.mark.parametrize("built", [False, True])
+@pytest.mark.parametrize("arguments", OTHERS)
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_computes_the_same(how, arguments, built):
+    original = make("nadamw", **OTHERS[arguments])
+    if built:
+        original.build([make_variable("w", np.zeros(2))])
+    copied = COPIES[how](original)
+    assert type(copied) is type(original)
+    assert copied is not original
+    assert copied.get_config() == original.get_config()
+    variables = [make_variable("w", np.array([1.0, -2.0])) for _ in range(2)]
+    fresh = make("nadamw", **OTHERS[arguments])
+    for _ in range(2):
+        for optimizer, variable in zip([fresh, copied], variables, strict=True):
+            optimizer.apply(tensors([G]), [variable])
+    assert np.array_equal(*values(variables))
+    assert copied.weight_decays.keys() == fresh.weight_decays.keys()
+
+
+@pytest.mark.parametrize("how", ["pickle", "deepcopy"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_copied_model_goes_on_with_its_optimizer(name, how):
+    """Keras pickles a model as its .keras file."""
+    model = linear()
+    model.compile(annealed(name, lr_multipliers={"bias": 0.5}), loss="mse")
+    fit(model, 1)
+    model.optimizer.restart(1)
+    again = COPIES[how](model)
+    assert int(numpy(again.optimizer.t_cur)) == 1
+    assert list(again.optimizer.lr_multipliers.values()) == [0.5]
+    assert_goes_on_the_same(model, again)
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_copies_of_wrappers(how):
+    for wrapper in (LossScale(annealed()), multi()):
+        copied = COPIES[how](wrapper)
+        model = encoder_and_head()
+        model.compile(copied, loss="mse")
+        fit(model, 1)
+        assert all(np.isfinite(w).all() for w in values(model.weights))
