@@ -39,7 +39,7 @@ def train(model, shape, updates):
 @pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
 def test_zoo_keeps_every_decay_multiplier_and_slot_through_two_loads(make, tmp_path):
     model, shape = make()
-    with pytest.warns(UserWarning, match="halves every") as record:
+    with pytest.warns(UserWarning, match="becomes a weight decay of") as record:
         optimizer = AdamW(
             1e-3,
             model=model,

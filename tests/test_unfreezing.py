@@ -178,16 +178,16 @@ def unfreeze(model):
     model.get_layer("a").trainable = True
 
 
-def freeze_all_but_a_bias(model):
+def swap(model):
     model.get_layer("b").trainable = False
     model.get_layer("a").trainable = True
 
 
-def freeze(model):
+def freeze_one(model):
     model.get_layer("b").kernel.trainable = False
 
 
-CHANGES = [unfreeze, freeze, freeze_all_but_a_bias]
+CHANGES = [unfreeze, freeze_one, swap]
 
 if BACKEND == "jax":
 
@@ -227,6 +227,26 @@ else:
         assert [id(v) for v in optimizer.variables][: len(known)] == known
         counts = ARGUMENTS[arguments].get("gradient_accumulation_steps", 1)
         assert int(numpy(optimizer.iterations)) == 4 // counts
+        if optimizer.use_ema:  # fit ends by putting each variable's own average into it
+            averages = {p.split("/")[-1]: v for p, v in state(optimizer).items()}
+            for variable in model.trainable_variables:
+                average = averages[variable.path.replace("/", "_") + "_average"]
+                assert np.array_equal(numpy(variable), average), variable.path
+
+    @pytest.mark.parametrize("change", CHANGES)
+    def test_fit_without_build_in_a_loss_scale_optimizer(change):
+        model = two_branches()
+        optimizer = keras.optimizers.LossScaleOptimizer(make("adamw"), initial_scale=8.0)
+        model.compile(optimizer, loss="mse")
+        fit(model)
+        before = {v.path: numpy(v) for v in model.weights}
+        change(model)
+        model.compile(optimizer, loss="mse")
+        fit(model)
+        for variable in model.weights:
+            moved = not np.array_equal(before[variable.path], numpy(variable))
+            assert moved == variable.trainable, variable.path
+        assert int(numpy(optimizer.iterations)) == 4
 
     def test_fit_without_build_and_the_moments():
         """With the unfrozen layer held still by its multiplier, the other one's run is that of no unfreezing."""

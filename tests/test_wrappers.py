@@ -8,10 +8,11 @@ import keras
 import numpy as np
 import pytest
 
-from cases import COMPILED, OPTIMIZERS, eager, make_variable, numpy, warm_restarts
+from cases import BACKEND, COMPILED, OPTIMIZERS, eager, make_variable, numpy, warm_restarts
 from training import X, Y, linear, make, oracle_of, state, tensors, values
 
-RUNNERS = {"eager": eager, **COMPILED}
+# Outside jit, Keras' LossScaleOptimizer does not work on JAX: its lax.cond assigns to variables.
+RUNNERS = COMPILED if BACKEND == "jax" else {"eager": eager, **COMPILED}
 COMPILED_RUNNER = next(iter(COMPILED.values()))
 LossScale = keras.optimizers.LossScaleOptimizer
 Multi, OptimizerMap = keras.optimizers.MultiOptimizer, keras.optimizers.OptimizerMap
@@ -61,13 +62,12 @@ def test_loss_scale_is_taken_out(name, runner):
 
 
 @pytest.mark.parametrize("accumulate", [None, 2])
-@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw-momentum"])
+@pytest.mark.parametrize(
+    ("name", "bad"), [("adamw", np.inf), ("nadamw", np.nan), ("sgdw-momentum", -np.inf)]
+)
 def test_a_non_finite_gradient_skips_everything(name, runner, bad, accumulate):
     """Weights, moments, decay, products, position: nothing moves but the scale."""
-    if runner == "eager" and (np.isnan(bad) or name != "adamw"):
-        runner = next(iter(COMPILED))
     variable = make_variable("w", np.array([1.0, -2.0]))
     wrapper = LossScale(annealed(name, gradient_accumulation_steps=accumulate), initial_scale=4.0)
     wrapper.build([variable])
@@ -196,8 +196,7 @@ def test_multi_optimizer_config(trained):
         model.compile(optimizer, loss="mse")
         fit(model, 1)
     config = keras.optimizers.serialize(optimizer)
-    json.dumps(config)
-    again = keras.optimizers.deserialize(config)
+    again = keras.optimizers.deserialize(json.loads(json.dumps(config)))  # it changes its argument
     assert keras.optimizers.serialize(again) == config
     again.build(encoder_and_head().trainable_variables)
     if trained:

@@ -44,7 +44,7 @@ class Clocked(keras.optimizers.Optimizer):
     @property
     def learning_rate(self) -> Any:
         """r·schedule(s): the rate that the next update uses, before layer multipliers."""
-        _, step = self._counters()
+        step = self._counters()[1]
         return ops.cast(self._factor, self._scalar_dtype) * self._timing.rate(step)
 
     @learning_rate.setter
@@ -58,8 +58,9 @@ class Clocked(keras.optimizers.Optimizer):
         value = _checks.real(
             "learning_rate", as_number(value), minimum=0.0, cure="0 stops all steps and decay."
         )
-        _, step = self._known_counters()
-        now = as_number(self._timing.rate(step))
+        rate = self._timing.rate
+        # Not rate(step): a float32 rate over a float32 schedule is not exactly r.
+        now = rate.base * float(as_number(rate.multiplier(self._counters()[1])))
         if now == 0:
             if value > 0:
                 raise ValueError(
@@ -71,7 +72,7 @@ class Clocked(keras.optimizers.Optimizer):
         if abs(value - as_number(self.learning_rate)) <= 5e-7 * value:
             return  # the rate as it was read, rounded: written back, it must not move r
         factor = value / now
-        if factor > 1 and isinstance(self._timing.rate, ScheduleRate):
+        if factor > 1 + 1e-6 and isinstance(self._timing.rate, ScheduleRate):
             self._warn_of_peak(factor)
         self._factor.assign(factor)
 
@@ -94,12 +95,12 @@ class Clocked(keras.optimizers.Optimizer):
     @property
     def eta_t(self) -> Any:
         """η of the next update: r·multiplier(s)."""
-        return self._eta(self._known_counters()[1])
+        return self._eta(self._counters()[1])
 
     @property
     def t_cur(self) -> Any:
         """Position of the next update in its cycle; without a cosine, the schedule's step s."""
-        return self._timing.position(self._known_counters()[1])
+        return self._timing.position(self._counters()[1])
 
     @t_cur.setter
     def t_cur(self, position: int) -> None:
@@ -117,7 +118,7 @@ class Clocked(keras.optimizers.Optimizer):
                 `self.model.optimizer`.
         """
         step = self._timing.step_at(position)
-        updates, _ = self._known_counters()
+        updates, _ = self._counters()
         self._cycle_start.assign(updates - step)
 
     def _eta(self, step: Any) -> Any:
@@ -125,12 +126,9 @@ class Clocked(keras.optimizers.Optimizer):
 
     def _counters(self) -> tuple[Any, Any]:
         """k and s of the next update; both count weight updates, never micro-batches."""
-        updates = ops.convert_to_tensor(self.iterations)
-        return updates, updates - ops.convert_to_tensor(self._cycle_start)
-
-    def _known_counters(self) -> tuple[Any, Any]:
         try:
-            return self._counters()
+            updates = ops.convert_to_tensor(self.iterations)
+            return updates, updates - ops.convert_to_tensor(self._cycle_start)
         except (TypeError, AttributeError) as error:  # the variable holds no value
             raise RuntimeError(
                 "The optimizer's state is not here: inside an epoch, Keras' `fit` on JAX keeps it "
@@ -141,6 +139,7 @@ class Clocked(keras.optimizers.Optimizer):
 
 def as_number(value: Any) -> Any:
     """Return a scalar array, tensor or variable as a float; anything else as it is."""
-    if isinstance(value, keras.Variable | np.ndarray) or ops.is_tensor(value):
-        return float(ops.convert_to_numpy(ops.convert_to_tensor(value)))
-    return value
+    if isinstance(value, keras.Variable) or ops.is_tensor(value):
+        low = keras.backend.standardize_dtype(value.dtype) in ("bfloat16", "float16")
+        value = ops.convert_to_numpy(ops.convert_to_tensor(value, "float32" if low else None))
+    return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value

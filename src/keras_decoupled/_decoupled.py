@@ -419,7 +419,7 @@ class Decoupled(Clocked):
         if resolved is not None:
             exclusions = resolved["exclusions"]
             optimizer._rules.exclusions = Exclusions(
-                exclusions["var_list"], exclusions["var_names"]
+                patterns=exclusions["var_names"], paths=exclusions["var_list"]
             )
             optimizer._rules.saved = Table.from_config(resolved["table"], read)
             optimizer._rules.waiting = Table.from_config(resolved["waiting"], read)

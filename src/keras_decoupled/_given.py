@@ -22,9 +22,15 @@ from ._table import Decay, Pair, Row, Table, decay_config, half_life, path_of
 class Exclusions:
     """What `exclude_from_weight_decay` was last told: variables, and patterns of their paths."""
 
-    def __init__(self, variables: Iterable[Any] = (), patterns: Iterable[str] = ()) -> None:
-        self.variables = list(variables)  # variables; strings where they come from a config
+    def __init__(
+        self,
+        variables: Iterable[Any] = (),
+        patterns: Iterable[str] = (),
+        paths: Iterable[str] = (),
+    ) -> None:
+        self.variables = list(variables)
         self.patterns = list(patterns)
+        self.paths = list(paths)  # of variables, from a config
         for pattern in self.patterns:
             if not isinstance(pattern, str):
                 raise TypeError(
@@ -39,7 +45,7 @@ class Exclusions:
                     f"Received: {pattern!r} ({error}). Escape what is meant literally: re.escape()."
                 ) from error
         for variable in self.variables:
-            if not (isinstance(variable, str) or hasattr(variable, "assign")):
+            if not hasattr(variable, "assign"):
                 raise TypeError(
                     "`var_list` must be a list of variables. "
                     f"Received: {variable!r}. Patterns of paths go into `var_names`."
@@ -47,15 +53,16 @@ class Exclusions:
 
     def hits(self, name: str, key: Any, key_of: Callable[[Any], Any]) -> bool:
         """Tell whether the variable of that name and key is excluded."""
-        return any(re.search(pattern, name) for pattern in self.patterns) or any(
-            entry == name if isinstance(entry, str) else key_of(entry) == key
-            for entry in self.variables
+        return (
+            name in self.paths
+            or any(re.search(pattern, name) for pattern in self.patterns)
+            or any(key_of(variable) == key for variable in self.variables)
         )
 
     def check(self, names: Sequence[str]) -> None:
         """Refuse a path from a config that several variables have: it meant one of them."""
-        for entry in self.variables:
-            if isinstance(entry, str) and f"{entry}#2" in names:
+        for entry in self.paths:
+            if f"{entry}#2" in names:
                 raise ValueError(
                     "A variable in `exclude_from_weight_decay(var_list=...)` was saved by its "
                     f"path before the optimizer was built, and several have it. Received: {entry}. "
@@ -64,8 +71,8 @@ class Exclusions:
 
     def get_config(self) -> dict[str, list[str]]:
         """Return the exclusions as JSON; variables by their paths."""
-        names = [v if isinstance(v, str) else path_of(v) for v in self.variables]
-        return {"var_list": names, "var_names": self.patterns}
+        paths = [*self.paths, *map(path_of, self.variables)]
+        return {"var_list": paths, "var_names": self.patterns}
 
 
 class Rules:
@@ -106,7 +113,6 @@ class Rules:
         """
         names = _rules.labels([path_of(v) for v in variables])
         shapes = [tuple(v.shape) for v in variables]
-        self.exclusions.check(names)
         keys = [key_of(v) for v in variables]
         rows: list[Row | None] = [
             dataclasses.replace(known[key], path=name) if key in known else None
@@ -116,6 +122,8 @@ class Rules:
         for source in (self.saved, self.waiting):
             _take_over(source, rows, new, by_order=source is self.saved)
         rest = [i for i, row in enumerate(rows) if row is None]
+        if rest:
+            self.exclusions.check(names)
         strict = strict and len(rest) == len(rows)
         for i, row in zip(rest, self._resolve_rest(rest, names, strict), strict=True):
             rows[i] = self._finish(row, variables[i], shapes[i], keys[i], key_of)
@@ -128,21 +136,20 @@ class Rules:
         the √(1/T) of the first cycle.
         """
         _regularizers.get_weight_decays(model)  # checks the model, warns of other regularizers
-        names = _rules.labels([v.path for v in model.trainable_variables])
-        others = _rules.labels([v.path for v in model.non_trainable_variables])
+        variables = (*model.trainable_variables, *model.non_trainable_variables)
+        names = _rules.labels([v.path for v in variables])
         decays, _ = (
-            _rules.resolve(rules, names, argument=argument, others=others)
-            for argument, rules in self._keyed()
+            _rules.resolve(rules, names, argument=argument) for argument, rules in self._keyed()
         )
-        self.trainable = len(names)
-        self.model_variables = (*model.trainable_variables, *model.non_trainable_variables)
+        self.trainable = len(model.trainable_variables)
+        self.model_variables = variables
         self.taken = take
         self.extracted = [
             (variable, pair)
-            for variable in self.model_variables
+            for variable in variables
             if any(pair := _regularizers.read_penalty(variable) or (0.0, 0.0))
         ]
-        named = {id(v) for v, d in zip(model.trainable_variables, decays, strict=True) if d}
+        named = {id(v) for v, d in zip(variables, decays, strict=True) if d}
         self._warn_of_strong([e for e in self.extracted if id(e[0]) not in named], shrink)
 
     def _warn_of_strong(self, extracted: Sequence[tuple[Any, Pair]], shrink: float) -> None:
@@ -150,7 +157,11 @@ class Rules:
         if max(l1, l2) * shrink <= 1e-3:
             return
         if l2 >= l1:
-            meaning = f"the weight halves every {half_life(l2 * shrink):.3g} updates"
+            meaning = (
+                f"the weight halves every {half_life(l2 * shrink):.0f} updates"
+                if half_life(l2 * shrink) > 2
+                else "most of the weight is gone at once"
+            )
         else:
             meaning = f"the weight moves {l1 * shrink:g} towards 0 at every update"
         warnings.warn(
@@ -274,7 +285,8 @@ def _decay(name: str, value: Any) -> Decay:
         name,
         value,
         minimum=0.0,
-        cure="It is the fraction of the weight removed per update at η = 1.",
+        cure="It is the fraction of the weight removed per update at η = 1: a number or a "
+        "`LearningRateSchedule`. Decays per variable go into `weight_decays`.",
     )
 
 
@@ -282,9 +294,13 @@ def _l2_or_pair(name: str, value: Any) -> Decay | Pair:
     if not isinstance(value, tuple | list):
         return _decay(name, value)
     if len(value) != 2:
-        raise ValueError(f"{name} must be a number l2 or a pair (l1, l2). Received: {value!r}.")
+        raise ValueError(
+            f"`{name}` must be a number l2 or a pair (l1, l2). Received: {value!r}. Write (l1, 0) for l1."
+        )
     l1, l2 = value
-    return float(_checks.real(name, l1, minimum=0.0, cure="It is the pair's l1.")), _decay(name, l2)
+    return float(
+        _checks.real(name, l1, minimum=0.0, cure="It is the pair's l1, a number.")
+    ), _decay(name, l2)
 
 
 def _mapping(name: str, value: Any, check: Callable[[str, Any], Any]) -> dict[str, Any]:
