@@ -51,7 +51,9 @@ def test_between_updates_nothing_moves(name, runner):
         for micro in range(3):
             assert int(numpy(optimizer.iterations)) == k
             assert int(numpy(optimizer.t_cur)) == k
-            for a, b in zip(before[0] + before[1], slots(optimizer) + values(variables), strict=True):
+            for a, b in zip(
+                before[0] + before[1], slots(optimizer) + values(variables), strict=True
+            ):
                 assert np.array_equal(a, b)
             step([np.array([0.5, 1.0 + micro], "float32")])
     assert int(numpy(optimizer.iterations)) == 2

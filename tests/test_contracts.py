@@ -148,9 +148,7 @@ if BACKEND != "torch":  # where Keras wants 1
         for steps in (1, 4):
             model = linear()
             optimizer = make("adamw", total_iterations=5, use_cosine_annealing=True)
-            model.compile(
-                optimizer, loss="mse", jit_compile=jit_compile, steps_per_execution=steps
-            )
+            model.compile(optimizer, loss="mse", jit_compile=jit_compile, steps_per_execution=steps)
             model.fit(X, Y, batch_size=2, epochs=2, shuffle=False, verbose=0)
             assert int(numpy(optimizer.iterations)) == 16
             assert int(numpy(optimizer.t_cur)) == 16 % 5

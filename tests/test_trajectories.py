@@ -189,7 +189,7 @@ DECAY_ONLY = {
 def test_zero_gradient(name, schedule):
     learning_rate, at = DECAY_ONLY[schedule]
     values, ends = initial_values(), []
-    for alpha in (1e-4, 0.3, 7.0):
+    for alpha in (1e-4, 7.0):
         case = Case(
             lambda alpha=alpha: {"learning_rate": learning_rate(alpha), "weight_decay": 0.02}
         )
@@ -207,9 +207,8 @@ def test_zero_gradient(name, schedule):
                     numpy(variable), value * left, rtol=(3 * k + 6) * 2.0**-24
                 )
         ends.append([numpy(v) for v in variables])
-    for end in ends[1:]:
-        for a, b in zip(ends[0], end, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-6)
+    for a, b in zip(*ends, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 # --- random hyperparameters, and learning rates and restarts at random moments ---

@@ -107,7 +107,7 @@ class Decoupled(Clocked):
             eta_max=eta_max,
             t_cur=t_cur,
         )
-        rules = Rules(weight_decay, weight_decays, lr_multipliers)
+        rules = Rules(weight_decay, weight_decays, lr_multipliers, self._var_key)
         if model is not None:
             rules.extract(model, zero_penalties, timing.first_normalization())
         # Keras' own weight decay is multiplied by the learning rate: it must not see ours.
@@ -152,7 +152,7 @@ class Decoupled(Clocked):
         if self.built and keys == self._slots.keys:
             return
         known = dict(zip(self._slots.keys, self._table.rows, strict=True))
-        table = self._rules.resolve(variables, self._var_key, known)
+        table, left = self._rules.resolve(variables, known)
         if isinstance(self._timing.rate, CallableRate):
             self._timing.rate.fix_base()
         self._warn_of_no_decay(table)
@@ -161,7 +161,9 @@ class Decoupled(Clocked):
         self._trainable_variables_indices: dict[Any, int] = {}
         super().build(variables)
         self._table = table
-        self._slots.begin(keys, [row.path for row in table.rows])
+        if variables:  # each saved row is given once; what is left waits for its variable
+            self._rules.saved, self._rules.waiting = Table(), left
+        self._slots.begin(keys, variables)
         dtypes = [keras.backend.standardize_dtype(v.dtype) for v in variables]
         if "float64" in dtypes:
             self._scalar_dtype = "float64"
@@ -169,7 +171,8 @@ class Decoupled(Clocked):
         for variable, dtype, row in zip(variables, dtypes, table.rows, strict=True):
             if dtype in _LOW_PRECISION:
                 self.add_variable_from_reference(variable, name=_state.MASTER)
-            if row.taken:  # a layer that hard-codes its regularizer brings it back on load
+            # A layer that hard-codes its regularizer brings it back on load.
+            if row.taken and _regularizers.read_penalty(variable) == row.taken:
                 _regularizers.take_penalty(variable)
         self._slots.finish(self.slot_names)
         if self.init_verbose:
@@ -237,14 +240,27 @@ class Decoupled(Clocked):
         self, optimizer_variables: Any, grads: Any, trainable_variables: Any
     ) -> tuple[list[Any], list[Any]]:
         """Return the updated variables and optimizer variables, as in Keras."""
-        if self.built and len(trainable_variables) != len(self._trainable_variables):
-            raise ValueError(
-                f"The optimizer was built on {len(self._trainable_variables)} variables. Received: "
-                f"{len(trainable_variables)} trainable variables. If layers were frozen or "
-                "unfrozen, call `optimizer.build(model.trainable_variables)` after "
-                "`model.compile`: variables that it knows keep their state."
-            )
+        if self.built:
+            self._check_same_variables(trainable_variables)
         return super().stateless_apply(optimizer_variables, grads, trainable_variables)
+
+    def _check_same_variables(self, values: Sequence[Any]) -> None:
+        """Refuse values of other variables: here they come without their names."""
+        built = self._trainable_variables
+        same = len(values) == len(built) and all(
+            tuple(value.shape) == tuple(variable.shape)
+            for value, variable in zip(values, built, strict=True)
+        )
+        frozen = [v for v, trained in zip(built, self._slots.trainable, strict=True) if trained]
+        frozen = [v for v in frozen if not v.trainable]
+        if not same or frozen:
+            raise ValueError(
+                f"The optimizer was built on other variables. Received: {len(values)} trainable "
+                f"variables for {len(built)} built on, of which {len(frozen)} are frozen by now. If layers were "
+                "frozen or unfrozen, call `optimizer.build(model.trainable_variables)` after "
+                "`model.compile`: variables that it knows keep their state. If the model comes "
+                "from an .h5 file, save it as .keras: Keras builds the optimizer on nothing there."
+            )
 
     def _build_on_new(self, variables: list[Any]) -> None:
         """Build again where unknown variables came in; those that are known stay."""
@@ -375,15 +391,22 @@ class Decoupled(Clocked):
     def get_config(self) -> dict[str, Any]:
         """Return the config as JSON: the arguments as given, and what they were resolved to."""
         rate = self._timing.rate
+        self._counters()  # inside an epoch on JAX: says that the state is elsewhere
+        factor = as_number(self._factor)
         if isinstance(rate, CallableRate):
             learning_rate = keras.saving.serialize_keras_object(rate.function)
         elif isinstance(rate, ScheduleRate) and not self._timing.use_cosine_annealing:
             learning_rate = keras.optimizers.schedules.serialize(rate.schedule)
         else:
-            learning_rate = as_number(self._factor) * rate.base
-        table = self._table if self.built else self._rules.preview(self._var_key)
-        keys = self._slots.keys if self.built else self._rules.trainable_keys(self._var_key)
-        waiting = self._rules.waiting_for(keys, self._var_key)
+            # The rate now, as in Keras; to the digit as given where nothing moved it.
+            given = self._timing.factor
+            moved = abs(factor - given) > 1e-7 * given
+            learning_rate = (factor if moved else given) * rate.base
+        if self.built:
+            table, waiting = self._table, self._rules.waiting
+        else:
+            table, waiting = self._rules.preview()
+        frozen = self._rules.frozen(self._slots.keys if self.built else None)
         return {
             **super().get_config(),
             **self._rules.get_config(),
@@ -394,7 +417,8 @@ class Decoupled(Clocked):
             "resolved": {
                 "exclusions": self._rules.exclusions.get_config(),
                 "table": table.get_config(),
-                "waiting": waiting.get_config(),
+                "waiting": waiting.get_config() + frozen.get_config(),
+                "learning_rate_factor": factor,
             },
         }
 
@@ -423,6 +447,8 @@ class Decoupled(Clocked):
             )
             optimizer._rules.saved = Table.from_config(resolved["table"], read)
             optimizer._rules.waiting = Table.from_config(resolved["waiting"], read)
+            optimizer._rules.from_file = True
+            optimizer._factor.assign(resolved["learning_rate_factor"])
         return optimizer
 
     def save_own_variables(self, store: Any) -> None:

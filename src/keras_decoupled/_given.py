@@ -78,7 +78,13 @@ class Exclusions:
 class Rules:
     """The arguments that say what each variable gets, as given and checked."""
 
-    def __init__(self, weight_decay: Any, weight_decays: Any, lr_multipliers: Any) -> None:
+    def __init__(
+        self,
+        weight_decay: Any,
+        weight_decays: Any,
+        lr_multipliers: Any,
+        key_of: Callable[[Any], Any],
+    ) -> None:
         self.weight_decay = None if weight_decay is None else _decay("weight_decay", weight_decay)
         self.weight_decays = _mapping("weight_decays", weight_decays, _l2_or_pair)
         self.lr_multipliers = _mapping(
@@ -89,45 +95,17 @@ class Rules:
             ),
         )
         self.exclusions = Exclusions()
+        self._key_of = key_of  # Keras' identity of a variable
         # From a model: its variables (trainable ones first), and their regularizers' decays.
-        self.model_variables: tuple[Any, ...] = ()
-        self.trainable = 0
-        self.extracted: list[tuple[Any, Pair]] = []
-        self.taken = False
-        # From a file: the table of the optimizer that was saved, and rows of frozen variables.
+        self._model: tuple[Any, ...] = ()
+        self._trainable = 0
+        self._extracted: dict[Any, Pair] = {}
+        self._taken = False
+        # From a file: the table of the optimizer that was saved, and loose rows (of frozen
+        # variables, say) that wait for a build on theirs.
         self.saved = Table()
         self.waiting = Table()
-
-    def resolve(
-        self,
-        variables: Sequence[Any],
-        key_of: Callable[[Any], Any],
-        known: Mapping[Any, Row],
-        strict: bool = True,
-    ) -> Table:
-        """Return the table for these variables.
-
-        Keys are resolved once: a variable that was built on before keeps its row, one that a
-        saved table has a row for takes that, and the rules are read for the rest. If that is all
-        of them, a key that hits nothing is an error.
-        """
-        names = _rules.labels([path_of(v) for v in variables])
-        shapes = [tuple(v.shape) for v in variables]
-        keys = [key_of(v) for v in variables]
-        rows: list[Row | None] = [
-            dataclasses.replace(known[key], path=name) if key in known else None
-            for key, name in zip(keys, names, strict=True)
-        ]
-        new = list(zip(names, shapes, strict=True))
-        for source in (self.saved, self.waiting):
-            _take_over(source, rows, new, by_order=source is self.saved)
-        rest = [i for i, row in enumerate(rows) if row is None]
-        if rest:
-            self.exclusions.check(names)
-        strict = strict and len(rest) == len(rows)
-        for i, row in zip(rest, self._resolve_rest(rest, names, strict), strict=True):
-            rows[i] = self._finish(row, variables[i], shapes[i], keys[i], key_of)
-        return Table(tuple(row for row in rows if row is not None))
+        self.from_file = False
 
     def extract(self, model: keras.Model, take: bool, shrink: float) -> None:
         """Read a model's regularizers and check every key against its variables.
@@ -141,19 +119,26 @@ class Rules:
         decays, _ = (
             _rules.resolve(rules, names, argument=argument) for argument, rules in self._keyed()
         )
-        self.trainable = len(model.trainable_variables)
-        self.model_variables = variables
-        self.taken = take
-        self.extracted = [
-            (variable, pair)
-            for variable in variables
-            if any(pair := _regularizers.read_penalty(variable) or (0.0, 0.0))
-        ]
-        named = {id(v) for v, d in zip(variables, decays, strict=True) if d}
-        self._warn_of_strong([e for e in self.extracted if id(e[0]) not in named], shrink)
+        penalties = [_regularizers.read_penalty(v) or (0.0, 0.0) for v in variables]
+        self._trainable = len(model.trainable_variables)
+        self._model = variables
+        self._taken = take
+        self._extracted = {
+            self._key_of(v): pair for v, pair in zip(variables, penalties, strict=True) if any(pair)
+        }
+        self._warn_of_strong(
+            [
+                (name, pair)
+                for name, pair, decay in zip(names, penalties, decays, strict=True)
+                if decay is None
+            ],
+            shrink,
+        )
 
-    def _warn_of_strong(self, extracted: Sequence[tuple[Any, Pair]], shrink: float) -> None:
-        variable, (l1, l2) = max(extracted, key=lambda e: max(e[1]), default=(None, (0.0, 0.0)))
+    def _warn_of_strong(
+        self, extracted: Sequence[tuple[str, tuple[float, float]]], shrink: float
+    ) -> None:
+        name, (l1, l2) = max(extracted, key=lambda e: max(e[1]), default=("", (0.0, 0.0)))
         if max(l1, l2) * shrink <= 1e-3:
             return
         if l2 >= l1:
@@ -165,7 +150,7 @@ class Rules:
         else:
             meaning = f"the weight moves {l1 * shrink:g} towards 0 at every update"
         warnings.warn(
-            f"The regularizer of {path_of(variable)} becomes a weight decay of "
+            f"The regularizer of {name} becomes a weight decay of "
             f"{max(l1, l2) * shrink:g} per update (at η = 1): {meaning} when no gradient acts. A "
             "penalty's factor is multiplied by the learning rate, a decoupled decay is not. If "
             "that is not meant, name the variable in `weight_decays` (learning rate × factor is "
@@ -174,74 +159,119 @@ class Rules:
             stacklevel=5,
         )
 
+    def resolve(
+        self, variables: Sequence[Any], known: Mapping[Any, Row], strict: bool = True
+    ) -> tuple[Table, Table]:
+        """Return the table for these variables, and the saved rows that none of them took.
+
+        Keys are resolved once: a variable that was built on before keeps its row, one that a
+        saved table has a row for takes that, and the rules are read for the rest. If that is all
+        of them, a key that hits nothing is an error.
+        """
+        names = _rules.labels([path_of(v) for v in variables])
+        keys = [self._key_of(v) for v in variables]
+        rows: list[Row | None] = [
+            dataclasses.replace(known[key], path=name) if key in known else None
+            for key, name in zip(keys, names, strict=True)
+        ]
+        new = [(name, tuple(v.shape)) for name, v in zip(names, variables, strict=True)]
+        # A whole saved table may be lined up by order, loose rows only by their names.
+        left = [
+            *_take_over(self.saved, rows, new, by_order=True),
+            *_take_over(self.waiting, rows, new, by_order=False),
+        ]
+        rest = [i for i, row in enumerate(rows) if row is None]
+        if rest:
+            self._check_origin(keys)
+            self.exclusions.check(names)
+            found = self._read_rules(
+                [names[i] for i in rest], names, strict and len(rest) == len(rows)
+            )
+            for i, pair, multiplier in zip(rest, *found, strict=True):
+                rows[i] = self._row(variables[i], names[i], pair, multiplier)
+        return Table(tuple(row for row in rows if row is not None)), Table(tuple(left))
+
+    def preview(self) -> tuple[Table, Table]:
+        """Return what `resolve` would for an optimizer that is not built: its model's table."""
+        if not self._model:
+            return self.saved, self.waiting
+        return self.resolve(self._model[: self._trainable], {})
+
+    def frozen(self, built: Iterable[Any] | None) -> Table:
+        """Return rows for the model's variables that are not among the built ones (by key).
+
+        Only where a rule or a regularizer says something of them: a later build needs that, also
+        after a load, when paths have changed.
+        """
+        keys = {self._key_of(v) for v in self._model[: self._trainable]} if built is None else built
+        left = [v for v in self._model if self._key_of(v) not in set(keys)]
+        table, _ = self.resolve(left, {}, strict=False)
+        nothing = Row("", (), l2=0.0 if self.weight_decay is None else self.weight_decay)
+        return Table(
+            tuple(r for r in table.rows if dataclasses.replace(r, path="", shape=()) != nothing)
+        )
+
     def _keyed(self) -> list[tuple[str, dict[str, Any]]]:
         pairs = {k: v if isinstance(v, tuple) else (0.0, v) for k, v in self.weight_decays.items()}
         return [("weight_decays", pairs), ("lr_multipliers", self.lr_multipliers)]
 
-    def _resolve_rest(
-        self, rest: Sequence[int], names: Sequence[str], strict: bool
-    ) -> list[tuple[str, Pair | None, float | None]]:
-        targets = [names[i] for i in rest]
-        elsewhere = _rules.labels([path_of(v) for v in self.model_variables])
+    def _check_origin(self, keys: Sequence[Any]) -> None:
+        """Refuse to drop what was extracted: its model's penalties may be gone by now."""
+        if self._extracted and not {self._key_of(v) for v in self._model} & set(keys):
+            raise ValueError(
+                "The optimizer took its decays from `model`, and is built on variables of which "
+                f"none is that model's. Received: {len(keys)} variables. Make it with the model "
+                "that it trains."
+            )
+
+    def _read_rules(
+        self, targets: Sequence[str], names: Sequence[str], strict: bool
+    ) -> tuple[list[Pair | None], list[float | None]]:
+        elsewhere = _rules.labels([path_of(v) for v in self._model])
         others = sorted({*names, *elsewhere} - set(targets))
         decays, multipliers = (
-            _rules.resolve(rules, targets, argument=argument, others=others, strict=strict)
-            if targets
-            else []
-            for argument, rules in self._keyed()
+            _rules.resolve(
+                self._as_loaded(rules, targets),
+                targets,
+                argument=name,
+                others=others,
+                strict=strict,
+            )
+            for name, rules in self._keyed()
         )
-        return list(zip(targets, decays, multipliers, strict=True))
+        return decays, multipliers
 
-    def _finish(
-        self,
-        found: tuple[str, Pair | None, float | None],
-        variable: Any,
-        shape: tuple[int, ...],
-        key: Any,
-        key_of: Callable[[Any], Any],
-    ) -> Row:
-        name, pair, multiplier = found
-        extracted = self._extracted_for(name, key, key_of)
+    def _as_loaded(self, rules: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        """Return the rules with whole paths as they are after a load, without leading components.
+
+        Only a file of an optimizer that was never built has its rules and no table.
+        """
+        if not self.from_file:
+            return rules
+
+        def shortened(key: Any) -> Any:
+            tails = [key.split("/", i)[-1] for i in range(1, key.count("/") + 1)]
+            return next((tail for tail in (key, *tails) if tail in names), key)
+
+        return {shortened(key): value for key, value in rules.items()}
+
+    def _row(self, variable: Any, name: str, pair: Pair | None, multiplier: float | None) -> Row:
+        key = self._key_of(variable)
+        extracted = self._extracted.get(key)
         # Keras itself overwrites such a variable with its "gradient" (float8 scales, say).
         overwritten = getattr(variable, "overwrite_with_gradient", False)
-        if overwritten or self.exclusions.hits(name, key, key_of):
+        if overwritten or self.exclusions.hits(name, key, self._key_of):
             pair = (0.0, 0.0)
         elif pair is None:
             pair = extracted or (0.0, 0.0 if self.weight_decay is None else self.weight_decay)
         return Row(
             path=name,
-            shape=shape,
+            shape=tuple(variable.shape),
             l1=pair[0],
             l2=pair[1],
             multiplier=1.0 if multiplier is None else multiplier,
-            taken=self.taken and extracted is not None,
+            taken=extracted if self._taken else None,
         )
-
-    def _extracted_for(self, name: str, key: Any, key_of: Callable[[Any], Any]) -> Pair | None:
-        return next((pair for source, pair in self.extracted if key_of(source) == key), None)
-
-    def trainable_keys(self, key_of: Callable[[Any], Any]) -> list[Any]:
-        """Return the keys of the variables that `preview` has rows for."""
-        return [key_of(v) for v in self.model_variables[: self.trainable]]
-
-    def preview(self, key_of: Callable[[Any], Any]) -> Table:
-        """Return the table of an optimizer that is not built: its model's, or the file's."""
-        if not self.model_variables:
-            return self.saved
-        return self.resolve(self.model_variables[: self.trainable], key_of, {})
-
-    def waiting_for(self, keys: Iterable[Any], key_of: Callable[[Any], Any]) -> Table:
-        """Return rows for variables of the model beside those with these keys: frozen ones.
-
-        Only where a rule or a regularizer says something of them; a later build may need that,
-        also after a load, when paths have changed.
-        """
-        keys = set(keys)
-        left = [v for v in self.model_variables if key_of(v) not in keys]
-        table = self.resolve(left, key_of, {}, strict=False) if left else Table()
-        nothing = Row("", ()) if self.weight_decay is None else Row("", (), l2=self.weight_decay)
-        rows = (row for row in table.rows if dataclasses.replace(row, path="", shape=()) != nothing)
-        return Table((*self.waiting.rows, *rows))
 
     def get_config(self) -> dict[str, Any]:
         """Return the rules as given, as JSON."""
@@ -262,20 +292,18 @@ def _take_over(
     rows: list[Row | None],
     new: Sequence[tuple[str, tuple[int, ...]]],
     by_order: bool,
-) -> None:
-    """Fill the rows that are still open with those that the source has for their variables."""
-    # A whole saved table is compared with the whole list; loose rows with what is open.
-    places = [i for i, row in enumerate(rows) if by_order or row is None]
-    if not source.rows or not places:
-        return
+) -> list[Row]:
+    """Fill the open rows with those that the source has for their variables; return the others."""
+    places = [i for i, row in enumerate(rows) if row is None]
     saved = [(row.path, row.shape) for row in source.rows]
     found = align(
         saved, [new[i] for i in places], what="the saved weight decay table", by_order=by_order
     )
     for i, j in zip(places, found, strict=True):
-        if rows[i] is None and j is not None:
+        if j is not None:
             path, shape = new[i]
             rows[i] = dataclasses.replace(source.rows[j], path=path, shape=shape)
+    return [row for j, row in enumerate(source.rows) if j not in found]
 
 
 def _decay(name: str, value: Any) -> Decay:
@@ -311,4 +339,10 @@ def _mapping(name: str, value: Any, check: Callable[[str, Any], Any]) -> dict[st
             f"`{name}` must be a dict from keys (parts of a variable's path) to numbers. "
             f"Received: {name}={value!r} of type {type(value).__name__}."
         )
+    for key in value:
+        if not isinstance(key, str):
+            raise TypeError(
+                f"Each key of `{name}` must be a string, a variable's path or a part of it. "
+                f"Received: {key!r}. Take `variable.path`."
+            )
     return {key: check(f"{name}[{key!r}]", entry) for key, entry in value.items()}

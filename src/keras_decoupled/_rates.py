@@ -9,7 +9,7 @@ would give 1.00000005 where 1 is meant.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -19,7 +19,7 @@ from . import _checks
 from ._schedules import CosineWarmRestarts
 
 # A schedule that nowhere says what its peak is gets asked at these steps.
-_PROBES = tuple(10**j for j in range(10))
+_PROBES = (0, *(10**j for j in range(10)))
 
 
 class Rate(LearningRateSchedule):
@@ -57,19 +57,32 @@ class CallableRate(Rate):
     def __init__(self, function: Callable[[], Any], base: float | None) -> None:
         self.function = function
         self._base = base
+        # TensorFlow builds inside a traced step, where a tensor has no value to be read: then
+        # it is the value here.
+        self._first: float | None = self._ask()
 
     @property
     def base(self) -> float:  # type: ignore[override]
         """α; before build, what the callable says now."""
-        return self._asked() if self._base is None else self._base
+        if self._base is not None:
+            return self._base
+        now = self._ask()
+        value = self._first if now is None else now
+        return _reference(math.nan if value is None else value, "the callable's value at build")
 
     def fix_base(self) -> None:
         """Take the callable's value now, at build, as α."""
         self._base = self.base
 
-    def _asked(self) -> float:
-        value = float(keras.ops.convert_to_numpy(self.function()))
-        return _reference(value, "the callable's value at build")
+    def _ask(self) -> float | None:
+        try:
+            value = self.function()
+            if keras.ops.is_tensor(value) or isinstance(value, keras.Variable):
+                value = keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(value, "float32"))
+            return float(value)
+        except Exception:
+            # No eager value here, or the callable is not ready to be asked.
+            return None
 
     @property
     def known_base(self) -> float | None:
@@ -95,9 +108,8 @@ class ScheduleRate(Rate):
     @property
     def peak(self) -> float:
         """What the schedule says of itself, else the highest of some values."""
-        return _own_reference(self.schedule) or max(
-            _value_at(self.schedule, step) for step in (0, *_PROBES)
-        )
+        own = _own_reference(self.schedule)
+        return own or max(value for _, value in _probe(self.schedule))
 
     def __call__(self, step: Any) -> Any:
         """Return schedule(s)."""
@@ -141,6 +153,11 @@ def make_rate(learning_rate: Any, base_learning_rate: Any) -> tuple[Rate, float]
         return CosineRate(learning_rate, base), 1.0
     if isinstance(learning_rate, LearningRateSchedule):
         return ScheduleRate(learning_rate, base), 1.0
+    if isinstance(learning_rate, type):
+        raise TypeError(
+            "`learning_rate` must be a number, a `LearningRateSchedule` or a callable. Received: "
+            f"the class {learning_rate.__name__}. Make an instance: {learning_rate.__name__}(...)."
+        )
     if callable(learning_rate):
         return CallableRate(learning_rate, base), 1.0
     rate = _checks.real(
@@ -165,13 +182,17 @@ def _reference(value: float, source: str) -> float:
 
 def _schedule_reference(schedule: LearningRateSchedule) -> float:
     """α of a schedule: the end of its warm-up, else its initial rate, else its value at step 0."""
+    if getattr(schedule, "warmup_target", None) is not None:
+        return _reference(float(schedule.warmup_target), "the schedule's `warmup_target`")
     own = _own_reference(schedule)
-    if own is not None:
-        return _reference(own, "the schedule's `warmup_target`, or else `initial_learning_rate`")
-    start = _reference(_value_at(schedule, 0), "the schedule's value at step 0")
-    for step in _PROBES:
-        later = _value_at(schedule, step)
-        if later > 1.01 * start:
+    if own is None:
+        start = _reference(_value_at(schedule, 0), "the schedule's value at step 0")
+    else:
+        start = _reference(own, "the schedule's `initial_learning_rate`")
+    # An initial rate is the base, unless the schedule is a warm-up in the shape of a decay.
+    tolerated = 1.01 if own is None else 2.01
+    for step, later in _probe(schedule):
+        if later > tolerated * start:
             raise ValueError(
                 "`learning_rate` is a schedule that does not say what its base learning rate is, "
                 f"and it rises: {start:g} at step 0, {later:g} at step {step}; η would exceed 1. "
@@ -186,6 +207,14 @@ def _own_reference(schedule: LearningRateSchedule) -> float | None:
         if getattr(schedule, name, None) is not None:
             return float(getattr(schedule, name))
     return None
+
+
+def _probe(schedule: LearningRateSchedule) -> Iterator[tuple[int, float]]:
+    for step in _PROBES:
+        try:
+            yield step, _value_at(schedule, step)
+        except Exception:
+            return  # a table, say, that ends before this step
 
 
 def _value_at(schedule: LearningRateSchedule, step: int) -> float:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from ._align import align
+from ._rules import labels
+from ._table import path_of
 
 LAYOUT = "layout"  # a uint8 array with JSON; "a/b" would become a nested HDF5 group
 MASTER = "master"
@@ -24,13 +26,15 @@ class Slots:
     """The optimizer variables of each variable, by the variable's key and the slot's name.
 
     One plain object, so that Keras' tracking of lists and dicts does not copy what is in it.
+    Variables that left (frozen by now, say) keep their slots: they may come back.
     """
 
     def __init__(self) -> None:
-        self.keys: list[Any] = []
+        self.keys: list[Any] = []  # in the order of the build
+        self.trainable: list[bool] = []  # at the build
         self.rows: list[tuple[tuple[Any, ...], Any]] = []  # (slots, master or None) by index
         self._slots: dict[tuple[Any, str | None], Any] = {}
-        self._paths: dict[Any, str] = {}  # also of variables that left
+        self._owners: dict[Any, Any] = {}  # by key, which is an id: so hold on to the variable
 
     def get(self, key: Any, name: str | None) -> Any:
         """Return a slot that was made already, or None."""
@@ -40,10 +44,11 @@ class Slots:
         """Remember a slot."""
         self._slots[key, name] = slot
 
-    def begin(self, keys: Sequence[Any], paths: Sequence[str]) -> None:
+    def begin(self, keys: Sequence[Any], variables: Sequence[Any]) -> None:
         """Start a build on these variables."""
         self.keys = list(keys)
-        self._paths.update(zip(keys, paths, strict=True))
+        self.trainable = [bool(v.trainable) for v in variables]
+        self._owners.update(zip(keys, variables, strict=True))
 
     def finish(self, names: Sequence[str]) -> None:
         """End a build: line up each variable's slots."""
@@ -55,17 +60,32 @@ class Slots:
             for key in self.keys
         ]
 
-    def layout(self, variables: Sequence[Any]) -> list[list[Any]]:
-        """Return [name, path or None, shape] of each of the optimizer's variables."""
-        owners = {id(slot): (name, self._paths[key]) for (key, name), slot in self._slots.items()}
-        return [[*owners.get(id(v), (v.name, None)), list(v.shape)] for v in variables]
+    def layout(self, variables: Sequence[Any]) -> dict[str, Any]:
+        """Return what the optimizer's variables are.
+
+        `built` and `left` are [label, shape] of the model's variables, in the order of the last
+        build; `variables` is [name, label or None] of each optimizer variable.
+        """
+        keys = [*self.keys, *(key for key in self._owners if key not in set(self.keys))]
+        names = labels([path_of(self._owners[key]) for key in keys])
+        label_of = dict(zip(keys, names, strict=True))
+        entries = [
+            [name, list(self._owners[key].shape)] for key, name in zip(keys, names, strict=True)
+        ]
+        slots = {id(slot): [name, label_of[key]] for (key, name), slot in self._slots.items()}
+        return {
+            "version": 1,
+            "built": entries[: len(self.keys)],
+            "left": entries[len(self.keys) :],
+            "variables": [slots.get(id(v), [v.name, None]) for v in variables],
+        }
 
 
 def save(optimizer: Any, store: Any) -> None:
     """Write each variable under its position, and beside them what they are."""
     for i, variable in enumerate(optimizer.variables):
         store[str(i)] = variable.numpy()
-    layout = {"version": 1, "variables": optimizer._slots.layout(optimizer.variables)}
+    layout = optimizer._slots.layout(optimizer.variables)
     store[LAYOUT] = np.frombuffer(json.dumps(layout).encode(), dtype=np.uint8)
 
 
@@ -75,8 +95,8 @@ def load(optimizer: Any, store: Any) -> None:
     Slots go by the variable that they belong to: reordered layers find their moments, new
     variables start fresh. Nothing is assigned before all is checked.
     """
-    saved = json.loads(np.asarray(store[LAYOUT]).tobytes())["variables"]
-    if _owners(saved) and not optimizer.built:
+    saved = json.loads(np.asarray(store[LAYOUT]).tobytes())
+    if saved["built"] and not optimizer.built:
         warnings.warn(
             f"The state of optimizer '{optimizer.name}' was not loaded: it is not built, so it has "
             "no variables to load into. Call `optimizer.build(model.trainable_variables)` first.",
@@ -85,68 +105,72 @@ def load(optimizer: Any, store: Any) -> None:
         )
         return
     wanted = optimizer._slots.layout(optimizer.variables)
-    sources = _sources(saved, wanted)
-    for (name, path, shape), source in zip(wanted, sources, strict=True):
-        if source is not None and saved[source][2] != shape:
-            raise ValueError(
-                f"The saved {name} of {path} does not fit: the variable has shape {tuple(shape)}. "
-                f"Received: shape {tuple(saved[source][2])}, saved for {saved[source][1]}. Give "
-                "the variable's layer another name to start it fresh, or load the weights alone."
-            )
+    continued = _continued(saved, wanted)
+    places = {tuple(entry): i for i, entry in enumerate(saved["variables"])}
+    sources = [
+        places.get((name, None if label is None else continued.get(label)))
+        if label is None or label in continued
+        else None
+        for name, label in wanted["variables"]
+    ]
     for variable, source in zip(optimizer.variables, sources, strict=True):
         if source is not None:
             variable.assign(np.asarray(store[str(source)]))
-    _start_averages(optimizer, wanted, sources)
-    _report(saved, wanted, sources)
+    _start_averages(optimizer, wanted["variables"], sources)
+    if saved["built"]:  # a file of an optimizer that was not built yet has nothing to find
+        _report(saved["variables"], wanted["variables"], sources)
 
 
-def _sources(saved: list[list[Any]], wanted: list[list[Any]]) -> list[int | None]:
-    """Return, for each wanted entry, the position of the saved one that it continues."""
-    old, new = _owners(saved), _owners(wanted)
-    pairs = align(list(old.items()), list(new.items()), what="the saved optimizer state")
-    old_paths = list(old)
-    path_of = {
-        path: None if j is None else old_paths[j] for path, j in zip(new, pairs, strict=True)
-    }
-    places = {(name, path): i for i, (name, path, _) in enumerate(saved)}
-    return [
-        places.get((name, None)) if path is None else places.get((name, path_of[path]))
-        for name, path, _ in wanted
-    ]
+def _continued(saved: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str]:
+    """Return, by label, which saved variable each variable continues.
 
-
-def _owners(layout: list[list[Any]]) -> dict[str, tuple[int, ...]]:
-    return {path: tuple(shape) for _, path, shape in layout if path is not None}
+    Those built on are lined up with those built on; one that left, on either side, is known by
+    its label alone.
+    """
+    old, new = saved["built"], wanted["built"]
+    pairs = align(old, new, what="the saved optimizer state")
+    continued = {new[i][0]: old[j][0] for i, j in enumerate(pairs) if j is not None}
+    free = {label for label, _ in (*old, *saved["left"])} - set(continued.values())
+    for label, _ in (*new, *wanted["left"]):
+        if label in free and label not in continued:
+            continued[label] = label
+    shapes = dict(map(tuple, (*old, *saved["left"])))
+    for label, shape in (*new, *wanted["left"]):
+        source = continued.get(label)
+        if source is not None and shapes[source] != shape:
+            raise ValueError(
+                f"The saved optimizer state of {source} does not fit {label}, which has shape "
+                f"{tuple(shape)}. Received: shape {tuple(shapes[source])}. Give that layer another "
+                "name to start it fresh, or load the weights alone: load_model(compile=False)."
+            )
+    return continued
 
 
 def _start_averages(optimizer: Any, wanted: list[list[Any]], sources: list[int | None]) -> None:
     """Start the moving average of a new variable at the variable: its zeros are no average."""
-    values = dict(
-        zip(
-            (row.path for row in optimizer._table.rows), optimizer._trainable_variables, strict=True
-        )
-    )
-    for variable, (name, path, _), source in zip(optimizer.variables, wanted, sources, strict=True):
-        if name == AVERAGE and source is None and path in values:
-            variable.assign(values[path])
+    values = {
+        row.path: v
+        for row, v in zip(optimizer._table.rows, optimizer._trainable_variables, strict=True)
+    }
+    for variable, (name, label), source in zip(optimizer.variables, wanted, sources, strict=True):
+        if name == AVERAGE and source is None and label in values:
+            variable.assign(values[label])
 
 
 def _report(saved: list[list[Any]], wanted: list[list[Any]], sources: list[int | None]) -> None:
-    fresh = [entry for entry, source in zip(wanted, sources, strict=True) if source is None]
     used = set(sources)
+    fresh = [entry for entry, source in zip(wanted, sources, strict=True) if source is None]
     unused = [entry for i, entry in enumerate(saved) if i not in used]
-    # A file of an optimizer that was not built yet has nothing to find.
-    if (fresh and _owners(saved)) or unused:
-        matched = sum(source is not None for source in sources)
+    if fresh or unused:
         warnings.warn(
-            f"{matched} of {len(wanted)} optimizer variables were found in the file. "
-            f"Started fresh: {_names(fresh)}. In the file only: {_names(unused)}.",
+            f"{len(wanted) - len(fresh)} of {len(wanted)} optimizer variables were found in the "
+            f"file. Started fresh: {_names(fresh)}. In the file only: {_names(unused)}.",
             UserWarning,
             stacklevel=2,
         )
 
 
 def _names(entries: list[list[Any]]) -> str:
-    names = [name if path is None else f"{name} of {path}" for name, path, _ in entries]
+    names = [name if label is None else f"{name} of {label}" for name, label in entries]
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return (", ".join(names[:8]) or "none") + more

@@ -24,7 +24,7 @@ class Row:
     l1: float = 0.0
     l2: Decay = 0.0
     multiplier: float = 1.0
-    taken: bool = False  # its regularizer's penalty was taken out of the loss
+    taken: tuple[float, float] | None = None  # the penalty that was taken out of the loss
 
     @property
     def decays(self) -> bool:
@@ -60,7 +60,11 @@ class Table:
         """Return the rows as JSON."""
         return [
             dataclasses.asdict(dataclasses.replace(row, l2=0.0))
-            | {"shape": list(row.shape), "l2": decay_config(row.l2)}
+            | {
+                "shape": list(row.shape),
+                "l2": decay_config(row.l2),
+                "taken": row.taken and list(row.taken),
+            }
             for row in self.rows
         ]
 
@@ -69,7 +73,14 @@ class Table:
         """Read `get_config`'s list; `read` turns a saved decay into a number or a schedule."""
         return cls(
             tuple(
-                Row(**{**row, "shape": tuple(row["shape"]), "l2": read(row["l2"])})
+                Row(
+                    path=row["path"],
+                    shape=tuple(row["shape"]),
+                    l1=row["l1"],
+                    l2=read(row["l2"]),
+                    multiplier=row["multiplier"],
+                    taken=row["taken"] and tuple(row["taken"]),
+                )
                 for row in config
             )
         )
