@@ -377,13 +377,13 @@ REFUSED_AT_BUILD = [
 
 @pytest.mark.parametrize(("arguments", "error", "argument", "cure"), REFUSED_AT_BUILD)
 def test_a_build_is_refused(arguments, error, argument, cure):
+    optimizer = None
     with pytest.raises(error) as caught:  # noqa: PT012 - a bad key may be found earlier
         optimizer = AdamW(**arguments)
-        before = len(optimizer.variables)
         optimizer.build(variables(*PATHS))
     check(str(caught.value), argument, cure)
-    assert not optimizer.built
-    assert len(optimizer.variables) == before
+    assert optimizer is None or not optimizer.built
+    assert optimizer is None or len(optimizer.variables) == 3  # as before the build
 
 
 def test_a_failed_build_can_be_made_good():

@@ -204,10 +204,8 @@ class Decoupled(Clocked):
         """Add an optimizer variable, in float32 where the model's variable has less.
 
         A moment in bfloat16 stands still: adding a thousandth of a number does not change it.
-        The moving average is Keras' own and is assigned to the variable as it is.
         """
-        if not (name or "").endswith(_state.AVERAGE):
-            dtype = "float32" if dtype in _LOW_PRECISION else dtype
+        dtype = "float32" if dtype in _LOW_PRECISION else dtype
         return super().add_variable(shape, initializer, dtype, aggregation, layout, name)
 
     def _warn_of_no_decay(self, table: Table) -> None:
@@ -271,6 +269,36 @@ class Decoupled(Clocked):
             return
         kept = [v for v in self._trainable_variables if self._var_key(v) not in keys]
         self.build([*kept, *variables])
+
+    def _update_model_variables_moving_average(self, trainable_variables: Sequence[Any]) -> None:
+        """Average in float32 what has less, from its master copy.
+
+        Keras computes in the variable's precision, where a momentum of 0.999 is 1. Two hooks, as
+        on TensorFlow a float32 average cannot be assigned to such a variable as it is.
+        """
+        if not any(master is not None for _, master in self._slots.rows):
+            super()._update_model_variables_moving_average(trainable_variables)
+            return
+        momentum = self.ema_momentum * ops.cast(self.iterations != 0, self._scalar_dtype)
+        averages = self._model_variables_moving_average
+        for (_, master), variable, average in zip(
+            self._slots.rows, trainable_variables, averages, strict=True
+        ):
+            if average is not None:
+                theta = _read(variable, master)
+                kept = ops.cast(momentum, theta.dtype)
+                self.assign(average, kept * ops.convert_to_tensor(average) + (1 - kept) * theta)
+
+    def _overwrite_model_variables_with_average_value(
+        self, trainable_variables: Sequence[Any]
+    ) -> None:
+        if not any(master is not None for _, master in self._slots.rows):
+            super()._overwrite_model_variables_with_average_value(trainable_variables)
+            return
+        averages = self._model_variables_moving_average
+        for variable, average in zip(trainable_variables, averages, strict=True):
+            if average is not None:
+                self.assign(variable, ops.cast(average, variable.dtype))
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
         """Do nothing: Keras' own decay is α·λ, and comes from `self.weight_decay`."""
