@@ -45,7 +45,7 @@ class Clocked(keras.optimizers.Optimizer):
     def learning_rate(self) -> Any:
         """r·schedule(s): the rate that the next update uses, before layer multipliers."""
         step = self._counters()[1]
-        return ops.cast(self._factor, self._scalar_dtype) * self._timing.rate(step)
+        return self._times_factor(self._timing.rate(step))
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
@@ -122,7 +122,12 @@ class Clocked(keras.optimizers.Optimizer):
         self._cycle_start.assign(updates - step)
 
     def _eta(self, step: Any) -> Any:
-        return ops.cast(self._factor, self._scalar_dtype) * self._timing.rate.multiplier(step)
+        return self._times_factor(self._timing.rate.multiplier(step))
+
+    def _times_factor(self, number: Any) -> Any:
+        # A Python number stays one: α is exact to the digits of the type that r is cast to.
+        number = number if isinstance(number, float) else ops.cast(number, self._scalar_dtype)
+        return ops.cast(self._factor, self._scalar_dtype) * number
 
     def _counters(self) -> tuple[Any, Any]:
         """k and s of the next update; both count weight updates, never micro-batches."""

@@ -187,7 +187,9 @@ class Decoupled(Clocked):
         if slot is None:
             if self.built and name == _state.AVERAGE:
                 # Only at update 0 does Keras start an average at its variable.
-                initializer = lambda shape, dtype=None: ops.cast(reference_variable, dtype)  # noqa: E731
+                initializer = lambda shape, dtype=None: ops.copy(  # noqa: E731
+                    ops.cast(reference_variable, dtype)
+                )
             slot = super().add_variable_from_reference(reference_variable, name, initializer)
             self._slots.add(key, name, slot)
         return slot
@@ -226,7 +228,7 @@ class Decoupled(Clocked):
         """Update the variables with these gradients."""
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
-            self._build_on_new(trainable_variables)
+            self._build_on_new(trainable_variables, grads)
         variables = (
             self._trainable_variables if trainable_variables is None else trainable_variables
         )
@@ -260,13 +262,21 @@ class Decoupled(Clocked):
                 "from an .h5 file, save it as .keras: Keras builds the optimizer on nothing there."
             )
 
-    def _build_on_new(self, variables: list[Any]) -> None:
+    def _build_on_new(self, variables: list[Any], grads: Sequence[Any]) -> None:
         """Build again where unknown variables came in; those that are known stay."""
         if not self.built:
             return
         keys = {self._var_key(variable) for variable in variables}
         if keys <= self._trainable_variables_indices.keys():
             return
+        symbolic = any(g is not None and not hasattr(g, "numpy") for g in grads)
+        if self.use_ema and keras.backend.backend() == "tensorflow" and symbolic:
+            raise ValueError(
+                "With `use_ema`, variables that are new to the optimizer need an average that "
+                "starts at their value, which a traced TensorFlow step cannot read. Received: new "
+                "variables in a traced step. Call `optimizer.build(model.trainable_variables)` "
+                "after `model.compile`: variables that it knows keep their state."
+            )
         kept = [v for v in self._trainable_variables if self._var_key(v) not in keys]
         self.build([*kept, *variables])
 
@@ -292,13 +302,15 @@ class Decoupled(Clocked):
     def _overwrite_model_variables_with_average_value(
         self, trainable_variables: Sequence[Any]
     ) -> None:
-        if not any(master is not None for _, master in self._slots.rows):
-            super()._overwrite_model_variables_with_average_value(trainable_variables)
-            return
-        averages = self._model_variables_moving_average
-        for variable, average in zip(trainable_variables, averages, strict=True):
+        """Set each variable to its own average; Keras pairs them by position.
+
+        After layers were frozen, the model's list is not the optimizer's. A copy, as JAX could not
+        donate one buffer to two variables in the next step.
+        """
+        for variable in trainable_variables:
+            average = self._model_variables_moving_average[self._get_variable_index(variable)]
             if average is not None:
-                self.assign(variable, ops.cast(average, variable.dtype))
+                self.assign(variable, ops.cast(ops.copy(average), variable.dtype))
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
         """Do nothing: Keras' own decay is α·λ, and comes from `self.weight_decay`."""
@@ -319,7 +331,7 @@ class Decoupled(Clocked):
         table, dtype = self._table, self._scalar_dtype
         updates, position = self._counters()
         rate = ops.cast(learning_rate, dtype)
-        shrink = self._eta(position) * self._timing.normalization(position)
+        shrink = self._eta(position) * ops.cast(self._timing.normalization(position), dtype)
         return Step(
             rates=tuple(rate * m for m in table.multipliers),
             decays=tuple(

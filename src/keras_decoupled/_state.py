@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from keras import ops
 
 from ._align import align
 from ._rules import labels
@@ -154,7 +155,7 @@ def _start_averages(optimizer: Any, wanted: list[list[Any]], sources: list[int |
     }
     for variable, (name, label), source in zip(optimizer.variables, wanted, sources, strict=True):
         if name == AVERAGE and source is None and label in values:
-            variable.assign(values[label])
+            variable.assign(ops.copy(values[label]))  # on JAX, not the same buffer
 
 
 def _report(saved: list[list[Any]], wanted: list[list[Any]], sources: list[int | None]) -> None:

@@ -1,0 +1,209 @@
+"""State and rows go to the variables they belong to, through builds, saves and loads."""
+
+import contextlib
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_decoupled import SGDW, AdamW
+
+BACKEND = keras.backend.backend()
+
+
+def variable(path, value=1.0, shape=(2,)):
+    *scopes, name = path.split("/")
+    with contextlib.ExitStack() as stack:
+        for scope in scopes:
+            stack.enter_context(keras.name_scope(scope))
+        return keras.Variable(np.full(shape, value, "float32"), name=name)
+
+
+def body_and_head(n=3):
+    model = keras.Sequential([keras.Input((4,)), *(layers.Dense(4) for _ in range(n))], name="seq")
+    for layer in model.layers[:-1]:
+        layer.trainable = False
+    return model
+
+
+def unfreeze(model):
+    for layer in model.layers:
+        layer.trainable = True
+    model.compile(model.optimizer, loss="mse")
+    if BACKEND == "jax":
+        model.optimizer.build(model.trainable_variables)
+
+
+def train(model):
+    rng = np.random.default_rng(0)
+    model.train_on_batch(rng.random((8, 4), "float32"), rng.random((8, 4), "float32"))
+
+
+def slots(optimizer):
+    """{label of the variable: its momentum}"""
+    layout = optimizer._slots.layout(optimizer.variables)["variables"]
+    return {
+        label: keras.ops.convert_to_numpy(v.value)
+        for (name, label), v in zip(layout, optimizer.variables, strict=True)
+        if name == "momentum"
+    }
+
+
+def test_head_first_then_all_then_a_load(tmp_path):
+    """The head's slots were made first; its moments must not move to the first layer."""
+    model = body_and_head()
+    model.compile(AdamW(weight_decay=1e-3), loss="mse")
+    train(model)
+    unfreeze(model)
+    train(model)
+    wanted = slots(model.optimizer)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    found = slots(loaded.optimizer)
+    for label, momentum in wanted.items():
+        np.testing.assert_array_equal(found[label.removeprefix("seq/")], momentum, err_msg=label)
+    assert len({m.tobytes() for m in wanted.values()}) == 6
+
+
+def test_all_first_then_a_part_frozen_then_a_load(tmp_path):
+    """What left does not stand in the way of what is lined up by order."""
+    model = body_and_head()
+    for layer in model.layers:
+        layer.trainable = True
+    model.compile(AdamW(weight_decay=1e-3), loss="mse")
+    train(model)
+    model.layers[0].trainable = False
+    model.compile(model.optimizer, loss="mse")
+    model.optimizer.build(model.trainable_variables)
+    train(model)
+    store = {}
+    model.optimizer.save_own_variables(store)
+    config = model.optimizer.get_config()
+    ours = [variable(f"m/dense_{i}/{n}", shape=s) for i in (7, 8) for n, s in NAMES]
+    loaded = AdamW.from_config(config)
+    loaded.build(ours)
+    with pytest.warns(UserWarning, match="In the file only: momentum of seq/dense/kernel"):
+        loaded.load_own_variables(store)
+    wanted = slots(model.optimizer)
+    for new, old in (("m/dense_7/", "seq/dense_1/"), ("m/dense_8/", "seq/dense_2/")):
+        np.testing.assert_array_equal(slots(loaded)[new + "kernel"], wanted[old + "kernel"])
+
+
+NAMES = [("kernel", (4, 4)), ("bias", (4,))]
+
+
+def test_a_variable_that_left_keeps_its_moments_beside_a_twin():
+    first, second = variable("p"), variable("p")
+    optimizer = SGDW(1.0, momentum=0.9, weight_decay=0)
+    optimizer.build([first, second])
+    optimizer.apply([keras.ops.full((2,), x) for x in (0.1, 0.2)], [first, second])
+    optimizer.build([second])
+    assert slots(optimizer)["p"][0] == pytest.approx(-0.2)
+    optimizer.build([first])
+    assert slots(optimizer)["p"][0] == pytest.approx(-0.1)
+    store = {}
+    optimizer.save_own_variables(store)
+    loaded = SGDW(1.0, momentum=0.9, weight_decay=0)
+    loaded.build([variable("p")])
+    with pytest.warns(UserWarning, match="In the file only: momentum of p#2"):
+        loaded.load_own_variables(store)
+    assert slots(loaded)["p"][0] == pytest.approx(-0.1)
+
+
+def test_a_saved_row_is_given_once():
+    def config():
+        head = [variable("m/dense_4/kernel")]
+        optimizer = AdamW(weight_decay=1e-4, lr_multipliers={"dense_4": 10.0})
+        optimizer.build(head)
+        return optimizer.get_config()
+
+    optimizer = AdamW.from_config(config())
+    head, body = variable("m/dense_6/kernel"), variable("m/dense_5/kernel")
+    optimizer.build([head])
+    optimizer.build([body, head])
+    assert optimizer.lr_multipliers == {"m/dense_6/kernel": 10.0}
+
+
+def test_a_shape_that_does_not_fit_is_an_error_and_nothing_is_assigned():
+    saved, optimizer = SGDW(momentum=0.9, weight_decay=0), SGDW(momentum=0.9, weight_decay=0)
+    saved.build([variable("a"), variable("b")])
+    saved.apply([keras.ops.ones((2,))] * 2)
+    store = {}
+    saved.save_own_variables(store)
+    optimizer.build([variable("a"), variable("b", shape=(3,))])
+    with pytest.raises(ValueError, match=r"state of b does not fit b, which has shape \(3,\)"):
+        optimizer.load_own_variables(store)
+    assert int(optimizer.iterations) == 0
+
+
+def test_another_keras_optimizers_file_is_refused_as_keras_does():
+    ours, stock = SGDW(momentum=0.9, weight_decay=0), keras.optimizers.SGD(momentum=0.9)
+    store = {}
+    for optimizer in (ours, stock):
+        optimizer.build([variable("a")])
+    stock.save_own_variables(store)
+    with pytest.warns(UserWarning, match="Skipping variable loading"):
+        ours.load_own_variables(store)
+
+
+def test_a_new_variables_average_starts_at_the_variable():
+    saved = SGDW(0.5, weight_decay=0, use_ema=True, ema_momentum=0.9)
+    old = variable("a")
+    saved.build([old])
+    saved.apply([keras.ops.ones((2,))])
+    store = {}
+    saved.save_own_variables(store)
+    for load in (True, False):
+        optimizer = SGDW(0.5, weight_decay=0, use_ema=True, ema_momentum=0.9)
+        a, b = variable("a"), variable("b", 7.0, (3,))
+        if load:
+            optimizer.build([a, b])
+            with pytest.warns(UserWarning, match="Started fresh: average of b"):
+                optimizer.load_own_variables(store)
+        else:
+            optimizer.build([a])
+            optimizer.apply([keras.ops.ones((2,))])
+            optimizer.build([a, b])
+        optimizer.apply([keras.ops.zeros((2,)), keras.ops.zeros((3,))])
+        averages = optimizer._model_variables_moving_average
+        np.testing.assert_allclose(averages[1].numpy(), 7.0, rtol=1e-6)
+
+
+if BACKEND == "jax":  # elsewhere `apply` gets the variables themselves
+
+    def test_layers_swapped_between_frozen_and_not_are_refused_without_their_names():
+        model = body_and_head(2)
+        model.compile(AdamW(weight_decay=0), loss="mse")
+        train(model)
+        model.layers[0].trainable, model.layers[1].trainable = True, False
+        model.compile(model.optimizer, loss="mse")
+        with pytest.raises(ValueError, match=r"frozen by now.*optimizer\.build"):
+            train(model)
+        model.optimizer.build(model.trainable_variables)
+        train(model)
+        assert list(slots(model.optimizer)) == [
+            f"seq/{name}"
+            for name in ("dense_1/kernel", "dense_1/bias", "dense/kernel", "dense/bias")
+        ]
+
+
+def test_a_copy_on_another_model_leaves_that_models_penalties():
+    def net(l2):
+        return keras.Sequential([keras.Input((4,)), layers.Dense(4, kernel_regularizer=l2)])
+
+    optimizer = AdamW(model=net(keras.regularizers.L2(1e-4)))
+    other = net(keras.regularizers.L2(5e-2))
+    AdamW.from_config(optimizer.get_config()).build(other.trainable_variables)
+    assert len(other.losses) == 1
+    with pytest.raises(ValueError, match="none is that model's"):
+        optimizer.build(other.trainable_variables)
+
+
+def test_a_file_saved_before_the_first_build_with_whole_paths_as_keys(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4, name="a")], name="seq")
+    model.compile(AdamW(weight_decays={"seq/a/kernel": 1e-4}), loss="mse")
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    loaded.optimizer.build(loaded.trainable_variables)
+    assert loaded.optimizer.weight_decays == {"a/kernel": (0.0, 1e-4)}
