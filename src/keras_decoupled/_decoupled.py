@@ -115,6 +115,7 @@ class Decoupled(Clocked):
         self._rules = rules
         self._table = Table()
         self._slots = _state.Slots()
+        self._fused: Any = None  # the accelerated path, where the backend has one
         self.init_verbose = init_verbose
         if model is not None and zero_penalties:  # last: every error was raised by now
             _regularizers.take_penalties(model)
@@ -175,6 +176,7 @@ class Decoupled(Clocked):
             if row.taken and _regularizers.read_penalty(variable) == row.taken:
                 _regularizers.take_penalty(variable)
         self._slots.finish(self.slot_names)
+        self._fused = _accelerated(self)
         if self.init_verbose:
             print(table)
 
@@ -235,6 +237,8 @@ class Decoupled(Clocked):
         if len(grads) == len(variables):
             grads = [_dense(g, v) for g, v in zip(grads, variables, strict=True)]
         super().apply(grads, trainable_variables)
+        if self._fused is not None:
+            self._fused.committed()
 
     def stateless_apply(
         self, optimizer_variables: Any, grads: Any, trainable_variables: Any
@@ -323,6 +327,11 @@ class Decoupled(Clocked):
         Keras has no other hook that runs once per update; each backend passes that argument
         through to `update_step` as it is (tf.distribute: per replica).
         """
+        if self._fused is not None and self._fused.usable():
+            rest = self._fused.update(grads, trainable_variables)
+            if not rest:
+                return
+            grads, trainable_variables = zip(*rest, strict=True)
         step = self._begin_step(learning_rate)
         super()._backend_update_step(grads, trainable_variables, step)
         self.end_of_update(step.scalars)
@@ -505,6 +514,15 @@ class Decoupled(Clocked):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and deepcopy carry the config, as Keras' do; state goes with the model's file."""
         return type(self).from_config, (self.get_config(),)
+
+
+def _accelerated(optimizer: Decoupled) -> Any:
+    """Return the accelerated path of a built optimizer, None where there is none."""
+    if keras.backend.backend() != "torch":
+        return None
+    from . import _torch_fused  # needs torch
+
+    return _torch_fused.make(optimizer)
 
 
 def _dense(gradient: Any, variable: Any) -> Any:
