@@ -10,6 +10,8 @@ built on `Decoupled` adds only `step`: see `_adamw.py`.
 
 from __future__ import annotations
 
+import functools
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -175,6 +177,7 @@ class Decoupled(Clocked):
             # A layer that hard-codes its regularizer brings it back on load.
             if row.taken and _regularizers.read_penalty(variable) == row.taken:
                 _regularizers.take_penalty(variable)
+        self._slots.gradient_dtypes = [_slot_dtype(variable) for variable in variables]
         self._slots.finish(self.slot_names)
         self._fused = _accelerated(self)
         if self.init_verbose:
@@ -235,10 +238,17 @@ class Decoupled(Clocked):
             self._trainable_variables if trainable_variables is None else trainable_variables
         )
         if len(grads) == len(variables):
-            grads = [_dense(g, v) for g, v in zip(grads, variables, strict=True)]
+            grads = [
+                _dense(gradient, variable, self._gradient_dtype(variable))
+                for gradient, variable in zip(grads, variables, strict=True)
+            ]
         super().apply(grads, trainable_variables)
         if self._fused is not None:
             self._fused.committed()
+
+    def _gradient_dtype(self, variable: Any) -> str | None:
+        index = self._trainable_variables_indices.get(self._var_key(variable))
+        return self._slots.gradient_dtypes[index] if index is not None else None
 
     def stateless_apply(
         self, optimizer_variables: Any, grads: Any, trainable_variables: Any
@@ -268,7 +278,10 @@ class Decoupled(Clocked):
 
     def _build_on_new(self, variables: list[Any], grads: Sequence[Any]) -> None:
         """Build again where unknown variables came in; those that are known stay."""
-        if not self.built:
+        built = self._trainable_variables
+        if not self.built or (
+            len(variables) == len(built) and all(map(operator.is_, variables, built))
+        ):
             return
         keys = {self._var_key(variable) for variable in variables}
         if keys <= self._trainable_variables_indices.keys():
@@ -525,21 +538,42 @@ def _accelerated(optimizer: Decoupled) -> Any:
     return _torch_fused.make(optimizer)
 
 
-def _dense(gradient: Any, variable: Any) -> Any:
-    """Return the gradient dense, and in float32 where the variable has less.
+def _dense(gradient: Any, variable: Any, dtype: str | None) -> Any:
+    """Return the gradient dense, and in the type of its variable's slots.
 
     A sparse gradient stands for a dense one: moments and decay reach every row. Keras adds
     gradients to their accumulators as they are, so they need one dtype.
     """
     if gradient is None or getattr(variable, "overwrite_with_gradient", False):
         return gradient
-    if hasattr(gradient, "dense_shape") and hasattr(gradient, "indices"):  # tf.IndexedSlices
-        gradient = ops.scatter(
-            ops.expand_dims(gradient.indices, -1), gradient.values, tuple(variable.shape)
+    if dtype is None:  # the first update, which builds
+        dtype = _slot_dtype(variable)
+    kind = type(gradient)
+    if kind not in _SPARSE:
+        _SPARSE[kind] = not ops.is_tensor(gradient) or any(
+            hasattr(kind, name) for name in ("dense_shape", "todense")
         )
-    gradient = ops.convert_to_tensor(gradient, sparse=False)
-    dtype = keras.backend.standardize_dtype(variable.dtype)
-    return ops.cast(gradient, "float32" if dtype in _LOW_PRECISION else dtype)
+    if _SPARSE[kind]:
+        if hasattr(gradient, "dense_shape") and hasattr(gradient, "indices"):  # tf.IndexedSlices
+            gradient = ops.scatter(
+                ops.expand_dims(gradient.indices, -1), gradient.values, tuple(variable.shape)
+            )
+        gradient = ops.convert_to_tensor(gradient, sparse=False)
+    return gradient if _dtype_name(gradient.dtype) == dtype else ops.cast(gradient, dtype)
+
+
+# By type of gradient: whether it has to be made a dense tensor. Asked once, not per variable.
+_SPARSE: dict[type, bool] = {}
+
+
+@functools.cache
+def _dtype_name(dtype: Any) -> str:
+    return str(keras.backend.standardize_dtype(dtype))
+
+
+def _slot_dtype(variable: Any) -> str:
+    dtype = _dtype_name(variable.dtype)
+    return "float32" if dtype in _LOW_PRECISION else dtype
 
 
 def _read(variable: Any, master: Any) -> Any:

@@ -33,6 +33,7 @@ class Slots:
     def __init__(self) -> None:
         self.keys: list[Any] = []  # in the order of the build
         self.trainable: list[bool] = []  # at the build
+        self.gradient_dtypes: list[str] = []  # by index: what a gradient is cast to
         self.rows: list[tuple[tuple[Any, ...], Any]] = []  # (slots, master or None) by index
         self._slots: dict[tuple[Any, str | None], Any] = {}
         self._owners: dict[Any, Any] = {}  # by key, which is an id: so hold on to the variable

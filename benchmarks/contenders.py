@@ -1,0 +1,85 @@
+"""Who takes part: our optimizers, stock Keras' and the backend's own, each behind one interface."""
+
+import os
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import keras
+import numpy as np
+import workloads
+
+import keras_decoupled
+
+RATE = {"AdamW": 1e-3, "NadamW": 1e-3, "SGDW": 1e-2}
+DECAY = 4e-3  # of Keras, torch and optax: multiplied by the learning rate, which ours is not
+MOMENTUM = 0.9
+BYTES = {"AdamW": 7 * 4, "NadamW": 7 * 4, "SGDW": 5 * 4}  # per parameter: read g, m, v, θ; write m, v, θ
+
+OURS, RULES, KERAS = "keras_decoupled", "keras_decoupled, four rules", "keras.optimizers"
+
+
+class Contender(ABC):
+    """One optimizer with variables of its own. What `build` and `step` take is timed."""
+
+    @abstractmethod
+    def build(self):
+        """Make the optimizer and its state."""
+
+    @abstractmethod
+    def step(self):
+        """Update all variables once; return when that is done."""
+
+    @abstractmethod
+    def smallest(self):
+        """Return the last, small variable as an array."""
+
+    def extra_bytes(self):
+        """Return the memory that a step takes beside its arguments and its state, None: unknown."""
+        return None
+
+
+class Copy:
+    """What limits a step: moving as many bytes by a plain copy, on all cores."""
+
+    def __init__(self, moved):
+        size = min(moved // 2, 2**28)  # bytes; half of what moves is read, half is written
+        self.repeats, self.moved = moved / 2 / size, moved
+        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.pool = ThreadPoolExecutor(count)
+        self.pieces = [
+            (np.zeros(size // count, "uint8"), np.ones(size // count, "uint8"))
+            for _ in range(count)
+        ]
+
+    def step(self):
+        """Copy once; NumPy lets go of the interpreter's lock meanwhile."""
+        list(self.pool.map(lambda pair: np.copyto(*pair), self.pieces))
+
+    def close(self):
+        """End the threads."""
+        self.pool.shutdown()
+
+
+def keras_optimizers(kind, count):
+    """Functions that make our optimizer and its twin in stock Keras, by name."""
+    rate = RATE[kind]
+    ours = partial(getattr(keras_decoupled, kind), rate, weight_decay=rate * DECAY)
+    if kind == "AdamW":
+        with_rules = partial(keras_decoupled.AdamW, rate, **workloads.rules(count, rate * DECAY))
+        stock = partial(keras.optimizers.AdamW, rate, weight_decay=DECAY)
+        return {OURS: ours, RULES: with_rules, KERAS + ".AdamW": stock}
+    if kind == "NadamW":
+        stock = partial(keras.optimizers.Nadam, rate, weight_decay=DECAY)
+        return {OURS: ours, KERAS + ".Nadam": stock}
+    settings = {"momentum": MOMENTUM, "weight_decay": DECAY}
+    stock = partial(keras.optimizers.SGD, rate, **settings)
+    return {OURS: partial(ours, momentum=MOMENTUM), KERAS + ".SGD": stock}
+
+
+def keras_variables(values):
+    """Variables of Keras with these values, named so that each rule hits every fourth."""
+    return [
+        keras.Variable(value, name=name)
+        for value, name in zip(values, workloads.names(len(values)), strict=True)
+    ]

@@ -1,0 +1,133 @@
+"""Contenders on JAX: Keras optimizers by `stateless_apply` and optax, jitted, buffers donated."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from contenders import (
+    DECAY,
+    MOMENTUM,
+    RATE,
+    Contender,
+    Copy,
+    keras_optimizers,
+    keras_variables,
+)
+
+MODES = ("",)
+
+
+def device():
+    """Name the accelerator, None for the CPU."""
+    first = jax.devices()[0]
+    return None if first.platform == "cpu" else first.device_kind
+
+
+def settings():
+    """What of the backend bears on the figures."""
+    return {}
+
+
+def tensors(arrays):
+    """These arrays where the variables are."""
+    return [jnp.array(array) for array in arrays]  # `asarray` may share memory with NumPy
+
+
+class OnJax(Contender):
+    """A jitted update of (state, weights), both donated."""
+
+    def step(self):
+        self.state, self.weights = self.update(self.state, self.weights, self.grads)
+        jax.block_until_ready((self.state, self.weights))
+
+    def extra_bytes(self):
+        """What XLA reserves beside the arguments: temporaries, and results not in their place."""
+        lowered = self.update.lower(self.state, self.weights, self.grads)
+        analysis = lowered.compile().memory_analysis()
+        if analysis is None:
+            return None
+        results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        return analysis.temp_size_in_bytes + max(results, 0)
+
+    def smallest(self):
+        return np.array(self.weights[-1])
+
+
+class Keras(OnJax):
+    """`optimizer.stateless_apply`, as Keras' own training loop calls it."""
+
+    def __init__(self, make, values, grads):
+        self.make, self.grads, self.variables = make, grads, keras_variables(values)
+
+    def build(self):
+        optimizer = self.make()
+        optimizer.build(self.variables)
+        self.state = [variable.value for variable in optimizer.variables]
+        self.weights = [variable.value for variable in self.variables]
+
+        @partial(jax.jit, donate_argnums=(0, 1))
+        def update(state, weights, grads):
+            weights, state = optimizer.stateless_apply(state, grads, weights)
+            return state, weights
+
+        self.update = update
+
+
+class Optax(OnJax):
+    """`update` and `apply_updates` in one jit, as in optax' guide."""
+
+    def __init__(self, make, values, grads):
+        self.make, self.grads, self.weights = make, grads, tensors(values)
+
+    def build(self):
+        optimizer = self.make()
+        self.state = optimizer.init(self.weights)
+
+        @partial(jax.jit, donate_argnums=(0, 1))
+        def update(state, weights, grads):
+            updates, state = optimizer.update(grads, state, weights)
+            return state, optax.apply_updates(weights, updates)
+
+        self.update = update
+
+
+def peers(kind):
+    """Functions that make the optimizers of optax, by name."""
+    rate = RATE[kind]
+    if kind == "AdamW":
+        return {"optax.adamw": partial(optax.adamw, rate, weight_decay=DECAY)}
+    if kind == "NadamW":
+        return {"optax.nadamw": partial(optax.nadamw, rate, weight_decay=DECAY)}
+    decay = optax.add_decayed_weights(DECAY)  # optax.sgd has none
+    sgd = optax.sgd(rate, momentum=MOMENTUM)
+    return {"optax.sgd, with decay": partial(optax.chain, decay, sgd)}
+
+
+def contenders(kind, mode, values, grads):
+    """Functions that make the contenders, by name: ours, stock Keras, optax'."""
+    made = {
+        name: partial(Keras, make, values, grads)
+        for name, make in keras_optimizers(kind, len(values)).items()
+    }
+    return made | {name: partial(Optax, make, values, grads) for name, make in peers(kind).items()}
+
+
+class DeviceCopy:
+    """A copy on the device."""
+
+    def __init__(self, moved):
+        self.source = jnp.ones(min(moved // 2, 2**30), "uint8")
+        self.repeats, self.moved = moved / 2 / self.source.size, moved
+
+    def step(self):
+        jnp.copy(self.source).block_until_ready()
+
+    def close(self):
+        """Nothing to end."""
+
+
+def copy(moved):
+    """What moves this many bytes where the variables are."""
+    return DeviceCopy(moved) if device() else Copy(moved)

@@ -1,0 +1,64 @@
+"""Contenders on TensorFlow: Keras optimizers by `apply` in a `tf.function`, with and without XLA."""
+
+from functools import partial
+
+import keras
+import tensorflow as tf
+from contenders import Contender, Copy, keras_optimizers, keras_variables
+
+MODES = ("XLA", "no XLA")
+
+
+def device():
+    """Name the accelerator, None for the CPU."""
+    found = tf.config.list_physical_devices("GPU")
+    return tf.config.experimental.get_device_details(found[0])["device_name"] if found else None
+
+
+def settings():
+    """What of the backend bears on the figures."""
+    return {}
+
+
+def tensors(arrays):
+    """These arrays where the variables are."""
+    return [tf.constant(array) for array in arrays]
+
+
+class Keras(Contender):
+    """`optimizer.apply`, traced once. TensorFlow tells no peak memory on the CPU."""
+
+    def __init__(self, make, jit_compile, values, grads):
+        self.make, self.jit_compile, self.grads = make, jit_compile, grads
+        self.variables = keras_variables(values)
+
+    def build(self):
+        optimizer = self.make()
+        optimizer.build(self.variables)
+
+        @tf.function(jit_compile=self.jit_compile, autograph=False)
+        def update(grads):
+            optimizer.apply(grads, self.variables)
+
+        self.update = update
+
+    def step(self):
+        self.update(self.grads)
+        if device():
+            tf.test.experimental.sync_devices()
+
+    def smallest(self):
+        return keras.ops.convert_to_numpy(self.variables[-1])
+
+
+def contenders(kind, mode, values, grads):
+    """Functions that make the contenders, by name: ours and stock Keras."""
+    return {
+        name: partial(Keras, make, mode == "XLA", values, grads)
+        for name, make in keras_optimizers(kind, len(values)).items()
+    }
+
+
+def copy(moved):
+    """What moves this many bytes."""
+    return Copy(moved)
