@@ -67,7 +67,8 @@ def define_backend_sessions(backend: str) -> None:
 
     @nox.session(name=f"integration-{backend}")
     def integration_backend(session: nox.Session) -> None:
-        session.install(*group(backend, "keras", "test"))
+        more = ["tensorboard"] if backend == "tensorflow" else []
+        session.install(*group(backend, "keras", "test", *more))
         session.install("--no-deps", "--force-reinstall", str(wheel(session)))
         command = ("python", "-m", "pytest", "integration_tests", *session.posargs)
         session.run(*command, env=use(backend))

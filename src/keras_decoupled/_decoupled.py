@@ -10,8 +10,6 @@ built on `Decoupled` adds only `step`: see `_adamw.py`.
 
 from __future__ import annotations
 
-import functools
-import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -21,13 +19,13 @@ from keras import ops
 
 from . import _checks, _regularizers, _state
 from ._arguments import refuse_unknown
-from ._clocked import Clocked, as_number
+from ._clocked import as_number
 from ._given import Exclusions, Rules
+from ._gradients import LOW_PRECISION, dense, slot_dtype
 from ._rates import CallableRate, ScheduleRate
+from ._stateful import Stateful, read
 from ._table import Table, decay_reader
 from ._timing import Timing
-
-_LOW_PRECISION = ("bfloat16", "float16")
 
 
 class Step(NamedTuple):
@@ -38,7 +36,7 @@ class Step(NamedTuple):
     scalars: tuple[Any, ...]  # what the optimizer's own mathematics asks for
 
 
-class Decoupled(Clocked):
+class Decoupled(Stateful):
     """Base of the optimizers with decoupled weight decay; not made by users.
 
     Args:
@@ -116,7 +114,6 @@ class Decoupled(Clocked):
         super().__init__(timing, **kwargs)
         self._rules = rules
         self._table = Table()
-        self._slots = _state.Slots()
         self._fused: Any = None  # the accelerated path, where the backend has one
         self.init_verbose = init_verbose
         if model is not None and zero_penalties:  # last: every error was raised by now
@@ -172,48 +169,16 @@ class Decoupled(Clocked):
             self._scalar_dtype = "float64"
         self.add_optimizer_variables(variables, list(self.slot_names))
         for variable, dtype, row in zip(variables, dtypes, table.rows, strict=True):
-            if dtype in _LOW_PRECISION:
+            if dtype in LOW_PRECISION:
                 self.add_variable_from_reference(variable, name=_state.MASTER)
             # A layer that hard-codes its regularizer brings it back on load.
             if row.taken and _regularizers.read_penalty(variable) == row.taken:
                 _regularizers.take_penalty(variable)
-        self._slots.gradient_dtypes = [_slot_dtype(variable) for variable in variables]
+        self._slots.gradient_dtypes = [slot_dtype(variable) for variable in variables]
         self._slots.finish(self.slot_names)
         self._fused = _accelerated(self)
         if self.init_verbose:
             print(table)
-
-    def add_variable_from_reference(
-        self, reference_variable: Any, name: str | None = None, initializer: Any = "zeros"
-    ) -> Any:
-        """Add a variable's slot of that name, or return the one that an earlier build made."""
-        key = self._var_key(reference_variable)
-        slot = self._slots.get(key, name)
-        if slot is None:
-            if self.built and name == _state.AVERAGE:
-                # Only at update 0 does Keras start an average at its variable.
-                initializer = lambda shape, dtype=None: ops.copy(  # noqa: E731
-                    ops.cast(reference_variable, dtype)
-                )
-            slot = super().add_variable_from_reference(reference_variable, name, initializer)
-            self._slots.add(key, name, slot)
-        return slot
-
-    def add_variable(
-        self,
-        shape: Any,
-        initializer: Any = "zeros",
-        dtype: Any = None,
-        aggregation: str = "none",
-        layout: Any = None,
-        name: str | None = None,
-    ) -> Any:
-        """Add an optimizer variable, in float32 where the model's variable has less.
-
-        A moment in bfloat16 stands still: adding a thousandth of a number does not change it.
-        """
-        dtype = "float32" if dtype in _LOW_PRECISION else dtype
-        return super().add_variable(shape, initializer, dtype, aggregation, layout, name)
 
     def _warn_of_no_decay(self, table: Table) -> None:
         silent = self._rules.weight_decay == 0 or self._rules.saved.rows or self.built
@@ -239,7 +204,7 @@ class Decoupled(Clocked):
         )
         if len(grads) == len(variables):
             grads = [
-                _dense(gradient, variable, self._gradient_dtype(variable))
+                dense(gradient, variable, self._gradient_dtype(variable))
                 for gradient, variable in zip(grads, variables, strict=True)
             ]
         super().apply(grads, trainable_variables)
@@ -249,85 +214,6 @@ class Decoupled(Clocked):
     def _gradient_dtype(self, variable: Any) -> str | None:
         index = self._trainable_variables_indices.get(self._var_key(variable))
         return self._slots.gradient_dtypes[index] if index is not None else None
-
-    def stateless_apply(
-        self, optimizer_variables: Any, grads: Any, trainable_variables: Any
-    ) -> tuple[list[Any], list[Any]]:
-        """Return the updated variables and optimizer variables, as in Keras."""
-        if self.built:
-            self._check_same_variables(trainable_variables)
-        return super().stateless_apply(optimizer_variables, grads, trainable_variables)
-
-    def _check_same_variables(self, values: Sequence[Any]) -> None:
-        """Refuse values of other variables: here they come without their names."""
-        built = self._trainable_variables
-        same = len(values) == len(built) and all(
-            tuple(value.shape) == tuple(variable.shape)
-            for value, variable in zip(values, built, strict=True)
-        )
-        frozen = [v for v, trained in zip(built, self._slots.trainable, strict=True) if trained]
-        frozen = [v for v in frozen if not v.trainable]
-        if not same or frozen:
-            raise ValueError(
-                f"The optimizer was built on other variables. Received: {len(values)} trainable "
-                f"variables for {len(built)} built on, of which {len(frozen)} are frozen by now. If layers were "
-                "frozen or unfrozen, call `optimizer.build(model.trainable_variables)` after "
-                "`model.compile`: variables that it knows keep their state. If the model comes "
-                "from an .h5 file, save it as .keras: Keras builds the optimizer on nothing there."
-            )
-
-    def _build_on_new(self, variables: list[Any], grads: Sequence[Any]) -> None:
-        """Build again where unknown variables came in; those that are known stay."""
-        built = self._trainable_variables
-        if not self.built or (
-            len(variables) == len(built) and all(map(operator.is_, variables, built))
-        ):
-            return
-        keys = {self._var_key(variable) for variable in variables}
-        if keys <= self._trainable_variables_indices.keys():
-            return
-        symbolic = any(g is not None and not hasattr(g, "numpy") for g in grads)
-        if self.use_ema and keras.backend.backend() == "tensorflow" and symbolic:
-            raise ValueError(
-                "With `use_ema`, variables that are new to the optimizer need an average that "
-                "starts at their value, which a traced TensorFlow step cannot read. Received: new "
-                "variables in a traced step. Call `optimizer.build(model.trainable_variables)` "
-                "after `model.compile`: variables that it knows keep their state."
-            )
-        kept = [v for v in self._trainable_variables if self._var_key(v) not in keys]
-        self.build([*kept, *variables])
-
-    def _update_model_variables_moving_average(self, trainable_variables: Sequence[Any]) -> None:
-        """Average in float32 what has less, from its master copy.
-
-        Keras computes in the variable's precision, where a momentum of 0.999 is 1. Two hooks, as
-        on TensorFlow a float32 average cannot be assigned to such a variable as it is.
-        """
-        if not any(master is not None for _, master in self._slots.rows):
-            super()._update_model_variables_moving_average(trainable_variables)
-            return
-        momentum = self.ema_momentum * ops.cast(self.iterations != 0, self._scalar_dtype)
-        averages = self._model_variables_moving_average
-        for (_, master), variable, average in zip(
-            self._slots.rows, trainable_variables, averages, strict=True
-        ):
-            if average is not None:
-                theta = _read(variable, master)
-                kept = ops.cast(momentum, theta.dtype)
-                self.assign(average, kept * ops.convert_to_tensor(average) + (1 - kept) * theta)
-
-    def _overwrite_model_variables_with_average_value(
-        self, trainable_variables: Sequence[Any]
-    ) -> None:
-        """Set each variable to its own average; Keras pairs them by position.
-
-        After layers were frozen, the model's list is not the optimizer's. A copy, as JAX could not
-        donate one buffer to two variables in the next step.
-        """
-        for variable in trainable_variables:
-            average = self._model_variables_moving_average[self._get_variable_index(variable)]
-            if average is not None:
-                self.assign(variable, ops.cast(ops.copy(average), variable.dtype))
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
         """Do nothing: Keras' own decay is α·λ, and comes from `self.weight_decay`."""
@@ -371,7 +257,7 @@ class Decoupled(Clocked):
             return
         rate, l1, l2 = self._table.indices[index]
         slots, master = self._slots.rows[index]
-        theta = _read(variable, master)
+        theta = read(variable, master)
 
         def cast(x: Any) -> Any:
             return ops.cast(x, theta.dtype)
@@ -510,19 +396,9 @@ class Decoupled(Clocked):
             optimizer._rules.saved = Table.from_config(resolved["table"], read)
             optimizer._rules.waiting = Table.from_config(resolved["waiting"], read)
             optimizer._rules.from_file = True
-            optimizer._factor.assign(resolved["learning_rate_factor"])
+            if not isinstance(config["learning_rate"], float):  # else it is the rate as r left it
+                optimizer._factor.assign(resolved["learning_rate_factor"])
         return optimizer
-
-    def save_own_variables(self, store: Any) -> None:
-        """Write the state, each slot with its variable's path."""
-        _state.save(self, store)
-
-    def load_own_variables(self, store: Any) -> None:
-        """Read the state, each slot into the variable that it belongs to."""
-        if _state.LAYOUT in set(store.keys()):
-            _state.load(self, store)
-        else:
-            super().load_own_variables(store)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and deepcopy carry the config, as Keras' do; state goes with the model's file."""
@@ -536,56 +412,3 @@ def _accelerated(optimizer: Decoupled) -> Any:
     from . import _torch_fused  # needs torch
 
     return _torch_fused.make(optimizer)
-
-
-def _dense(gradient: Any, variable: Any, dtype: str | None) -> Any:
-    """Return the gradient dense, and in the type of its variable's slots.
-
-    A sparse gradient stands for a dense one: moments and decay reach every row. Keras adds
-    gradients to their accumulators as they are, so they need one dtype.
-    """
-    if gradient is None or getattr(variable, "overwrite_with_gradient", False):
-        return gradient
-    if dtype is None:  # the first update, which builds
-        dtype = _slot_dtype(variable)
-    kind = type(gradient)
-    if kind not in _SPARSE:
-        _SPARSE[kind] = not ops.is_tensor(gradient) or any(
-            hasattr(kind, name) for name in ("dense_shape", "todense")
-        )
-    if _SPARSE[kind]:
-        if hasattr(gradient, "dense_shape") and hasattr(gradient, "indices"):  # tf.IndexedSlices
-            gradient = ops.scatter(
-                ops.expand_dims(gradient.indices, -1), gradient.values, tuple(variable.shape)
-            )
-        gradient = ops.convert_to_tensor(gradient, sparse=False)
-    return gradient if _dtype_name(gradient.dtype) == dtype else ops.cast(gradient, dtype)
-
-
-# By type of gradient: whether it has to be made a dense tensor. Asked once, not per variable.
-_SPARSE: dict[type, bool] = {}
-
-
-@functools.cache
-def _dtype_name(dtype: Any) -> str:
-    return str(keras.backend.standardize_dtype(dtype))
-
-
-def _slot_dtype(variable: Any) -> str:
-    dtype = _dtype_name(variable.dtype)
-    return "float32" if dtype in _LOW_PRECISION else dtype
-
-
-def _read(variable: Any, master: Any) -> Any:
-    """Return θ, outside any gradient tape.
-
-    A variable below float32 has a master copy, which is valid while its cast is the variable:
-    whoever assigns to the variable (a load, a constraint) is obeyed.
-    """
-    theta = ops.stop_gradient(ops.convert_to_tensor(variable))
-    if master is None:
-        return theta
-    master = ops.convert_to_tensor(master)
-    return ops.where(
-        ops.equal(ops.cast(master, theta.dtype), theta), master, ops.cast(theta, master.dtype)
-    )

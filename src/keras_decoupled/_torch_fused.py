@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import torch
 
 from ._adamw import AdamW
@@ -277,8 +278,10 @@ class _NadamW(_Kernel):
             torch._foreach_addcdiv_(theta, step, denominator, -1.0)
 
     def end(self) -> None:
-        self.optimizer._product._value.fill_(self.product)
-        self._product.know(self.product)
+        kept = self.optimizer._product._value.fill_(self.product)
+        # What a run that is loaded will read: rounded, where the variable is float32.
+        single = kept.dtype == torch.float32
+        self._product.know(float(np.float32(self.product)) if single else self.product)
 
 
 _KERNELS: dict[type, type[_Kernel]] = {AdamW: _AdamW, NadamW: _NadamW, SGDW: _SGDW}

@@ -1,0 +1,99 @@
+"""Where the figures come from, and the tables of them."""
+
+import datetime
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from rich.table import Table
+
+PACKAGES = (
+    "keras_decoupled keras jax jaxlib optax torch torch-optimi tensorflow tensorflow-cpu numpy"
+).split()
+FOLDER = Path(__file__).parent / "results"
+
+
+def processor():
+    """The processor's name; `platform` has none on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def circumstances(backend, quick, device, settings):
+    """Machine, versions and date."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "backend": backend,
+        "quick": quick,
+        "date": datetime.date.today().isoformat(),
+        "machine": {
+            "processor": processor(),
+            "cores": cores,
+            "device": device,  # an accelerator, or None
+            "system": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(),
+        },
+        "versions": versions,
+        "settings": settings,
+    }
+
+
+def machine(result):
+    """One line that names it."""
+    where = result["machine"]
+    return where["device"] or f"{where['processor']}, {where['cores']} cores"
+
+
+def output(out, backend, quick, prefix=""):
+    """The file to write: a quick run does not replace a full one."""
+    return out or FOLDER / f"{'quick-' if quick else ''}{prefix}{backend}.json"
+
+
+def write(result, file):
+    """Write JSON and say where."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
+
+
+def table(entry):
+    """One group's contenders as a table."""
+    limit, rate = entry["limit_ms"], entry["copy_bytes_per_s"] / 1e9
+    title = " · ".join(x for x in (entry["title"], entry["optimizer"], entry["mode"]) if x)
+    shown = Table(
+        title=f"{title}: {entry['variables']} variables, {entry['parameters'] / 1e6:.1f}M parameters",
+        caption=f"limit {limit:.2f} ms, copying at {rate:.1f} GB/s; {entry['rounds']} rounds",
+        title_justify="left",
+        caption_justify="left",
+        min_width=98,
+    )
+    shown.add_column("optimizer")
+    columns = ["ms", "quartiles", "ours÷this", "÷limit", "extra MB", "build s", "first step s"]
+    for column in columns:
+        shown.add_column(column, justify="right", no_wrap=True)
+    for name, row in entry["contenders"].items():
+        low, high = row["ms_quartiles"]
+        extra = row["extra_bytes"]
+        shown.add_row(
+            name if row["ours"] else f"  {name}",
+            f"{row['ms']:.2f}",
+            f"{low:.2f}–{high:.2f}",
+            f"{row['ours_over_this']:.2f}",
+            f"{row['this_over_limit']:.2f}",
+            "?" if extra is None else f"{extra / 1e6:.1f}",
+            f"{row['build_s']:.3f}",
+            f"{row['first_step_s']:.3f}",
+            style="bold" if row["ours"] else None,
+        )
+    return shown

@@ -1,0 +1,136 @@
+"""Time one optimizer step: ours beside stock Keras and the backend's own optimizers.
+
+    KERAS_BACKEND=torch python benchmarks/step.py [--quick] [--out FILE] [--workload …] [--optimizer …]
+
+All contenders for the same work are in one process and take turns. Writes JSON and draws step.png
+beside it, from the results of all backends that lie there. `nox -s benchmark` does all of it.
+"""
+
+import argparse
+import importlib
+from pathlib import Path
+
+import keras
+import measure
+import plot
+import report
+import workloads
+from contenders import BYTES, KERAS, OURS, RULES
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+BACKEND = keras.backend.backend()
+APART = 0.05  # of the way that ours went; more means that it is not the same work
+
+
+def arguments():
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="parts of the models, few rounds")
+    parser.add_argument("--out", type=Path, help="JSON file; default: benchmarks/results/BACKEND.json")
+    parser.add_argument("--workload", nargs="+", choices=workloads.workloads(True), help="only these")
+    parser.add_argument("--optimizer", nargs="+", choices=BYTES, help="only these")
+    return parser.parse_args()
+
+
+def warm_up(backend, modes):
+    """Step on two variables once: starting threads and compilers is in no one's first step."""
+    values, grads = workloads.Workload("", [(8, 8), (8,)]).arrays()
+    grads = backend.tensors(grads)
+    for kind in BYTES:
+        for mode in modes:
+            for make in backend.contenders(kind, mode, values, grads).values():
+                contender = make()
+                contender.build()
+                contender.step()
+                contender.extra_bytes()
+
+
+def run(backend, key, workload, kind, mode, effort, progress):
+    """Measure one optimizer on one model."""
+    values, arrays = workload.arrays()
+    grads = backend.tensors(arrays)
+    makers = backend.contenders(kind, mode, values, grads)
+    copy = backend.copy(BYTES[kind] * workload.parameters)
+    results, entry = measure.group(makers, OURS, copy, effort, values[-1], progress)
+    copy.close()
+    for name, row in results.items():
+        row["ours"] = name in (OURS, RULES)
+    return {
+        "workload": key,
+        "title": workload.title,
+        "variables": len(workload.shapes),
+        "parameters": workload.parameters,
+        "optimizer": kind,
+        "mode": mode,
+        **entry,
+        "contenders": results,
+    }
+
+
+def suspicious(entry):
+    """Names of those that did not do the same work, and what is wrong with the gradients."""
+    rows = entry["contenders"]
+    same = [name for name in rows if name != RULES]
+    return [name for name in same if not rows[name]["apart"] <= APART]
+
+
+def ratios(entry):
+    """Short text: ours beside each peer."""
+    rows = entry["contenders"]
+    texts = [
+        f"÷ {name.removeprefix(KERAS + '.')} {row['ours_over_this']:.2f}"
+        for name, row in rows.items()
+        if not row["ours"]
+    ]
+    if RULES in rows:
+        texts.append(f"rules ÷ without {1 / rows[RULES]['ours_over_this']:.2f}")
+    return ", ".join(texts)
+
+
+def main():
+    """Measure, print, write, draw."""
+    options = arguments()
+    backend = importlib.import_module(f"on_{BACKEND}")
+    effort = measure.QUICK if options.quick else measure.FULL
+    todo = [
+        (key, workload, kind, mode)
+        for key, workload in workloads.workloads(options.quick).items()
+        for kind in options.optimizer or BYTES
+        for mode in backend.MODES
+        if not options.workload or key in options.workload
+    ]
+    result = report.circumstances(BACKEND, options.quick, backend.device(), backend.settings())
+    result["results"] = []
+    console = Console(width=None if Console().is_terminal else 120)
+    console.print(f"Keras {keras.__version__} on {BACKEND}; {report.machine(result)}")
+    columns = TextColumn("{task.description:<40}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("starting", total=len(todo))
+        warm_up(backend, backend.MODES)
+        for done, (key, workload, kind, mode) in enumerate(todo):
+            bar.update(task, description=f"{workload.title}, {kind} {mode}")
+
+            def progress(part, done=done):
+                bar.update(task, completed=done + part)
+
+            progress(0)
+            entry = run(backend, key, workload, kind, mode, effort, progress)
+            result["results"].append(entry)
+            console.print(report.table(entry))
+            for name in suspicious(entry):
+                console.print(f"[red]{name} went elsewhere than ours: not the same work[/red]")
+        bar.update(task, description="done", completed=len(todo))
+    for entry in result["results"]:
+        label = f"{entry['title']}, {entry['optimizer']} {entry['mode']}"
+        console.print(f"{label:<44} {ratios(entry)}", soft_wrap=True)
+    file = report.output(options.out, BACKEND, options.quick)
+    report.write(result, file)
+    console.print(f"Written: {file}", soft_wrap=True)
+    picture = file.with_name("quick-step.png" if options.quick else "step.png")
+    plot.draw([file, *plot.beside(file, options.quick)], picture)
+    console.print(f"Drawn: {picture}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
