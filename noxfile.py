@@ -43,7 +43,7 @@ def run_tests(session: nox.Session, backend: str, *options: str) -> None:
 
 
 def define_backend_sessions(backend: str) -> None:
-    """Define tests-, tests-floor-, tests-nightly-, integration- and quickstart-BACKEND."""
+    """Define tests-, tests-floor-, tests-nightly-, integration-, quickstart- and benchmark-BACKEND."""
 
     @nox.session(name=f"tests-{backend}")
     def tests_backend(session: nox.Session) -> None:
@@ -77,6 +77,13 @@ def define_backend_sessions(backend: str) -> None:
     def quickstart_backend(session: nox.Session) -> None:
         install(session, backend, "keras", "quickstart")
         session.run("python", "examples/quickstart.py", *session.posargs, env=use(backend))
+
+    @nox.session(name=f"benchmark-{backend}")
+    def benchmark_backend(session: nox.Session) -> None:
+        install(session, backend, "keras", f"benchmark-{backend}")
+        session.run("python", "benchmarks/step.py", *session.posargs, env=use(backend))
+        quick = [option for option in session.posargs if option == "--quick"]
+        session.run("python", "benchmarks/fit.py", *quick, env=use(backend))
 
 
 for _backend in BACKENDS:
@@ -162,3 +169,10 @@ def quickstart(session: nox.Session) -> None:
     if backend not in BACKENDS:
         session.error(f"the backend is one of {', '.join(BACKENDS)}. Received: {backend}")
     session.notify(f"quickstart-{backend}", posargs=arguments)
+
+
+@nox.session(python=False)
+def benchmark(session: nox.Session) -> None:
+    """Time a step and `model.fit` beside the peers, on every backend. `-- --quick`: minutes."""
+    for backend in BACKENDS:
+        session.notify(f"benchmark-{backend}")

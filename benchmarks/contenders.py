@@ -14,7 +14,11 @@ import keras_decoupled
 RATE = {"AdamW": 1e-3, "NadamW": 1e-3, "SGDW": 1e-2}
 DECAY = 4e-3  # of Keras, torch and optax: multiplied by the learning rate, which ours is not
 MOMENTUM = 0.9
-BYTES = {"AdamW": 7 * 4, "NadamW": 7 * 4, "SGDW": 5 * 4}  # per parameter: read g, m, v, θ; write m, v, θ
+BYTES = {
+    "AdamW": 7 * 4,
+    "NadamW": 7 * 4,
+    "SGDW": 5 * 4,
+}  # per parameter: read g, m, v, θ; write m, v, θ
 
 OURS, RULES, KERAS = "keras_decoupled", "keras_decoupled, four rules", "keras.optimizers"
 
@@ -32,10 +36,10 @@ class Contender(ABC):
 
     @abstractmethod
     def smallest(self):
-        """Return the last, small variable as an array."""
+        """Return a copy of the last variable as an array."""
 
     def extra_bytes(self):
-        """Return the memory that a step takes beside its arguments and its state, None: unknown."""
+        """Return what a step takes beside arguments and state, None: unknown. May take a step."""
         return None
 
 

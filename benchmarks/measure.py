@@ -15,12 +15,12 @@ class Effort(NamedTuple):
     seconds: float  # of alternating rounds per group; ended early by `most`
     least: int  # rounds
     most: int
+    warm_up: int  # rounds before these
     first_steps: int  # how often everything is made anew, to time building and the first step
 
 
-FULL = Effort(seconds=6.0, least=15, most=300, first_steps=3)
-QUICK = Effort(seconds=0.5, least=5, most=30, first_steps=1)
-WARM_UP = 3  # steps
+FULL = Effort(seconds=6.0, least=15, most=300, warm_up=3, first_steps=3)
+QUICK = Effort(seconds=0.3, least=3, most=30, warm_up=1, first_steps=1)
 
 
 @contextmanager
@@ -58,8 +58,8 @@ def first_steps(makers, repeats):
 def alternate(steps, effort, progress):
     """Seconds of each step in each round, by name; `progress` hears how much is done, 0 to 1."""
     times = {name: [] for name in steps}
-    for step in steps.values():
-        for _ in range(WARM_UP):
+    for _ in range(effort.warm_up):
+        for step in steps.values():
             step()
     start = time.perf_counter()
     with quiet():
@@ -99,14 +99,15 @@ def group(makers, ours, copy, effort, before, progress):
     steps = {name: contender.step for name, contender in made.items()}
     times = alternate({"copy": copy.step} | steps, effort, progress)
     times["copy"] = [copy.repeats * seconds for seconds in times["copy"]]
-    moved = np.abs(made[ours].smallest() - before).max()
+    after = {name: contender.smallest() for name, contender in made.items()}
+    moved = np.abs(after[ours] - before).mean()
     for name, contender in made.items():
         results[name] |= spread(times[name]) | {
             "ours_over_this": ratio(times[ours], times[name]),
             "this_over_limit": ratio(times[name], times["copy"]),
             # After the same steps, contenders for the same work are at about the same weights.
-            "apart": float(np.abs(contender.smallest() - made[ours].smallest()).max() / moved),
-            "extra_bytes": contender.extra_bytes(),  # last: on torch it takes a step
+            "apart": float(np.abs(after[name] - after[ours]).mean() / moved),
+            "extra_bytes": contender.extra_bytes(),
         }
     return results, {
         "limit_ms": 1e3 * median(times["copy"]),

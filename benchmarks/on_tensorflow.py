@@ -3,6 +3,7 @@
 from functools import partial
 
 import keras
+import numpy as np
 import tensorflow as tf
 from contenders import Contender, Copy, keras_optimizers, keras_variables
 
@@ -48,7 +49,7 @@ class Keras(Contender):
             tf.test.experimental.sync_devices()
 
     def smallest(self):
-        return keras.ops.convert_to_numpy(self.variables[-1])
+        return np.array(keras.ops.convert_to_numpy(self.variables[-1]))
 
 
 def contenders(kind, mode, values, grads):

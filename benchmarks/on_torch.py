@@ -1,8 +1,11 @@
 """Contenders on torch: Keras optimizers by `apply`, torch.optim and torch-optimi, all eager."""
 
+import os
+from contextlib import contextmanager
 from functools import partial
 
 import keras
+import numpy as np
 import optimi
 import torch
 from contenders import (
@@ -41,6 +44,19 @@ def finish():
         torch.cuda.synchronize()
 
 
+@contextmanager
+def silent():
+    """Without what the profiler's C++ writes to stderr."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 class OnTorch(Contender):
     """What every contender here does alike."""
 
@@ -52,7 +68,8 @@ class OnTorch(Contender):
             before = torch.cuda.memory_allocated()
             self.step()
             return torch.cuda.max_memory_allocated() - before
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        cpu = [ProfilerActivity.CPU]
+        with silent(), profile(activities=cpu, profile_memory=True) as record:
             self.step()
         events = record.profiler.kineto_results.events()
         now = peak = 0
@@ -79,7 +96,7 @@ class Keras(OnTorch):
         finish()
 
     def smallest(self):
-        return keras.ops.convert_to_numpy(self.variables[-1])
+        return np.array(keras.ops.convert_to_numpy(self.variables[-1]))
 
 
 class Native(OnTorch):
@@ -99,7 +116,7 @@ class Native(OnTorch):
         finish()
 
     def smallest(self):
-        return self.parameters[-1].detach().cpu().numpy()
+        return np.array(self.parameters[-1].detach().cpu())
 
 
 def peers(kind):

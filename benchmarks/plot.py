@@ -1,6 +1,6 @@
 """Draw the results of step.py: a panel per model, a bar per optimizer, milliseconds.
 
-    python benchmarks/plot.py [FILE …] [--optimizer NadamW] [--out FILE]
+python benchmarks/plot.py [FILE …] [--optimizer NadamW] [--out FILE]
 """
 
 import argparse
@@ -45,7 +45,9 @@ def panel(axes, groups):
     """Draw groups from top to bottom, each under its heading, with its limit as a line."""
     place, ticks, labels = 0.0, [], []
     for heading, limit, contenders in groups:
-        axes.text(0.0, place, heading, transform=axes.get_yaxis_transform(), va="center", style="italic")
+        axes.text(
+            0.0, place, heading, transform=axes.get_yaxis_transform(), va="center", style="italic"
+        )
         top = place + 0.5
         for name, row in contenders.items():
             place += 1
@@ -118,7 +120,9 @@ def main():
     parser.add_argument("--optimizer", default="AdamW", choices=("AdamW", "NadamW", "SGDW"))
     parser.add_argument("--out", type=Path, default=report.FOLDER / "step.png")
     options = parser.parse_args()
-    draw(options.files or beside(report.FOLDER / "none", quick=False), options.out, options.optimizer)
+    draw(
+        options.files or beside(report.FOLDER / "none", quick=False), options.out, options.optimizer
+    )
 
 
 if __name__ == "__main__":

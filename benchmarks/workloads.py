@@ -57,19 +57,19 @@ def large(size):
 
 
 def transformer(layers, width=384, words=8192, length=256):
-    """A GPT of this many layers, with tied embeddings."""
+    """A GPT of this many blocks, with tied embeddings."""
     norm = [(width,), (width,)]
     attention = [(width, 3 * width), (3 * width,), (width, width), (width,)]
     feed_forward = [(width, 4 * width), (4 * width,), (4 * width, width), (width,)]
     block = norm + attention + norm + feed_forward
     shapes = [(words, width), (length, width), *block * layers, *norm]
-    return Workload(f"transformer, {layers} layers", shapes)
+    return Workload(f"transformer, {layers} block{'s' if layers > 1 else ''}", shapes)
 
 
 def workloads(quick):
     """Return the four by key; with `quick` a part of each, which compiles in a second or two."""
     if quick:
-        sizes = small(100), resnet50((1, 1, 1, 1)), large(2048), transformer(1)
+        sizes = small(60), resnet50((1, 1)), large(2048), transformer(1)
     else:
         sizes = small(400), resnet50(), large(4096), transformer(6)
     return dict(zip(("small", "resnet50", "large", "transformer"), sizes, strict=True))

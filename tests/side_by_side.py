@@ -1,0 +1,137 @@
+"""Two equal torch optimizers side by side: one as it is, one whose every update is `update_step`'s.
+
+Imports torch: for tests that run on that backend alone.
+"""
+
+import contextlib
+from unittest.mock import patch
+
+import keras
+import numpy as np
+import torch
+
+from cases import make_variable, numpy
+from keras_decoupled import _torch_fused
+
+# Half an ulp of 1. What is not listed (counters) must be equal.
+ROUNDING = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+LOW = ("float16", "bfloat16")
+TINY = 2.0**-126  # float32's smallest normal number
+
+
+class Sides:
+    """The two sides after the same actions.
+
+    After each action variables and optimizer variables agree to rounding: 4 per update and 16 of
+    a step, each half an ulp of the largest number that the place has held. Where float32 is
+    rounded to less, that is two half ulps, however many updates there were.
+    """
+
+    def __init__(self, make_optimizer, make_variables):
+        self.fused, self.reference = (
+            (make_optimizer(), list(make_variables())) for _ in ("fused", "reference")
+        )
+        self.updates = 0
+        self.largest = {}
+        self.do(lambda optimizer, variables: optimizer.build(variables))
+
+    def do(self, action):
+        """Call `action(optimizer, variables)` on both sides, and compare them."""
+        with watched() as self.rests:
+            results = [action(*self.fused)]
+        with unaccelerated():
+            results.append(action(*self.reference))
+        self.compare()
+        return results
+
+    def step(self, grads, *, rest=(), calls=1):
+        """Apply gradients, or what `grads(variables)` makes them, and compare.
+
+        `rest`: indices of the variables that must be left to `update_step`, in each of `calls`
+        accelerated updates.
+        """
+        self.updates += 1
+
+        def apply(optimizer, variables):
+            made = grads(variables) if callable(grads) else [as_tensor(g) for g in grads]
+            optimizer.apply(made, variables)
+
+        self.do(apply)
+        expected = [self.fused[1][i]._value for i in rest]
+        assert len(self.rests) == calls
+        for left in self.rests:
+            assert [id(v._value) for v in left] == [id(t) for t in expected]
+
+    def compare(self):
+        (optimizer, variables), (reference, expected) = self.fused, self.reference
+        pairs = zip(
+            [*variables, *optimizer.variables], [*expected, *reference.variables], strict=True
+        )
+        for i, (a, b) in enumerate(pairs):
+            assert_close(
+                numpy(a), numpy(b), a.dtype, self.updates, self.largest, i, f"{b.path} ({a.dtype})"
+            )
+
+
+def assert_close(a, b, dtype, updates, largest, key, what):
+    most = largest[key] = np.maximum(largest.get(key, 0.0), np.abs(b))
+    roundings = 2 if dtype in LOW else 4 * updates + 16
+    allowed = ROUNDING[dtype] * (roundings * most) + TINY if dtype in ROUNDING else 0.0
+    error = np.abs(a - b)
+    assert np.all(error <= allowed), (
+        f"{what} after {updates} updates: off by {error}, at most {allowed} is rounding"
+    )
+
+
+@contextlib.contextmanager
+def watched():
+    """Give a list with, for each accelerated update, the variables that it left to `update_step`."""
+    rests = []
+    update = _torch_fused.Fused.update
+
+    def watch(self, grads, variables):
+        rest = update(self, grads, variables)
+        rests.append([variable for _, variable in rest])
+        return rest
+
+    with patch.object(_torch_fused.Fused, "update", watch):
+        yield rests
+
+
+@contextlib.contextmanager
+def unaccelerated():
+    """Build without an accelerated path."""
+    with patch.object(_torch_fused, "make", lambda optimizer: None), watched() as rests:
+        yield
+    assert rests == []
+
+
+def as_tensor(gradient):
+    return None if gradient is None else torch.as_tensor(gradient)
+
+
+def variables_of(*values, dtypes=None):
+    """A function that makes variables "v0/w", "v1/w", … of these values."""
+    dtypes = dtypes or ["float32"] * len(values)
+    return lambda: [
+        make_variable(f"v{i}/w", value, dtype)
+        for i, (value, dtype) in enumerate(zip(values, dtypes, strict=True))
+    ]
+
+
+def variables_in(*tensors):
+    """A function that makes variables which hold clones of these tensors, strides included."""
+
+    def make():
+        made = []
+        for i, tensor in enumerate(tensors):
+            with keras.name_scope(f"v{i}"):
+                clone = tensor.detach().clone(memory_format=torch.preserve_format)
+                made.append(keras.Variable(torch.nn.Parameter(clone), name="w"))
+        return made
+
+    return make
+
+
+def normal(shape, seed=0, dtype="float32"):
+    return np.asarray(0.3 + np.random.default_rng(seed).normal(size=shape)).astype(dtype)
