@@ -7,9 +7,9 @@ from functools import partial
 
 import keras
 import numpy as np
-import workloads
 
 import keras_decoupled
+import workloads
 
 RATE = {"AdamW": 1e-3, "NadamW": 1e-3, "SGDW": 1e-2}
 DECAY = 4e-3  # of Keras, torch and optax: multiplied by the learning rate, which ours is not
@@ -38,9 +38,9 @@ class Contender(ABC):
     def smallest(self):
         """Return a copy of the last variable as an array."""
 
+    @abstractmethod
     def extra_bytes(self):
         """Return what a step takes beside arguments and state, None: unknown. May take a step."""
-        return None
 
 
 class Copy:

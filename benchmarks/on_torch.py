@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import optimi
 import torch
+from torch.profiler import ProfilerActivity, profile
+
 from contenders import (
     DECAY,
     MOMENTUM,
@@ -17,7 +19,6 @@ from contenders import (
     keras_optimizers,
     keras_variables,
 )
-from torch.profiler import ProfilerActivity, profile
 
 DEVICE = keras.ops.convert_to_tensor(0.0).device
 MODES = ("",)

@@ -8,10 +8,12 @@ import json
 from pathlib import Path
 
 import matplotlib
+
 import report
 
 matplotlib.use("Agg")  # draws into files: no screen needed
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullLocator
 
 BACKENDS = ("torch", "jax", "tensorflow")
 OURS, PEER, LIMIT = "tab:blue", "0.72", "tab:red"
@@ -56,9 +58,9 @@ def panel(axes, groups):
             axes.plot([low, high], [place, place], color="black", linewidth=1)
             text = f"{row['ms']:.3g}" if row["ms"] < 1000 else f"{row['ms']:.0f}"
             weight = "bold" if row["ours"] else "normal"
-            axes.annotate(
-                text, (high, place), (4, 0), textcoords="offset points", va="center", weight=weight
-            )
+            number = axes.annotate(text, (high, place), (4, 0), textcoords="offset points")
+            number.set(va="center", weight=weight, zorder=4)
+            number.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8})
             ticks.append(place)
             labels.append(name)
         axes.plot([limit, limit], [top, place + 0.5], color=LIMIT, linestyle="--", linewidth=1.5)
@@ -66,11 +68,14 @@ def panel(axes, groups):
     axes.set_yticks(ticks, labels)
     axes.set_ylim(place - 0.6, -0.7)
     axes.set_xscale("log")
-    edges = [row[end] for _, _, rows in groups for row in rows.values() for end in ("ms",)]
-    edges += [limit for _, limit, _ in groups]
-    axes.set_xlim(min(edges) / 2, max(edges) * 2.5)
+    rows = [row for *_, contenders in groups for row in contenders.values()]
+    limits = [limit for _, limit, _ in groups]
+    left = min(*limits, *(row["ms"] for row in rows))
+    right = max(*limits, *(row["ms_quartiles"][1] for row in rows))
+    axes.set_xlim(left / 2, right * (right / left) ** 0.2)  # a sixth of the width for numbers
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("ms per step (log scale)")
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right"]].set_visible(False)
@@ -99,7 +104,7 @@ def draw(files, out, optimizer="AdamW"):
         axes.set_visible(False)
     for axes, (key, groups) in zip(grid.flat, panels.items(), strict=False):
         panel(axes, groups)
-        axes.set_title(titles[key], loc="left", weight="bold")
+        axes.set_title(titles[key], loc="left", weight="bold", fontsize=10.5)
     machines = " and ".join(dict.fromkeys(report.machine(result) for result in results.values()))
     figure.suptitle(f"One {optimizer} step, float32 · {machines} · shorter is better", fontsize=14)
     colours = {

@@ -4,15 +4,36 @@ import datetime
 import json
 import os
 import platform
+import time
 from importlib import metadata
 from pathlib import Path
 
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 PACKAGES = (
-    "keras_decoupled keras jax jaxlib optax torch torch-optimi tensorflow tensorflow-cpu numpy"
-).split()
+    *("keras_decoupled", "keras", "numpy"),
+    *("jax", "jaxlib", "optax"),
+    *("tensorflow", "tensorflow-cpu"),
+    *("torch", "torch-optimi"),
+)
 FOLDER = Path(__file__).parent / "results"
+
+
+class Bar(Progress):
+    """A progress bar without a thread, which would run while something is timed."""
+
+    def __init__(self, console):
+        columns = TextColumn("{task.description:<40}"), BarColumn(), TimeElapsedColumn()
+        super().__init__(*columns, console=console, auto_refresh=False)
+        self.shown = 0.0
+
+    def show(self, task, **fields):
+        """Update a task; draw at most ten times a second."""
+        self.update(task, **fields)
+        if time.monotonic() - self.shown > 0.1:
+            self.refresh()
+            self.shown = time.monotonic()
 
 
 def processor():

@@ -11,13 +11,13 @@ import importlib
 from pathlib import Path
 
 import keras
+from rich.console import Console
+
 import measure
 import plot
 import report
 import workloads
 from contenders import BYTES, KERAS, OURS, RULES
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 BACKEND = keras.backend.backend()
 # Of the way that ours went; more means that it is not the same work. Each Nadam has a momentum
@@ -109,15 +109,14 @@ def main():
     result["results"] = []
     console = Console(width=None if Console().is_terminal else 120)
     console.print(f"Keras {keras.__version__} on {BACKEND}; {report.machine(result)}")
-    columns = TextColumn("{task.description:<40}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console) as bar:
+    with report.Bar(console) as bar:
         task = bar.add_task("starting", total=len(todo))
         warm_up(backend, backend.MODES)
         for done, (key, workload, kind, mode) in enumerate(todo):
-            bar.update(task, description=f"{workload.title}, {kind} {mode}")
+            bar.show(task, description=f"{workload.title}, {kind} {mode}")
 
             def progress(part, done=done):
-                bar.update(task, completed=done + part)
+                bar.show(task, completed=done + part)
 
             progress(0)
             entry = run(backend, key, workload, kind, mode, effort, progress)
@@ -125,7 +124,7 @@ def main():
             console.print(report.table(entry))
             for name in suspicious(entry):
                 console.print(f"[red]{name} went elsewhere than ours: not the same work[/red]")
-        bar.update(task, description="done", completed=len(todo))
+        bar.show(task, description="done", completed=len(todo))
     for entry in result["results"]:
         label = f"{entry['title']}, {entry['optimizer']} {entry['mode']}"
         console.print(f"{label:<44} {ratios(entry)}", soft_wrap=True)

@@ -388,35 +388,30 @@ def test_a_uniform_decay_may_be_a_schedule():
 # --- inside a MultiOptimizer ---
 
 
-needs_multi_optimizer = pytest.mark.skipif(
-    not hasattr(keras.optimizers, "MultiOptimizer"), reason="this Keras has no MultiOptimizer"
-)
+if hasattr(keras.optimizers, "MultiOptimizer"):  # since Keras 3.15
 
+    def split(default, optimizers):
+        return keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(default, optimizers))
 
-def split(default, optimizers):
-    return keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(default, optimizers))
-
-
-@needs_multi_optimizer
-def test_inner_optimizers_get_only_their_own_keys():
-    model = named()
-    head = AdamW(0.1, weight_decay=0, weight_decays={"kernel": 0.5}, lr_multipliers={"two": 0.5})
-    body = SGDW(0.1, weight_decays={"kernel": 0.25})
-    both = split(body, {".*two.*": head})
-    both.build(model.trainable_variables)
-    assert head.weight_decays == {"net/two/kernel": (0.0, 0.5)}
-    assert head.lr_multipliers == {"net/two/kernel": 0.5, "net/two/bias": 0.5}
-    assert body.weight_decays == {"net/one/kernel": (0.0, 0.25)}
-    assert zero_update(both, model.trainable_variables) == [0.75, 1.0, 0.5, 1.0]
-
-
-@needs_multi_optimizer
-def test_a_key_of_another_inner_optimizer_is_refused():
-    model = named()
-    head = AdamW(0.1, weight_decays={"two": 0.5, "one": 0.5})
-    both = split(SGDW(0.1, weight_decay=0), {".*two.*": head})
-    with pytest.raises(ValueError, match="'one'"):
+    def test_inner_optimizers_get_only_their_own_keys():
+        model = named()
+        head = AdamW(
+            0.1, weight_decay=0, weight_decays={"kernel": 0.5}, lr_multipliers={"two": 0.5}
+        )
+        body = SGDW(0.1, weight_decays={"kernel": 0.25})
+        both = split(body, {".*two.*": head})
         both.build(model.trainable_variables)
+        assert head.weight_decays == {"net/two/kernel": (0.0, 0.5)}
+        assert head.lr_multipliers == {"net/two/kernel": 0.5, "net/two/bias": 0.5}
+        assert body.weight_decays == {"net/one/kernel": (0.0, 0.25)}
+        assert zero_update(both, model.trainable_variables) == [0.75, 1.0, 0.5, 1.0]
+
+    def test_a_key_of_another_inner_optimizer_is_refused():
+        model = named()
+        head = AdamW(0.1, weight_decays={"two": 0.5, "one": 0.5})
+        both = split(SGDW(0.1, weight_decay=0), {".*two.*": head})
+        with pytest.raises(ValueError, match="'one'"):
+            both.build(model.trainable_variables)
 
 
 # --- another build ---

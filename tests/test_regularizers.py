@@ -304,6 +304,9 @@ ZOO = {  # how the paths end, and the decays, in the order of trainable_variable
     hands_on_copies: [("inner/kernel", 0.0, 0.1)],
 }
 HAVE_ACTIVITY = (attention, one_object)
+KERAS_3_15 = tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 15)
+# Before 3.15 Keras saves no weights of layers in a list in a dict: they are random after a load.
+SAVED = [make for make in ZOO if KERAS_3_15 or make is not hands_on_copies]
 
 
 def penalized(model):
@@ -355,7 +358,7 @@ def test_finds_the_decays_in_order_and_changes_nothing(make):
     assert penalized(model) == regularized
 
 
-@pytest.mark.parametrize("make", ZOO, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", SAVED, ids=lambda make: make.__name__)
 def test_penalties_leave_and_stay_away(make, tmp_path):
     model = make()
     x = inputs_for(model)
@@ -438,13 +441,20 @@ def test_variables_that_share_a_path_are_numbered():
     assert get_weight_decays(model, zero_penalties=True) == decays == get_weight_decays(model)
 
 
-def test_a_regularizer_set_later_beats_what_is_remembered():
+def a_function(w):
+    return 0.0
+
+
+# Before 3.15 Keras refuses a function as the regularizer of a variable.
+@pytest.mark.parametrize("other", [OwnL2(0.5), a_function] if KERAS_3_15 else [OwnL2(0.5)])
+def test_a_regularizer_set_later_beats_what_is_remembered(other):
     model = sequential(layers.Dense(3, kernel_regularizer=L2(0.1), name="d"))
     get_weight_decays(model, zero_penalties=True)
     model.layers[0].kernel.regularizer = L1(0.5)
     assert get_weight_decays(model) == {"m/d/kernel": (0.5, 0.0)}
-    model.layers[0].kernel.regularizer = lambda w: 0.0
-    with pytest.warns(UserWarning, match=r"m/d/kernel \(<lambda>\)"):
+    model.layers[0].kernel.regularizer = other
+    name = "a_function" if other is a_function else "OwnL2"
+    with pytest.warns(UserWarning, match=rf"m/d/kernel \({name}\)"):
         assert get_weight_decays(model) == {}
 
 

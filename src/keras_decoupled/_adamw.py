@@ -75,6 +75,8 @@ class AdamW(Decoupled):
     Algorithm 2; amsgrad: Reddi et al., arXiv 1904.09237.
     """
 
+    _fused_kernel = "adamw"  # in `_torch_fused.py`
+
     def __init__(
         self,
         learning_rate: Any = 0.001,

@@ -207,9 +207,11 @@ class Decoupled(Stateful):
                 dense(gradient, variable, self._gradient_dtype(variable))
                 for gradient, variable in zip(grads, variables, strict=True)
             ]
+        fused = self._fused
+        before = None if fused is None else fused.count_version()
         super().apply(grads, trainable_variables)
-        if self._fused is not None:
-            self._fused.committed()
+        if fused is not None:
+            fused.counted(before)
 
     def _gradient_dtype(self, variable: Any) -> str | None:
         index = self._trainable_variables_indices.get(self._var_key(variable))
@@ -227,7 +229,7 @@ class Decoupled(Stateful):
         through to `update_step` as it is (tf.distribute: per replica).
         """
         if self._fused is not None and self._fused.usable():
-            rest = self._fused.update(grads, trainable_variables)
+            rest = self._fused.update(grads, trainable_variables, learning_rate)
             if not rest:
                 return
             grads, trainable_variables = zip(*rest, strict=True)
@@ -239,7 +241,11 @@ class Decoupled(Stateful):
         table, dtype = self._table, self._scalar_dtype
         updates, position = self._counters()
         rate = ops.cast(learning_rate, dtype)
-        shrink = self._eta(position) * ops.cast(self._timing.normalization(position), dtype)
+        if isinstance(self._timing.rate, CallableRate):  # called once per update, by Keras
+            eta = rate / self._timing.rate.base
+        else:
+            eta = self._eta(position)
+        shrink = eta * ops.cast(self._timing.normalization(position), dtype)
         return Step(
             rates=tuple(rate * m for m in table.multipliers),
             decays=tuple(

@@ -72,6 +72,8 @@ class NadamW(Decoupled):
     Loshchilov & Hutter, arXiv 1711.05101, Algorithm 2.
     """
 
+    _fused_kernel = "nadamw"  # in `_torch_fused.py`
+
     def __init__(
         self,
         learning_rate: Any = 0.001,

@@ -56,6 +56,8 @@ class SGDW(Decoupled):
     Algorithm 1.
     """
 
+    _fused_kernel = "sgdw"  # in `_torch_fused.py`
+
     def __init__(
         self,
         learning_rate: Any = 0.01,

@@ -12,6 +12,7 @@ someone else has written to them, so that on a GPU no update waits for the devic
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -20,9 +21,7 @@ import keras
 import numpy as np
 import torch
 
-from ._adamw import AdamW
-from ._nadamw import NadamW
-from ._sgdw import SGDW
+from ._rates import CallableRate
 
 Tensors = tuple[torch.Tensor, ...]  # of one variable: θ, its gradient, its slots
 Lists = tuple[list[torch.Tensor], ...]  # of several: all θ, all gradients, …
@@ -30,6 +29,10 @@ Lists = tuple[list[torch.Tensor], ...]  # of several: all θ, all gradients, …
 # Elements of one piece: θ, gradient and two moments of it, in float32, are 1 MB. On a GPU a piece
 # only bounds the temporaries.
 _PIECE = {"cpu": 2**16, "cuda": 2**22}
+# Keras exports the scope but not this question, and what is written in a scope is not written to
+# the tensors.
+_in_stateless_scope = sys.modules[keras.StatelessScope.__module__].in_stateless_scope
+_TINY = 1e-20  # below such a rate, a decay divided by it may not be a float32
 _PLAIN = (torch.Tensor, torch.nn.Parameter)  # a subclass may give operations another meaning
 
 
@@ -52,9 +55,9 @@ class Part(NamedTuple):
 class Fused:
     """The accelerated update of one optimizer, as it is built."""
 
-    def __init__(self, optimizer: Any) -> None:
+    def __init__(self, optimizer: Any, kernel: type[_Kernel]) -> None:
         self._optimizer = optimizer
-        self._kernel = _KERNELS[type(optimizer)](optimizer)
+        self._kernel = kernel(optimizer)
         self._iterations = _Mirror(optimizer._iterations)
         self._cycle_start = _Mirror(optimizer._cycle_start)
         self._factor = _Mirror(optimizer._factor)
@@ -65,9 +68,11 @@ class Fused:
             )
         ]
 
-    @staticmethod
-    def _entry(variable: Any, slots: tuple[Any, ...], master: Any) -> tuple[Tensors, Any] | None:
-        """Return θ and slots, and what must agree within one kernel; None: not to be fused."""
+    def _entry(self, variable: Any, slots: tuple[Any, ...], master: Any) -> Any:
+        """Return θ and slots, with their holders, and what must agree within one kernel.
+
+        None: not to be fused.
+        """
         if master is not None or None in slots:
             return None
         # The attribute and not `.value`, which costs a microsecond per variable: what that adds
@@ -79,15 +84,18 @@ class Fused:
             return None
         if not all(_plain(t) and (t.dtype, t.device) == kind for t in tensors):
             return None
-        return tensors, kind
+        if theta.dtype == torch.float64 and len(slots) == 3:
+            return None  # torch's fused amsgrad is not exact to float64
+        return tensors, kind, tuple(zip((variable, *slots), tensors, strict=True))
 
     def usable(self) -> bool:
         """Tell whether variables hold their own tensors here, and run eagerly."""
-        iterations = self._optimizer._iterations
-        return iterations.value is iterations._value and not torch.compiler.is_compiling()
+        return not (_in_stateless_scope() or torch.compiler.is_compiling())
 
     @torch.no_grad()
-    def update(self, grads: Sequence[Any], variables: Sequence[Any]) -> list[tuple[Any, Any]]:
+    def update(
+        self, grads: Sequence[Any], variables: Sequence[Any], learning_rate: Any
+    ) -> list[tuple[Any, Any]]:
         """Update what fits and return the (gradient, variable) pairs that do not."""
         optimizer = self._optimizer
         indices = optimizer._table.indices
@@ -96,12 +104,12 @@ class Fused:
         for gradient, variable in zip(grads, variables, strict=True):
             index = optimizer._get_variable_index(variable)
             entry = self._entries[index]
-            if entry is None or not _fits(gradient, variable, entry[0]):
+            if entry is None or not _fits(gradient, *entry):
                 rest.append((gradient, variable))
                 continue
-            (theta, *slots), kind = entry
+            (theta, *slots), kind, _ = entry
             groups[indices[index], kind].append((theta, gradient, *slots))
-        scalars = self._scalars()
+        scalars = self._scalars(learning_rate)
         self._kernel.begin(scalars.updates)
         for ((rate, l1, l2), _), tensors in groups.items():
             if optimizer._table.multipliers[rate] == 0:  # frozen
@@ -112,28 +120,35 @@ class Fused:
             self._kernel.end()
         return rest
 
-    def committed(self) -> None:
-        """Note that Keras has counted the iteration: its write to the counter is no news."""
-        self._iterations.advance()
+    def counted(self, before: int | None) -> None:
+        """Note that Keras has counted the iteration: that write to the counter is no news."""
+        self._iterations.advance(before)
 
-    def _scalars(self) -> Scalars:
+    def count_version(self) -> int | None:
+        """Return the version of the iteration counter, for `counted`."""
+        return _version(self._optimizer._iterations._value)
+
+    def _scalars(self, learning_rate: Any) -> Scalars:
         """Do `Decoupled._begin_step` on the host."""
         optimizer, timing = self._optimizer, self._optimizer._timing
         updates = int(self._iterations.read()) // (optimizer.gradient_accumulation_steps or 1)
         factor = self._factor.read()
         step = updates - int(self._cycle_start.read())
-        with keras.device(
-            "cpu"
-        ):  # schedules compute with tensors: not on the GPU, to be waited for
-            eta = factor * float(timing.rate.multiplier(step))
-            shrink = eta * float(timing.normalization(step))
+        # Schedules compute with tensors: not on the GPU, which would have to be waited for.
+        with keras.device("cpu"):
+            count, position = torch.tensor(updates), torch.tensor(step)
+            if isinstance(timing.rate, CallableRate):  # called once per update, by Keras
+                rate = torch.as_tensor(learning_rate).item()
+                eta = rate / timing.rate.base
+            else:
+                rate = factor * float(timing.rate(position))
+                eta = factor * float(timing.rate.multiplier(position))
+            shrink = eta * float(timing.normalization(position))
             return Scalars(
                 updates=updates + 1,
-                rates=tuple(
-                    factor * float(timing.rate(step)) * m for m in optimizer._table.multipliers
-                ),
+                rates=tuple(rate * m for m in optimizer._table.multipliers),
                 decays=tuple(
-                    shrink * (decay if isinstance(decay, float) else float(decay(updates)))
+                    shrink * (decay if isinstance(decay, float) else float(decay(count)))
                     for decay in optimizer._table.decays
                 ),
             )
@@ -145,24 +160,27 @@ class _Mirror:
     def __init__(self, variable: Any) -> None:
         self._variable = variable
         self._tensor: Any = None
-        self._version = -1
+        self._version: int | None = None
         self._number = math.nan
 
     def read(self) -> float:
         tensor = self._variable._value
-        if tensor is not self._tensor or tensor._version != self._version:
+        version = _version(tensor)
+        if version is None or tensor is not self._tensor or version != self._version:
             self.know(tensor.item())
         return self._number
 
     def know(self, number: float) -> None:
         """Take the number as what the variable holds now."""
         self._tensor = self._variable._value
-        self._version, self._number = self._tensor._version, number
+        self._version, self._number = _version(self._tensor), number
 
-    def advance(self) -> None:
-        """Take the last write for an increment by 1, if it was the only one."""
+    def advance(self, before: int | None) -> None:
+        """Take the one write since version `before` for an increment by 1."""
         tensor = self._variable._value
-        if tensor is self._tensor and tensor._version == self._version + 1:
+        if before is None or tensor is not self._tensor or before != self._version:
+            return
+        if _version(tensor) == before + 1:
             self.know(self._number + 1)
 
 
@@ -197,7 +215,9 @@ class _AdamW(_Kernel):
         optimizer = self.optimizer
         device = tensors[0][0].device
         if device not in self.counters:
-            self.counters[device] = torch.full((), float(self.updates), device=device)
+            self.counters[device] = torch.full(
+                (), float(self.updates), dtype=torch.float32, device=device
+            )
         part = _take_l1(tensors, part)
         theta, gradients, m, v, *v_hat = map(list, zip(*tensors, strict=True))
         torch._fused_adamw_(
@@ -212,7 +232,7 @@ class _AdamW(_Kernel):
             beta2=optimizer.beta_2,
             weight_decay=_per_rate(part),
             eps=self.eps,
-            amsgrad=optimizer.amsgrad,
+            amsgrad=bool(v_hat),
             maximize=False,
         )
 
@@ -232,11 +252,12 @@ class _SGDW(_Kernel):
                 _sgd(theta, gradients, part.rate, _per_rate(part))
                 continue
             buf = slots[0]
-            if part.rate == 0:
-                torch._foreach_mul_(buf, momentum)
-            else:  # buf ← momentum·buf − rate·g
+            if part.rate > _TINY:  # buf ← momentum·buf − rate·g
                 _sgd(buf, gradients, part.rate, (1 - momentum) / part.rate)
-            if not nesterov:  # θ ← θ − l2·θ + buf
+            else:
+                torch._foreach_mul_(buf, momentum)
+                torch._foreach_add_(buf, gradients, alpha=-part.rate)
+            if not (nesterov and momentum):  # θ ← θ − l2·θ + buf
                 _sgd(theta, buf, -1.0, -part.l2)
             else:  # θ ← θ − l2·θ + momentum·buf − rate·g
                 _sgd(theta, buf, -momentum, -part.l2 / momentum)
@@ -284,27 +305,44 @@ class _NadamW(_Kernel):
         self._product.know(float(np.float32(self.product)) if single else self.product)
 
 
-_KERNELS: dict[type, type[_Kernel]] = {AdamW: _AdamW, NadamW: _NadamW, SGDW: _SGDW}
+_KERNELS = {"adamw": _AdamW, "nadamw": _NadamW, "sgdw": _SGDW}
 
 
 def make(optimizer: Any) -> Fused | None:
-    """Return the accelerated update of a built optimizer, None for a class of the user's own."""
-    return Fused(optimizer) if type(optimizer) in _KERNELS else None
+    """Return the accelerated update of a built optimizer, None for a class without a kernel.
+
+    The class itself names it: one derived from it, by a user, may compute something else.
+    """
+    kernel = vars(type(optimizer)).get("_fused_kernel")
+    return Fused(optimizer, _KERNELS[kernel]) if kernel else None
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    # torch counts the writes to a tensor, but not to one made in inference mode.
+    return None if tensor.is_inference() else tensor._version
 
 
 def _plain(tensor: torch.Tensor) -> bool:
     # The kernels walk memory: a strided tensor without gaps, and nothing that only poses as one.
-    return type(tensor) in _PLAIN and tensor.layout == torch.strided and tensor.is_contiguous()
+    return (
+        type(tensor) in _PLAIN
+        and tensor.layout == torch.strided
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+    )
 
 
-def _fits(gradient: Any, variable: Any, tensors: Tensors) -> bool:
+def _fits(gradient: Any, tensors: Tensors, kind: Any, held: tuple[tuple[Any, Any], ...]) -> bool:
+    for holder, tensor in held:
+        if holder._value is not tensor:
+            return False
     theta = tensors[0]
     return (
-        variable._value is theta
-        and _plain(gradient)
-        and gradient.dtype == theta.dtype
-        and gradient.device == theta.device
+        _plain(gradient)
+        and (gradient.dtype, gradient.device) == kind
         and gradient.shape == theta.shape
+        # A gradient that is the variable itself would change while it is read.
+        and (gradient.data_ptr() != theta.data_ptr() or theta.numel() == 0)
     )
 
 
@@ -356,7 +394,7 @@ def _sgd(theta: list[torch.Tensor], by: list[torch.Tensor], lr: float, weight_de
 
 def _per_rate(part: Part) -> float:
     """The weight decay that a kernel multiplies by the rate; both are 0 together, at η = 0."""
-    return part.l2 / part.rate if part.rate else 0.0
+    return part.l2 / part.rate if part.rate > 0 else 0.0
 
 
 def _one_minus_power(beta: float, updates: int) -> float:
