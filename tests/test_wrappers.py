@@ -123,7 +123,8 @@ def test_low_precision_model_through_a_file(name, policy, tmp_path):
         model.save(tmp_path / "model.keras")
         again = keras.models.load_model(tmp_path / "model.keras")
         inner = getattr(again.optimizer, "inner_optimizer", again.optimizer)
-        assert set(inner.weight_decays) == {"linear/kernel"}
+        # Before 3.16 Keras gives a loaded Sequential paths without its name.
+        assert {p.removeprefix("sequential/") for p in inner.weight_decays} == {"linear/kernel"}
         assert type(again.optimizer) is type(model.optimizer)
         assert_goes_on_the_same(model, again)
         again.save(tmp_path / "again.keras")

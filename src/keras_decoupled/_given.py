@@ -198,13 +198,16 @@ class Rules:
         return self.resolve(self._model[: self._trainable], {})
 
     def frozen(self, built: Iterable[Any] | None) -> Table:
-        """Return rows for the model's variables that are not among the built ones (by key).
+        """Return rows for the model's variables that are not built on; `built` has the keys.
 
         Only where a rule or a regularizer says something of them: a later build needs that, also
         after a load, when paths have changed.
         """
-        keys = {self._key_of(v) for v in self._model[: self._trainable]} if built is None else built
-        left = [v for v in self._model if self._key_of(v) not in set(keys)]
+        if built is None:
+            left = self._model[self._trainable :]
+        else:
+            keys = set(built)
+            left = tuple(v for v in self._model if self._key_of(v) not in keys)
         table, _ = self.resolve(left, {}, strict=False)
         nothing = Row("", (), l2=0.0 if self.weight_decay is None else self.weight_decay)
         return Table(
