@@ -21,7 +21,7 @@ def adam(
     v = v + (1 - beta_2) * (ops.square(g) - v)
     if v_hat is None:
         return rate * m / (ops.sqrt(v) + epsilon), (m, v)
-    v_hat = ops.maximum(v_hat, v)
+    v_hat = ops.where(v_hat > v, v_hat, v)  # ops.maximum gives float32 for float64 on torch
     return rate * m / (ops.sqrt(v_hat) + epsilon), (m, v, v_hat)
 
 

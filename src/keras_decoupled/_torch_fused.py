@@ -84,8 +84,6 @@ class Fused:
             return None
         if not all(_plain(t) and (t.dtype, t.device) == kind for t in tensors):
             return None
-        if theta.dtype == torch.float64 and len(slots) == 3:
-            return None  # torch's fused amsgrad is not exact to float64
         return tensors, kind, tuple(zip((variable, *slots), tensors, strict=True))
 
     def usable(self) -> bool:
@@ -295,7 +293,7 @@ class _NadamW(_Kernel):
             step = torch._foreach_mul(m, part.rate * self.root * self.share_m)
             torch._foreach_add_(step, g, alpha=part.rate * self.root * self.share_g)
             if part.l2:
-                torch._foreach_mul_(theta, 1 - part.l2)
+                torch._foreach_add_(theta, theta, alpha=-part.l2)  # 1 − l2 would be rounded
             torch._foreach_addcdiv_(theta, step, denominator, -1.0)
 
     def end(self) -> None:
@@ -371,7 +369,7 @@ def _take_l1(tensors: list[Tensors], part: Part) -> Part:
         return part
     for theta, *_ in _batches(tensors):
         signs = torch._foreach_sign(theta)
-        torch._foreach_mul_(theta, 1 - part.l2)
+        torch._foreach_add_(theta, theta, alpha=-part.l2)
         torch._foreach_add_(theta, signs, alpha=-part.l1)
     return part._replace(l1=0.0, l2=0.0)
 
