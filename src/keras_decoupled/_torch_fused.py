@@ -26,9 +26,9 @@ from ._rates import CallableRate
 Tensors = tuple[torch.Tensor, ...]  # of one variable: θ, its gradient, its slots
 Lists = tuple[list[torch.Tensor], ...]  # of several: all θ, all gradients, …
 
-# Elements of one piece: θ, gradient and two moments of it, in float32, are 1 MB. On a GPU a piece
+# Elements of one piece: θ, gradient and two moments of it, in float32, are 2 MB. On a GPU a piece
 # only bounds the temporaries.
-_PIECE = {"cpu": 2**16, "cuda": 2**22}
+_PIECE = {"cpu": 2**17, "cuda": 2**22}
 # Keras exports the scope but not this question, and what is written in a scope is not written to
 # the tensors.
 _in_stateless_scope = sys.modules[keras.StatelessScope.__module__].in_stateless_scope
