@@ -340,7 +340,8 @@ def _mapping(name: str, value: Any, check: Callable[[str, Any], Any]) -> dict[st
     if not isinstance(value, Mapping):
         raise TypeError(
             f"`{name}` must be a dict from keys (parts of a variable's path) to numbers. "
-            f"Received: {name}={value!r} of type {type(value).__name__}."
+            f"Received: {name}={value!r} of type {type(value).__name__}. "
+            f"Write {name}={{'kernel': 1e-4}}, say."
         )
     for key in value:
         if not isinstance(key, str):

@@ -76,7 +76,7 @@ class Timing:
                 "or `total_iterations_wd` (a fixed T) instead."
             )
         if use_cosine_annealing:
-            if isinstance(rate, ScheduleRate) or type(rate) is not Rate:
+            if type(rate) is not Rate:
                 raise ValueError(
                     "`use_cosine_annealing=True` makes the schedule itself and needs a number as "
                     f"`learning_rate`. Received: learning_rate={learning_rate}. Pass the base rate, "
