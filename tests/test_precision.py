@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 import oracle
 from cases import (
@@ -79,6 +79,10 @@ def test_first_steps(case, runner):
     beta_1=st.floats(0.0, 1 - 1e-6),
     beta_2=st.floats(0.0, 1 - 1e-8),
 )
+@example(name="nadamw", beta_1=1e-130, beta_2=0.0)
+@example(name="nadamw", beta_1=0.0, beta_2=0.9)
+@example(name="nadamw", beta_1=4e-4, beta_2=0.9)
+@example(name="nadamw-keras", beta_1=6e-4, beta_2=0.9)
 def test_first_steps_with_any_beta(name, beta_1, beta_2):
     betas = {"beta_1": beta_1, "beta_2": beta_2}
     variable = keras.Variable(np.zeros(4, "float32"), name="v")

@@ -245,6 +245,21 @@ if BACKEND == "torch":
     def _apply(grads, optimizer, variables):
         optimizer.apply(list(grads), variables)
 
+    # --- rounding ---
+
+    @pytest.mark.parametrize("decay", [1e-4, 1e-6])
+    @pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw"])
+    def test_a_decay_that_float32_can_hardly_tell_from_none(name, decay):
+        """torch multiplies by float32(1 − decay), which at 1e-6 is 1 − 0.954e-6: 5% off."""
+        optimizer = make(name, weight_decay=decay)
+        values = np.float32(1 + 0.7 * np.random.default_rng(0).random(2000))
+        (variable,) = variables_of(values)()
+        updates = 3000
+        for _ in range(updates):
+            optimizer.apply([torch.zeros(2000)], [variable])
+        lost = np.mean(1 - variable.numpy() / np.float64(values))
+        np.testing.assert_allclose(lost, 1 - (1 - decay) ** updates, rtol=0.01)
+
     # --- memory ---
 
     TWO_RULES = {"weight_decay": 0.03, "weight_decays": {"v1": (0.01, 0.02)}}

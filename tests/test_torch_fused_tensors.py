@@ -6,6 +6,7 @@ Each test says which variables must be left (`rest`); `side_by_side.py` says wha
 import contextlib
 
 import keras
+import numpy as np
 import pytest
 
 from cases import BACKEND, OPTIMIZERS, make_variable, numpy
@@ -14,7 +15,7 @@ from training import make
 if BACKEND == "torch":
     import torch
 
-    from side_by_side import Sides, normal, variables_in, variables_of
+    from side_by_side import Sides, normal, variables_in, variables_of, watched
 
     DECAYS = {"weight_decay": 0.03, "weight_decays": {"v1": (0.01, 0.02)}}
     every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
@@ -51,7 +52,9 @@ if BACKEND == "torch":
         variable = keras.Variable(parameter, dtype="complex64")
         optimizer = make("sgdw")
         optimizer.build([variable])
-        assert optimizer._fused._entries == [None]
+        with watched() as rests:
+            optimizer.apply([torch.ones(2, dtype=torch.complex64)], [variable])
+        assert rests == [[variable]]
 
     # --- layouts ---
 
@@ -162,9 +165,9 @@ if BACKEND == "torch":
         shapes = [(0, 3), (0,), (), (1,), (1, 1), (3,)]
         sides = sides_of(name, *shapes)
         for k in range(3):
-            sides.step(grads(k, *shapes))
+            sides.step(grads(k, *shapes), rest=[0, 1])  # nothing to do, anywhere
         sides = sides_of(name, (0, 3), (0,))  # and nothing else
-        sides.step(grads(0, (0, 3), (0,)))
+        sides.step(grads(0, (0, 3), (0,)), rest=[0, 1])
 
     # --- gradients that are missing, have a graph, or are something else's memory ---
 
@@ -176,6 +179,27 @@ if BACKEND == "torch":
         for k, missing in enumerate([None, 0, 1, 2, None]):
             given = grads(k, (3,), (2,), ())
             sides.step([None if i == missing else g for i, g in enumerate(given)])
+
+    @every_optimizer
+    def test_a_variable_given_twice(name):
+        """Two updates of it, one after the other, as `update_step` makes them."""
+        sides = sides_of(name, (3,), (2,))
+        for k in range(3):
+            a, b, c = grads(k, (3,), (2,), (3,))
+            sides.updates += 2
+            sides.do(lambda o, vs, gs=(a, b, c): o.apply([*gs], [vs[0], vs[1], vs[0]]))
+            assert [[v is sides.fused[1][0] for v in rest] for rest in sides.rests] == [[True]]
+
+    def test_random_lists_of_variables():
+        """As with layers that are dropped at random: what is kept of each list does not pile up."""
+        sides = sides_of("nadamw", *[(2,)] * 6)
+        rng = np.random.default_rng(0)
+        for k in range(40):
+            order = [int(i) for i in rng.permutation(6)[: rng.integers(1, 7)]]
+            sides.updates += 1
+            gs = grads(k, *[(2,)] * len(order))
+            sides.do(lambda o, vs, gs=gs, order=order: o.apply(gs, [vs[i] for i in order]))
+        assert len(sides.fused[0]._fused._plans) <= 8
 
     def test_fewer_variables_in_another_order():
         sides = sides_of("adamw", (3,), (2,), ())
@@ -257,7 +281,7 @@ if BACKEND == "torch":
         sides.do(exchange)
         for k in range(2):
             before = old[1].clone()
-            sides.step(grads(k, (3,), (2,), ()), rest=[1])
+            sides.step(grads(k, (3,), (2,), ()))
             assert torch.equal(before, old[1])
 
     @pytest.mark.parametrize("name", ["adamw", "adamw-amsgrad", "nadamw", "sgdw-momentum"])

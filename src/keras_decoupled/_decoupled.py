@@ -203,19 +203,19 @@ class Decoupled(Stateful):
             self._trainable_variables if trainable_variables is None else trainable_variables
         )
         if len(grads) == len(variables):
-            grads = [
-                dense(gradient, variable, self._gradient_dtype(variable))
-                for gradient, variable in zip(grads, variables, strict=True)
-            ]
+            grads = list(map(dense, grads, variables, self._gradient_dtypes(variables)))
         fused = self._fused
         before = None if fused is None else fused.count_version()
         super().apply(grads, trainable_variables)
         if fused is not None:
             fused.counted(before)
 
-    def _gradient_dtype(self, variable: Any) -> str | None:
-        index = self._trainable_variables_indices.get(self._var_key(variable))
-        return self._slots.gradient_dtypes[index] if index is not None else None
+    def _gradient_dtypes(self, variables: Sequence[Any]) -> Sequence[str | None]:
+        dtypes = self._slots.gradient_dtypes
+        if self._built_on(variables):
+            return dtypes
+        indices = [self._trainable_variables_indices.get(self._var_key(v)) for v in variables]
+        return [None if index is None else dtypes[index] for index in indices]
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
         """Do nothing: Keras' own decay is α·λ, and comes from `self.weight_decay`."""

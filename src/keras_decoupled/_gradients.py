@@ -12,6 +12,8 @@ LOW_PRECISION = ("bfloat16", "float16")  # of such a variable all state is float
 
 # By type of gradient: whether it has to be made a dense tensor. Asked once, not per variable.
 _SPARSE: dict[type, bool] = {}
+# Types and dtypes of gradients that are fine as they are, with the dtype wanted.
+_AS_IS: set[tuple[type, Any, str | None]] = set()
 
 
 def dense(gradient: Any, variable: Any, dtype: str | None) -> Any:
@@ -20,11 +22,14 @@ def dense(gradient: Any, variable: Any, dtype: str | None) -> Any:
     A sparse gradient stands for a dense one: moments and decay reach every row. Keras adds
     gradients to their accumulators as they are, so they need one dtype.
     """
-    if gradient is None or getattr(variable, "overwrite_with_gradient", False):
+    kind = type(gradient)
+    known = (kind, getattr(gradient, "dtype", None), dtype)
+    if known in _AS_IS or gradient is None:
+        return gradient
+    if getattr(variable, "overwrite_with_gradient", False):
         return gradient
     if dtype is None:  # the first update, which builds
         dtype = slot_dtype(variable)
-    kind = type(gradient)
     if kind not in _SPARSE:
         _SPARSE[kind] = not ops.is_tensor(gradient) or any(
             hasattr(kind, name) for name in ("dense_shape", "todense")
@@ -35,7 +40,11 @@ def dense(gradient: Any, variable: Any, dtype: str | None) -> Any:
                 ops.expand_dims(gradient.indices, -1), gradient.values, tuple(variable.shape)
             )
         gradient = ops.convert_to_tensor(gradient, sparse=False)
-    return gradient if _dtype_name(gradient.dtype) == dtype else ops.cast(gradient, dtype)
+    if _dtype_name(gradient.dtype) != dtype:
+        return ops.cast(gradient, dtype)
+    if not _SPARSE[kind]:
+        _AS_IS.add(known)
+    return gradient
 
 
 @functools.cache

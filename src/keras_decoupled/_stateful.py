@@ -84,12 +84,14 @@ class Stateful(Clocked):
                 "from an .h5 file, save it as .keras: Keras builds the optimizer on nothing there."
             )
 
+    def _built_on(self, variables: Sequence[Any]) -> bool:
+        """Tell whether these are the optimizer's variables, in its order."""
+        built = self._trainable_variables
+        return len(variables) == len(built) and all(map(operator.is_, variables, built))
+
     def _build_on_new(self, variables: list[Any], grads: Sequence[Any]) -> None:
         """Build again where unknown variables came in; those that are known stay."""
-        built = self._trainable_variables
-        if not self.built or (
-            len(variables) == len(built) and all(map(operator.is_, variables, built))
-        ):
+        if not self.built or self._built_on(variables):
             return
         keys = {self._var_key(variable) for variable in variables}
         if keys <= self._trainable_variables_indices.keys():
