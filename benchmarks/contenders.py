@@ -65,6 +65,22 @@ class Copy:
         self.pool.shutdown()
 
 
+class DeviceCopy:
+    """The same on an accelerator."""
+
+    def __init__(self, moved, make, copy):
+        """`make(size)` gives bytes on the device; `copy(bytes)` copies them and waits for it."""
+        self.source, self.copy = make(min(moved // 2, 2**30)), copy
+        self.repeats, self.moved = moved / 2 / self.source.nbytes, moved
+
+    def step(self):
+        """Copy once."""
+        self.copy(self.source)
+
+    def close(self):
+        """Nothing to end."""
+
+
 def keras_optimizers(kind, count):
     """Functions that make our optimizer and its twin in stock Keras, by name."""
     rate = RATE[kind]

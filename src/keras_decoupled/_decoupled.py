@@ -114,7 +114,9 @@ class Decoupled(Stateful):
         super().__init__(timing, **kwargs)
         self._rules = rules
         self._table = Table()
-        self._fused: Any = None  # the accelerated path, where the backend has one
+        # The accelerated paths, where the backend has one: for a whole update, for one variable.
+        self._fused: Any = None
+        self._fused_op: Any = None
         self.init_verbose = init_verbose
         if model is not None and zero_penalties:  # last: every error was raised by now
             _regularizers.take_penalties(model)
@@ -176,7 +178,7 @@ class Decoupled(Stateful):
                 _regularizers.take_penalty(variable)
         self._slots.gradient_dtypes = [slot_dtype(variable) for variable in variables]
         self._slots.finish(self.slot_names)
-        self._fused = _accelerated(self)
+        self._fused, self._fused_op = _accelerated(self)
         if self.init_verbose:
             print(table)
 
@@ -268,16 +270,24 @@ class Decoupled(Stateful):
         def cast(x: Any) -> Any:
             return ops.cast(x, theta.dtype)
 
-        change, new_slots = self.step(
-            cast(gradient),
-            tuple(ops.convert_to_tensor(slot) for slot in slots),
-            cast(step.rates[rate]),
-            tuple(cast(scalar) for scalar in step.scalars),
-        )
+        gradient, rate = cast(gradient), cast(step.rates[rate])
+        scalars = tuple(cast(scalar) for scalar in step.scalars)
+        decay = None
         if l2 is not None:
-            change = change + cast(step.decays[l2]) * theta
+            decay = cast(step.decays[l2]) * theta
         if l1 is not None:
-            change = change + cast(step.decays[l1]) * ops.sign(theta)
+            l1_decay = cast(step.decays[l1]) * ops.sign(theta)
+            decay = l1_decay if decay is None else decay + l1_decay
+        fused = self._fused_op
+        if fused is not None and master is None and fused.usable(variable, gradient):
+            if decay is not None:
+                self.assign_sub(variable, decay)
+            fused.step(variable, gradient, slots, rate, scalars)
+            return
+        values = tuple(ops.convert_to_tensor(slot) for slot in slots)
+        change, new_slots = self.step(gradient, values, rate, scalars)
+        if decay is not None:
+            change = change + decay
         for slot, value in zip(slots, new_slots, strict=True):
             self.assign(slot, value)
         theta = theta - change
@@ -411,10 +421,15 @@ class Decoupled(Stateful):
         return type(self).from_config, (self.get_config(),)
 
 
-def _accelerated(optimizer: Decoupled) -> Any:
-    """Return the accelerated path of a built optimizer, None where there is none."""
-    if keras.backend.backend() != "torch":
-        return None
-    from . import _torch_fused  # needs torch
+def _accelerated(optimizer: Decoupled) -> tuple[Any, Any]:
+    """Return what updates all variables of a built optimizer, and what updates one, or None."""
+    backend = keras.backend.backend()
+    if backend == "torch":
+        from . import _torch_fused  # needs torch
 
-    return _torch_fused.make(optimizer)
+        return _torch_fused.make(optimizer), None
+    if backend == "tensorflow":
+        from . import _tensorflow_fused  # needs TensorFlow
+
+        return None, _tensorflow_fused.make(optimizer)
+    return None, None
