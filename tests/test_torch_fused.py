@@ -27,7 +27,7 @@ from training import make
 if BACKEND == "torch":
     import torch
 
-    from keras_decoupled import _torch_fused
+    from keras_decoupled import _torch_kernels
     from side_by_side import Sides, as_tensor, normal, variables_of
 
     def six_variables():
@@ -231,7 +231,7 @@ if BACKEND == "torch":
 
         every = keras_arguments.get("gradient_accumulation_steps", 1)
         with pytest.MonkeyPatch.context() as patch, grad_mode():
-            patch.setattr(_torch_fused, "_PIECE", {"cpu": piece})
+            patch.setattr(_torch_kernels, "_PIECE", {"cpu": piece})
             values = [normal(shape, i) for i, shape in enumerate(shapes)]
             sides = Sides(optimizer, variables_of(*values, dtypes=dtypes))
             for k, rate in enumerate(rates):

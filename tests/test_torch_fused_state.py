@@ -16,7 +16,7 @@ if BACKEND == "torch":
     import torch
 
     import keras_decoupled
-    from keras_decoupled import _torch_fused
+    from keras_decoupled import _torch_kernels
     from side_by_side import Sides, normal, unaccelerated, variables_of, watched
 
     SHAPES = [(3, 2), (2,), ()]
@@ -289,7 +289,7 @@ if BACKEND == "torch":
         """How a variable is cut is no part of the result."""
         final = []
         for piece in (5, 2**16):
-            monkeypatch.setattr(_torch_fused, "_PIECE", {"cpu": piece})
+            monkeypatch.setattr(_torch_kernels, "_PIECE", {"cpu": piece})
             optimizer, (variable,) = make(name), variables_of(normal((23,)))()
             for k in range(3):
                 optimizer.apply([torch.as_tensor(normal((23,), k))], [variable])

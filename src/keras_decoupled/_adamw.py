@@ -75,7 +75,7 @@ class AdamW(Decoupled):
     Algorithm 2; amsgrad: Reddi et al., arXiv 1904.09237.
     """
 
-    _fused_kernel = "adamw"  # in `_torch_fused.py`
+    _fused_kernel = "adamw"  # in `_torch_kernels.py` and `_tensorflow_fused.py`
 
     def __init__(
         self,

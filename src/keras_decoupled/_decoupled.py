@@ -207,7 +207,7 @@ class Decoupled(Stateful):
         if len(grads) == len(variables):
             grads = list(map(dense, grads, variables, self._gradient_dtypes(variables)))
         fused = self._fused
-        before = None if fused is None else fused.count_version()
+        before = None if fused is None else fused.count_writes()
         super().apply(grads, trainable_variables)
         if fused is not None:
             fused.counted(before)

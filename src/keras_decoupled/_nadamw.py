@@ -72,7 +72,7 @@ class NadamW(Decoupled):
     Loshchilov & Hutter, arXiv 1711.05101, Algorithm 2.
     """
 
-    _fused_kernel = "nadamw"  # in `_torch_fused.py`
+    _fused_kernel = "nadamw"  # in `_torch_kernels.py` and `_tensorflow_fused.py`
 
     def __init__(
         self,

@@ -56,7 +56,7 @@ class SGDW(Decoupled):
     Algorithm 1.
     """
 
-    _fused_kernel = "sgdw"  # in `_torch_fused.py`
+    _fused_kernel = "sgdw"  # in `_torch_kernels.py` and `_tensorflow_fused.py`
 
     def __init__(
         self,

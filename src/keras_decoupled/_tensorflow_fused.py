@@ -61,7 +61,11 @@ class _Adam(Op):
         rate, beta_1, epsilon = self.numbers(rate, scalars)
         m, v, *v_hat = (slot.value.handle for slot in slots)
         given = {
-            **{"var": variable.handle, "m": m, "v": v, "lr": rate, "grad": gradient},
+            "var": variable.handle,
+            "m": m,
+            "v": v,
+            "lr": rate,
+            "grad": gradient,
             "beta1": tf.convert_to_tensor(beta_1, dtype),
             "epsilon": tf.convert_to_tensor(epsilon, dtype),
             "beta2": dtype.as_numpy_dtype(1),
@@ -85,7 +89,7 @@ class _AdamW(_Adam):
 
 
 class _NadamW(_Adam):
-    """As in `_torch_fused.py`: Adam's op with another β1 leaves n, and m = n + (b/a)·(n − g)."""
+    """As in `_torch_kernels.py`: Adam's op with another β1 leaves n, and m = n + (b/a)·(n − g)."""
 
     def numbers(self, rate: Any, scalars: tuple[Any, ...]) -> tuple[Any, Any, Any]:
         a, b, correction, _ = scalars

@@ -10,29 +10,25 @@ someone else has written to them, so that on a GPU no update waits for the devic
 
 from __future__ import annotations
 
-import math
 import operator
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 import torch
 
 from ._rates import CallableRate
+from ._torch_kernels import KERNELS, Kernel, Part, Tensors, take_l1
+from ._torch_mirror import Mirror, writes
 
-Tensors = list[torch.Tensor]
-
-# Elements of which an L1 decay takes the sign at a time: in float32, 512 KB on the CPU.
-_PIECE = {"cpu": 2**17, "cuda": 2**22}
 # Keras exports the scope but not this question, and what is written in a scope is not written to
 # the tensors.
 _in_stateless_scope = sys.modules[keras.StatelessScope.__module__].in_stateless_scope
-_TINY = 1e-20  # below such a rate, a decay divided by it may not be a float32
 _PLAIN = {torch.Tensor, torch.nn.Parameter}  # a subclass may give operations another meaning
 _signature = operator.attrgetter("__class__", "layout", "dtype", "device", "shape")
+_DEVICES = ("cpu", "cuda")
 _PLANS = 8  # kept: a model whose gradients are missing here and there has some lists of variables
 
 
@@ -42,14 +38,6 @@ class Scalars(NamedTuple):
     updates: int  # k + 1
     rates: tuple[float, ...]
     decays: tuple[float, ...]
-
-
-class Part(NamedTuple):
-    """The numbers for variables of one multiplier and decay."""
-
-    rate: float  # η·α·m
-    l1: float  # η·√(1/T)·l1
-    l2: float
 
 
 class Group(NamedTuple):
@@ -87,7 +75,7 @@ class Plan:
             self._tensors += tensors
             theta = tensors[0]
             kind = (theta.dtype, theta.device)
-            fused = theta.device.type in _PIECE and theta.dtype in (torch.float32, torch.float64)
+            fused = theta.device.type in _DEVICES and theta.dtype in (torch.float32, torch.float64)
             if not (fused and all(_plain(t) and (t.dtype, t.device) == kind for t in tensors)):
                 continue
             self._wanted[-1] = (torch.Tensor, torch.strided, *kind, theta.shape)
@@ -119,12 +107,12 @@ class Plan:
 class Fused:
     """The accelerated update of one optimizer, as it is built."""
 
-    def __init__(self, optimizer: Any, kernel: type[_Kernel]) -> None:
+    def __init__(self, optimizer: Any, kernel: type[Kernel]) -> None:
         self._optimizer = optimizer
         self._kernel = kernel(optimizer)
-        self._iterations = _Mirror(optimizer._iterations)
-        self._cycle_start = _Mirror(optimizer._cycle_start)
-        self._factor = _Mirror(optimizer._factor)
+        self._iterations = Mirror(optimizer._iterations)
+        self._cycle_start = Mirror(optimizer._cycle_start)
+        self._factor = Mirror(optimizer._factor)
         self._plans: dict[tuple[int, ...], Plan] = {}
 
     def usable(self) -> bool:
@@ -151,7 +139,7 @@ class Fused:
             if table.multipliers[rate] == 0:  # frozen
                 continue
             decays = (0.0 if decay is None else scalars.decays[decay] for decay in (l1, l2))
-            part = _take_l1(theta, Part(scalars.rates[rate], *decays))
+            part = take_l1(theta, Part(scalars.rates[rate], *decays))
             self._kernel.update(theta, [grads[position] for position in members], slots, part)
         if not rest:
             self._kernel.end()
@@ -170,9 +158,9 @@ class Fused:
         """Note that Keras has counted the iteration: that write to the counter is no news."""
         self._iterations.advance(before)
 
-    def count_version(self) -> int | None:
-        """Return the version of the iteration counter, for `counted`."""
-        return _version(self._optimizer._iterations._value)
+    def count_writes(self) -> int | None:
+        """Return how often the iteration counter was written to, for `counted`."""
+        return writes(self._optimizer._iterations._value)
 
     def _scalars(self, learning_rate: Any) -> Scalars:
         """Do `Decoupled._begin_step` on the host."""
@@ -200,190 +188,13 @@ class Fused:
             )
 
 
-class _Mirror:
-    """A scalar variable's value on the host, read again only when someone wrote to it."""
-
-    def __init__(self, variable: Any) -> None:
-        self._variable = variable
-        self._tensor: Any = None
-        self._version: int | None = None
-        self._number = math.nan
-
-    def read(self) -> float:
-        tensor = self._variable._value
-        version = _version(tensor)
-        if version is None or tensor is not self._tensor or version != self._version:
-            self.know(tensor.item())
-        return self._number
-
-    def know(self, number: float) -> None:
-        """Take the number as what the variable holds now."""
-        self._tensor = self._variable._value
-        self._version, self._number = _version(self._tensor), number
-
-    def advance(self, before: int | None) -> None:
-        """Take the one write since version `before` for an increment by 1."""
-        tensor = self._variable._value
-        if before is None or tensor is not self._tensor or before != self._version:
-            return
-        if _version(tensor) == before + 1:
-            self.know(self._number + 1)
-
-
-class _Kernel:
-    """One optimizer's update of many tensors."""
-
-    def __init__(self, optimizer: Any) -> None:
-        self.optimizer = optimizer
-
-    def begin(self, updates: int) -> None:
-        """Compute what the whole update shares; `updates` is k + 1."""
-
-    def update(
-        self, theta: Tensors, gradients: Tensors, slots: tuple[Tensors, ...], part: Part
-    ) -> None:
-        """Update variables of one multiplier and decay."""
-        raise NotImplementedError
-
-    def end(self) -> None:
-        """Keep what the next update needs."""
-
-
-class _Adam(_Kernel):
-    """torch's fused AdamW: θ ← θ·(1 − lr·wd), then Adam's step, ε added to the corrected √v."""
-
-    def begin(self, updates: int) -> None:
-        self.updates = updates
-        self.counters: dict[torch.device, torch.Tensor] = {}
-
-    def adam(
-        self,
-        theta: Tensors,
-        gradients: Tensors,
-        slots: tuple[Tensors, ...],
-        part: Part,
-        beta_1: float,
-        epsilon: float,
-    ) -> None:
-        m, v, *v_hat = slots
-        device = theta[0].device
-        if device not in self.counters:
-            count = float(self.updates)
-            self.counters[device] = torch.full((), count, dtype=torch.float32, device=device)
-        l2 = part.l2
-        if device.type == "cpu" and theta[0].dtype == torch.float32:
-            l2 = 1 - _as_float32(1 - l2, self.updates)
-        torch._fused_adamw_(
-            theta,
-            gradients,
-            m,
-            v,
-            v_hat[0] if v_hat else [],
-            [self.counters[device]] * len(theta),
-            lr=part.rate,
-            beta1=beta_1,
-            beta2=self.optimizer.beta_2,
-            weight_decay=l2 / part.rate if part.rate > 0 else 0.0,  # both are 0 at η = 0
-            eps=epsilon,
-            amsgrad=bool(v_hat),
-            maximize=False,
-        )
-
-
-class _AdamW(_Adam):
-    """Keras' ε is added to √v before the correction."""
-
-    def update(
-        self, theta: Tensors, gradients: Tensors, slots: tuple[Tensors, ...], part: Part
-    ) -> None:
-        optimizer = self.optimizer
-        epsilon = optimizer.epsilon / math.sqrt(_one_minus_power(optimizer.beta_2, self.updates))
-        self.adam(theta, gradients, slots, part, optimizer.beta_1, epsilon)
-
-
-class _NadamW(_Adam):
-    """Nadam's step, a·m + b·g with the new m, is Adam's with another β1, for it is linear in g.
-
-    With a β1 of a·β1/(a+b), what Adam's kernel leaves in m is n = (a·m + b·g)/(a+b). A second
-    kernel makes m of it: m = n + (b/a)·(n − g).
-    """
-
-    def __init__(self, optimizer: Any) -> None:
-        super().__init__(optimizer)
-        self._product = _Mirror(optimizer._product)
-
-    def begin(self, updates: int) -> None:
-        super().begin(updates)
-        optimizer = self.optimizer
-        mu, mu_next = (
-            optimizer.beta_1 * (1 - 0.5 * 0.96 ** (i * optimizer.momentum_decay))
-            for i in (updates, updates + 1)
-        )
-        self.product = self._product.read() * mu
-        self.a = mu_next / (1 - self.product * mu_next)
-        self.b = (1 - mu) / (1 - self.product)
-
-    def update(
-        self, theta: Tensors, gradients: Tensors, slots: tuple[Tensors, ...], part: Part
-    ) -> None:
-        optimizer, whole = self.optimizer, self.a + self.b
-        beta_1 = self.a * optimizer.beta_1 / whole
-        correction = _one_minus_power(beta_1, self.updates)  # Adam's; Nadam has its own, in a and b
-        part = part._replace(rate=part.rate * whole * correction)
-        self.adam(theta, gradients, slots, part, beta_1, optimizer.epsilon)
-        # With next to no momentum n is m, but for this share, of which a step takes this share.
-        if beta_1 > 2**-12:
-            _sgd(slots[0], gradients, self.b / self.a, -1.0)
-
-    def end(self) -> None:
-        kept = self.optimizer._product._value.fill_(self.product)
-        # What a run that is loaded will read: rounded, where the variable is float32.
-        single = kept.dtype == torch.float32
-        self._product.know(float(np.float32(self.product)) if single else self.product)
-
-
-class _SGDW(_Kernel):
-    """torch's fused SGD, θ ← θ − lr·(g + wd·θ), once for the buffer and once for θ.
-
-    Its own momentum is not SGDW's: it keeps the learning rate out of the buffer and lets the
-    decay in.
-    """
-
-    def update(
-        self, theta: Tensors, gradients: Tensors, slots: tuple[Tensors, ...], part: Part
-    ) -> None:
-        momentum, nesterov = self.optimizer.momentum, self.optimizer.nesterov
-        if not slots:
-            _sgd(theta, gradients, part.rate, part.l2 / part.rate if part.rate > 0 else 0.0)
-            return
-        (buf,) = slots
-        if part.rate > _TINY:  # buf ← momentum·buf − rate·g
-            _sgd(buf, gradients, part.rate, (1 - momentum) / part.rate)
-        else:
-            torch._foreach_mul_(buf, momentum)
-            torch._foreach_add_(buf, gradients, alpha=-part.rate)
-        if not (nesterov and momentum):  # θ ← θ − l2·θ + buf
-            _sgd(theta, buf, -1.0, -part.l2)
-        else:  # θ ← θ − l2·θ + momentum·buf − rate·g
-            _sgd(theta, buf, -momentum, -part.l2 / momentum)
-            _sgd(theta, gradients, part.rate, 0.0)
-
-
-_KERNELS = {"adamw": _AdamW, "nadamw": _NadamW, "sgdw": _SGDW}
-
-
 def make(optimizer: Any) -> Fused | None:
     """Return the accelerated update of a built optimizer, None for a class without a kernel.
 
     The class itself names it: one derived from it, by a user, may compute something else.
     """
     kernel = vars(type(optimizer)).get("_fused_kernel")
-    return Fused(optimizer, _KERNELS[kernel]) if kernel else None
-
-
-def _version(tensor: torch.Tensor) -> int | None:
-    # torch counts the writes to a tensor, but not to one made in inference mode.
-    return None if tensor.is_inference() else tensor._version
+    return Fused(optimizer, KERNELS[kernel]) if kernel else None
 
 
 def _plain(tensor: torch.Tensor) -> bool:
@@ -394,64 +205,3 @@ def _plain(tensor: torch.Tensor) -> bool:
         and tensor.is_contiguous()
         and not tensor.is_neg()
     )
-
-
-def _pieces(tensors: Tensors) -> Iterator[Tensors]:
-    """Cut long tensors into pieces and collect short ones, to about one piece at a time."""
-    limit = _PIECE[tensors[0].device.type]
-    batch: Tensors = []
-    size = 0
-    for tensor in tensors:
-        if tensor.numel() > limit:
-            yield from ([piece] for piece in tensor.view(-1).split(limit))
-            continue
-        batch.append(tensor)
-        size += tensor.numel()
-        if size >= limit:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _take_l1(theta: Tensors, part: Part) -> Part:
-    """Do both decays here where there is an L1 one, and return the part without them."""
-    if not part.l1:
-        return part
-    for piece in _pieces(theta):
-        signs = torch._foreach_sign(piece)
-        torch._foreach_add_(piece, piece, alpha=-part.l2)
-        torch._foreach_add_(piece, signs, alpha=-part.l1)
-    return part._replace(l1=0.0, l2=0.0)
-
-
-def _sgd(theta: Tensors, by: Tensors, lr: float, weight_decay: float) -> None:
-    """θ ← θ − lr·(by + weight_decay·θ), one pass."""
-    torch._fused_sgd_(
-        theta,
-        by,
-        [],
-        weight_decay=weight_decay,
-        momentum=0.0,
-        lr=lr,
-        dampening=0.0,
-        nesterov=False,
-        maximize=False,
-        is_first_step=False,
-    )
-
-
-def _as_float32(factor: float, updates: int) -> float:
-    """Round a factor in (½, 1] to one of the float32 beside it, so that the mean is right.
-
-    To the nearest, the same in each update, 1 − 1e-6 is 1 − 0.954e-6 for good. Which one: a
-    function of the update, evenly spread (multiples of the golden ratio), so that a run that is
-    resumed rounds as it would have.
-    """
-    if factor < 0.5:
-        return factor
-    return math.floor(factor * 2**24 + updates * 0.6180339887498949 % 1) / 2**24
-
-
-def _one_minus_power(beta: float, updates: int) -> float:
-    return 1.0 if beta == 0 else -math.expm1(updates * math.log(beta))
