@@ -43,7 +43,7 @@ def run_tests(session: nox.Session, backend: str, *options: str) -> None:
 
 
 def define_backend_sessions(backend: str) -> None:
-    """Define tests-, tests-floor-, tests-nightly-, integration-, quickstart- and benchmark-BACKEND."""
+    """Define tests-, tests-floor-, tests-nightly-, integration-, reliability-, … -BACKEND."""
 
     @nox.session(name=f"tests-{backend}")
     def tests_backend(session: nox.Session) -> None:
@@ -73,6 +73,12 @@ def define_backend_sessions(backend: str) -> None:
         command = ("python", "-m", "pytest", "integration_tests", *session.posargs)
         session.run(*command, env=use(backend))
 
+    @nox.session(name=f"reliability-{backend}")
+    def reliability_backend(session: nox.Session) -> None:
+        install(session, backend, "keras", "test")
+        command = ("python", "-m", "pytest", "-m", "reliability", "tests", "integration_tests")
+        session.run(*command, *session.posargs, env=use(backend) | {"RELIABILITY": "full"})
+
     @nox.session(name=f"quickstart-{backend}")
     def quickstart_backend(session: nox.Session) -> None:
         install(session, backend, "keras", "quickstart")
@@ -84,6 +90,7 @@ def define_backend_sessions(backend: str) -> None:
         session.run("python", "benchmarks/step.py", *session.posargs, env=use(backend))
         quick = [option for option in session.posargs if option == "--quick"]
         session.run("python", "benchmarks/fit.py", *quick, env=use(backend))
+        session.run("python", "benchmarks/scaling.py", *quick, env=use(backend))
 
 
 for _backend in BACKENDS:
@@ -132,6 +139,13 @@ def integration(session: nox.Session) -> None:
     """Build the wheel, and try it and the README with one backend alone, for each backend."""
     for backend in BACKENDS:
         session.notify(f"integration-{backend}")
+
+
+@nox.session(python=False)
+def reliability(session: nox.Session) -> None:
+    """Kill, fuzz and soak on every backend, far longer than the tests do: an hour or two."""
+    for backend in BACKENDS:
+        session.notify(f"reliability-{backend}")
 
 
 @nox.session

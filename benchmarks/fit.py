@@ -1,6 +1,6 @@
 """Time `model.fit` end to end: our optimizers against stock Keras', in turns.
 
-    KERAS_BACKEND=torch python benchmarks/fit.py [--quick] [--out FILE]
+    KERAS_BACKEND=torch python benchmarks/fit.py [--quick] [--out FILE] [--optimizer …]
 
 The model has many small Dense and LayerNormalization layers and the batch is small, so that the
 optimizer is a good part of a step. Writes JSON. `nox -s benchmark` runs it after step.py.
@@ -104,9 +104,10 @@ def main():
         "--quick", action="store_true", help="AdamW alone, few layers, steps, rounds"
     )
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/fit-BACKEND.json")
+    parser.add_argument("--optimizer", nargs="+", choices=KINDS, help="only these")
     options = parser.parse_args()
     depth, steps, rounds = (6, 10, 5) if options.quick else (100, 50, 12)
-    kinds = KINDS[:1] if options.quick else KINDS
+    kinds = options.optimizer or (KINDS[:1] if options.quick else KINDS)
     modes = (True, False) if BACKEND == "tensorflow" else ("auto",)
     console = Console(width=None if Console().is_terminal else 120)
     backend = importlib.import_module(f"on_{BACKEND}")

@@ -9,6 +9,8 @@ import tensorflow as tf
 from contenders import Contender, Copy, keras_optimizers, keras_variables
 
 MODES = ("XLA", "no XLA")
+FIRST_STEPS = 1  # each builds, traces and compiles for up to a quarter of a minute
+tf.get_logger().setLevel("ERROR")  # each contender is a function of its own: no needless tracing
 
 
 def device():

@@ -98,6 +98,7 @@ def main():
     options = arguments()
     backend = importlib.import_module(f"on_{BACKEND}")
     effort = measure.QUICK if options.quick else measure.FULL
+    effort = effort._replace(first_steps=getattr(backend, "FIRST_STEPS", effort.first_steps))
     todo = [
         (key, workload, kind, mode)
         for key, workload in workloads.workloads(options.quick).items()
