@@ -77,9 +77,10 @@ def state(model):
 
 
 def value(variable):
-    if "gradient_accumulator" in variable.name and hasattr(variable.value, "values"):
-        # Each replica of TensorFlow has its part of the sum; of all else, the same as the others.
-        return sum(part.numpy() for part in variable.value.values)
+    parts = getattr(variable.value, "values", None)  # of a torch tensor, a method
+    if "gradient_accumulator" in variable.name and isinstance(parts, tuple):
+        # Each replica of TensorFlow has its part of the sum; of all else, what the others have.
+        return sum(part.numpy() for part in parts)
     return keras.ops.convert_to_numpy(variable)
 
 
