@@ -289,3 +289,22 @@ if BACKEND == "torch":
         if name == "adamw":  # the measure sees what it is meant to see
             optimizer._fused = None
             assert peak(optimizer, variables, gradients) >= 30e6
+
+    @pytest.mark.parametrize("rate", [-0.1, float("nan"), float("inf")])
+    @pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw"])
+    def test_a_rate_that_turns_bad(name, rate):
+        """As `update_step`: below zero everything goes backwards, the decay too; and no error in mid-update."""
+        after = []
+        for fused in (True, False):
+            rates = [0.1]
+            optimizer = make(name, learning_rate=lambda rates=rates: rates[0], weight_decay=0.5)
+            (variable,) = variables_of(np.ones(3, "float32"))()
+            optimizer.build([variable])
+            if not fused:
+                optimizer._fused = None
+            rates[0] = rate
+            optimizer.apply([torch.full((3,), 0.5)], [variable])
+            after.append(variable.numpy())
+        finite = np.isfinite(after[1])
+        np.testing.assert_array_equal(np.isfinite(after[0]), finite)
+        np.testing.assert_allclose(after[0][finite], after[1][finite], rtol=1e-5)

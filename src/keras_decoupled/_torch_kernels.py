@@ -82,7 +82,7 @@ class _Adam(Kernel):
             lr=part.rate,
             beta1=beta_1,
             beta2=self.optimizer.beta_2,
-            weight_decay=l2 / part.rate if part.rate > 0 else 0.0,  # both are 0 at η = 0
+            weight_decay=l2 / part.rate if part.rate != 0 else 0.0,  # both are 0 at η = 0
             eps=epsilon,
             amsgrad=bool(v_hat),
             maximize=False,
@@ -153,7 +153,7 @@ class _SGDW(Kernel):
     ) -> None:
         momentum, nesterov = self.optimizer.momentum, self.optimizer.nesterov
         if not slots:
-            _sgd(theta, gradients, part.rate, part.l2 / part.rate if part.rate > 0 else 0.0)
+            _sgd(theta, gradients, part.rate, part.l2 / part.rate if part.rate != 0 else 0.0)
             return
         (buf,) = slots
         if part.rate > _TINY:  # buf ← momentum·buf − rate·g
@@ -223,7 +223,7 @@ def _as_float32(factor: float, updates: int) -> float:
     function of the update, evenly spread (multiples of the golden ratio), so that a run that is
     resumed rounds as it would have.
     """
-    if factor < 0.5:
+    if not 0.5 <= factor <= 1.0:  # NaN, too
         return factor
     return math.floor(factor * 2**24 + updates * 0.6180339887498949 % 1) / 2**24
 
