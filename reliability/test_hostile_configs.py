@@ -15,7 +15,7 @@ import hypothesis.strategies as st
 import keras
 import numpy as np
 import pytest
-from effort import effort
+from effort import FULL, effort
 from hypothesis import HealthCheck, given, settings
 from keras import layers, regularizers
 
@@ -162,7 +162,7 @@ def test_a_config_with_random_changes(name):
 
     check()
     shown(tally)
-    assert tally["works"], tally  # else the changes are too wild to say anything
+    assert tally["works"] or not FULL, tally  # else the changes are too wild to say anything
     assert len(tally) > 1, tally
 
 
@@ -183,6 +183,8 @@ def test_a_config_of_garbage(cls, config):
 
 NAN, INF = math.nan, math.inf
 OBJECTS = list(hostile.OBJECTS.values())
+# Keras makes these; whoever uses one learns from Keras what is wrong with it.
+NO_DECAYS = [o for name, o in hostile.OBJECTS.items() if "schedule of" not in name]
 DECAYS = [-1, NAN, INF, -INF, "x", None, True, [0.1], {}, hostile.OBJECTS["relu"]]
 DECAYS += [hostile.OBJECTS["own optimizer"]]
 SCHEDULE = json.loads(json.dumps(schedules.serialize(schedules.ExponentialDecay(0.5, 10, 0.5))))
@@ -205,10 +207,10 @@ BAD_EXCLUSIONS = {
     "var_list": [None, 3, "net/a/bias", [3], [None], [["a"]], {"a": 1}],
 }
 BAD_RULES = {
-    "weight_decay": [-1, NAN, INF, "x", True, [0.1], {}, {"a": 0.1}, *OBJECTS],
+    "weight_decay": [-1, NAN, INF, "x", True, [0.1], {}, {"a": 0.1}, *NO_DECAYS],
     "weight_decays": [3, "x", [0.1], [["a", 0.1]], True, {"a": None}, {"a": []}, {"a": [1]}]
     + [{"a": value} for value in (-1, NAN, "x", True, {}, [0.1, {}], [SCHEDULE, 0.1])]
-    + [{"a": [0.1, value]} for value in OBJECTS],
+    + [{"a": [0.1, value]} for value in NO_DECAYS],
     "lr_multipliers": [3, "x", [0.1], True, {"a": None}, {"a": -1}, {"a": NAN}, {"a": SCHEDULE}],
     "learning_rate": [None, "x", -1, NAN, INF, 10**400, [], [0.1], {}, True, {"a": 1}, *OBJECTS],
     "base_learning_rate": ["x", -1, NAN, INF, 0, [], {}, True, SCHEDULE],
@@ -348,7 +350,9 @@ def put(config, way, value):
 def test_a_hostile_object_is_refused_and_not_called(what, place):
     cls, config = saved("AdamW, model")
     put(config, PLACES[place], hostile.OBJECTS[what])
-    assert outcome(cls, config) != "works"
+    result = outcome(cls, config)
+    if "schedule of" not in what:  # Keras makes these, and here a saved row stands in their place
+        assert result != "works"
 
 
 @pytest.mark.parametrize(
@@ -516,7 +520,7 @@ def test_a_state_with_random_changes(name):
 
     check()
     shown(tally)
-    assert tally["works"], tally
+    assert tally["works"] or not FULL, tally
     assert len(tally) > 1, tally
 
 

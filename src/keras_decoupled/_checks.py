@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 import numpy as np
+
+_SHOWN = 500  # characters of what was received
 
 
 def real(
@@ -45,6 +48,58 @@ def flag(name: str, value: Any, *, cure: str) -> bool:
     return bool(value)
 
 
+# What a file holds. It may be anything, so that each part is looked at before it is used.
+
+OF_A_FILE = "It is part of a saved config or state, and not as this package writes it."
+
+
+def shallow(name: str, value: Any, most: int = 64) -> None:
+    """Refuse lists and dicts inside each other beyond any sense: code that follows them is recursive."""
+    layer = [value] if isinstance(value, (Mapping, list, tuple)) else []
+    for _ in range(most):
+        layer = [
+            inner
+            for outer in layer
+            for inner in (outer.values() if isinstance(outer, Mapping) else outer)
+            if isinstance(inner, (Mapping, list, tuple))
+        ]
+        if not layer:
+            return
+    raise ValueError(
+        f"`{name}` must not nest lists and dicts more than {most} deep. "
+        f"Received: more than that. {OF_A_FILE}"
+    )
+
+
+def fields(name: str, value: Any, keys: Sequence[str]) -> list[Any]:
+    """The entries of a dict that has these keys at least."""
+    rule = f"a dict with {', '.join(map(repr, keys))}" if keys else "a dict"
+    if not isinstance(value, Mapping) or not all(key in value for key in keys):
+        raise ValueError(_message(name, _short(value), rule, OF_A_FILE))
+    return [value[key] for key in keys]
+
+
+def listed(name: str, value: Any, *, length: int | None = None) -> list[Any]:
+    """`value` as a list, of that length where one is given."""
+    rule = "a list" if length is None else f"a list of {length}"
+    if not isinstance(value, (list, tuple)) or length not in (None, len(value)):
+        raise ValueError(_message(name, _short(value), rule, OF_A_FILE))
+    return list(value)
+
+
+def text(name: str, value: Any) -> str:
+    """`value`, a string."""
+    if not isinstance(value, str):
+        raise ValueError(_message(name, _short(value), "a string", OF_A_FILE))
+    return value
+
+
+def shape(name: str, value: Any) -> tuple[int, ...]:
+    """`value`, a list of sizes, as a tuple."""
+    sizes = listed(name, value)
+    return tuple(integer(f"{name}[{i}]", n, minimum=0, cure=OF_A_FILE) for i, n in enumerate(sizes))
+
+
 def _number(name: str, value: Any, rule: str, cure: str) -> float:
     """`value` as a float, infinite where float64 cannot hold it."""
     if isinstance(value, bool) or not isinstance(value, Real):  # Python counts a bool as an int
@@ -57,7 +112,13 @@ def _number(name: str, value: Any, rule: str, cure: str) -> float:
 
 def _type_error(name: str, value: Any, rule: str, cure: str) -> TypeError:
     kind = type(value).__name__
-    return TypeError(_message(name, f"{value!r} of type {kind}", rule, cure))
+    return TypeError(_message(name, f"{_short(value)} of type {kind}", rule, cure))
+
+
+def _short(value: Any) -> str:
+    """The value's text: all of a number's or a name's, the beginning of a long one's."""
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
 
 
 def _message(name: str, received: str, rule: str, cure: str) -> str:

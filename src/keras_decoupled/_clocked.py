@@ -125,9 +125,12 @@ class Clocked(keras.optimizers.Optimizer):
         return self._times_factor(self._timing.rate.multiplier(step))
 
     def _times_factor(self, number: Any) -> Any:
-        # A Python number stays one: α is exact to the digits of the type that r is cast to.
-        number = number if isinstance(number, float) else ops.cast(number, self._scalar_dtype)
-        return ops.cast(self._factor, self._scalar_dtype) * number
+        return ops.cast(self._factor, self._scalar_dtype) * self._cast(number)
+
+    def _cast(self, number: Any) -> Any:
+        # A Python number stays one: exact to the digits of what it will be multiplied with, where
+        # TensorFlow's cast to float64 goes through float32.
+        return number if isinstance(number, float) else ops.cast(number, self._scalar_dtype)
 
     def _counters(self) -> tuple[Any, Any]:
         """k and s of the next update; both count weight updates, never micro-batches."""

@@ -17,14 +17,15 @@ from typing import Any, NamedTuple, Self
 import keras
 from keras import ops
 
-from . import _checks, _regularizers, _state
+from . import _checks, _config, _regularizers, _state
 from ._arguments import refuse_unknown
 from ._clocked import as_number
-from ._given import Exclusions, Rules
-from ._gradients import LOW_PRECISION, dense, slot_dtype
+from ._exclusions import Exclusions
+from ._given import Rules
+from ._gradients import LOW_PRECISION, Wanted, dense, wanted
 from ._rates import CallableRate, ScheduleRate
 from ._stateful import Stateful, read
-from ._table import Table, decay_reader
+from ._table import Table, path_of
 from ._timing import Timing
 
 
@@ -128,6 +129,9 @@ class Decoupled(Stateful):
         """Names of the optimizer variables per variable that `step` takes and returns."""
         return ()
 
+    def add_scalars(self) -> None:
+        """Make optimizer variables that are not per variable, at the first build."""
+
     def scalars(self, updates: Any) -> tuple[Any, ...]:
         """Return what `step` needs once per update; `updates` is k + 1."""
         return ()
@@ -153,11 +157,23 @@ class Decoupled(Stateful):
         keys = [self._var_key(variable) for variable in variables]
         if self.built and keys == self._slots.keys:
             return
+        if len(set(keys)) < len(keys):
+            twice = next(v for v, key in zip(variables, keys, strict=True) if keys.count(key) > 1)
+            raise ValueError(
+                "An optimizer is built on a list of variables, each in it once. "
+                f"Received: {path_of(twice)} more than once. Take `model.trainable_variables`, "
+                "or add up the gradients of one variable."
+            )
+        dtypes = [keras.backend.standardize_dtype(v.dtype) for v in variables]
         known = dict(zip(self._slots.keys, self._table.rows, strict=True))
         table, left = self._rules.resolve(variables, known)
         if isinstance(self._timing.rate, CallableRate):
             self._timing.rate.fix_base()
         self._warn_of_no_decay(table)
+        if "float64" in dtypes:
+            self._scalar_dtype = "float64"
+        if not self.built:
+            self.add_scalars()
         # `build` of Keras fills this dict and never clears it: a variable that left would stay
         # known, under another variable's index.
         self._trainable_variables_indices: dict[Any, int] = {}
@@ -166,9 +182,6 @@ class Decoupled(Stateful):
         if variables:  # each saved row is given once; what is left waits for its variable
             self._rules.saved, self._rules.waiting = Table(), left
         self._slots.begin(keys, variables)
-        dtypes = [keras.backend.standardize_dtype(v.dtype) for v in variables]
-        if "float64" in dtypes:
-            self._scalar_dtype = "float64"
         self.add_optimizer_variables(variables, list(self.slot_names))
         for variable, dtype, row in zip(variables, dtypes, table.rows, strict=True):
             if dtype in LOW_PRECISION:
@@ -176,7 +189,7 @@ class Decoupled(Stateful):
             # A layer that hard-codes its regularizer brings it back on load.
             if row.taken and _regularizers.read_penalty(variable) == row.taken:
                 _regularizers.take_penalty(variable)
-        self._slots.gradient_dtypes = [slot_dtype(variable) for variable in variables]
+        self._slots.wanted = list(map(wanted, variables))
         self._slots.finish(self.slot_names)
         self._fused, self._fused_op = _accelerated(self)
         if self.init_verbose:
@@ -198,26 +211,31 @@ class Decoupled(Stateful):
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """Update the variables with these gradients."""
+        variables = self._trainable_variables
         if trainable_variables is not None:
-            trainable_variables = list(trainable_variables)
-            self._build_on_new(trainable_variables, grads)
-        variables = (
-            self._trainable_variables if trainable_variables is None else trainable_variables
-        )
+            variables = trainable_variables = list(trainable_variables)
+            if len(grads) != len(variables):
+                raise ValueError(
+                    "`apply` needs one gradient for each variable, None where there is none. "
+                    f"Received: {len(grads)} gradients for {len(variables)} variables."
+                )
+            self._build_on_new(variables, grads)
         if len(grads) == len(variables):
-            grads = list(map(dense, grads, variables, self._gradient_dtypes(variables)))
+            grads = list(map(dense, grads, variables, self._wanted(variables)))
         fused = self._fused
         before = None if fused is None else fused.count_writes()
         super().apply(grads, trainable_variables)
         if fused is not None:
             fused.counted(before)
 
-    def _gradient_dtypes(self, variables: Sequence[Any]) -> Sequence[str | None]:
-        dtypes = self._slots.gradient_dtypes
+    def _wanted(self, variables: Sequence[Any]) -> Sequence[Wanted]:
         if self._built_on(variables):
-            return dtypes
+            return self._slots.wanted
         indices = [self._trainable_variables_indices.get(self._var_key(v)) for v in variables]
-        return [None if index is None else dtypes[index] for index in indices]
+        return [
+            wanted(variable) if index is None else self._slots.wanted[index]
+            for variable, index in zip(variables, indices, strict=True)
+        ]
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
         """Do nothing: Keras' own decay is α·λ, and comes from `self.weight_decay`."""
@@ -242,16 +260,16 @@ class Decoupled(Stateful):
     def _begin_step(self, learning_rate: Any) -> Step:
         table, dtype = self._table, self._scalar_dtype
         updates, position = self._counters()
-        rate = ops.cast(learning_rate, dtype)
+        rate = ops.convert_to_tensor(learning_rate, dtype)
         if isinstance(self._timing.rate, CallableRate):  # called once per update, by Keras
             eta = rate / self._timing.rate.base
         else:
             eta = self._eta(position)
-        shrink = eta * ops.cast(self._timing.normalization(position), dtype)
+        shrink = eta * self._cast(self._timing.normalization(position))
         return Step(
             rates=tuple(rate * m for m in table.multipliers),
             decays=tuple(
-                shrink * (decay if isinstance(decay, float) else ops.cast(decay(updates), dtype))
+                shrink * self._cast(decay if isinstance(decay, float) else decay(updates))
                 for decay in table.decays
             ),
             scalars=self.scalars(ops.cast(updates + 1, dtype)),
@@ -391,29 +409,12 @@ class Decoupled(Stateful):
         cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
     ) -> Self:
         """Make the optimizer of a config."""
-        config = dict(config)
-        resolved = config.pop("resolved", None)
-        read = decay_reader(custom_objects)
-        config["weight_decay"] = read(config.get("weight_decay"))
-        config["weight_decays"] = {
-            key: tuple(map(read, given)) if isinstance(given, list) else read(given)
-            for key, given in (config.get("weight_decays") or {}).items()
-        }
-        if isinstance(config.get("learning_rate"), dict):
-            config["learning_rate"] = keras.saving.deserialize_keras_object(
-                config["learning_rate"], custom_objects
-            )
-        optimizer = cls(**config)
+        arguments, resolved = _config.read(config, custom_objects)
+        optimizer = cls(**arguments)
         if resolved is not None:
-            exclusions = resolved["exclusions"]
-            optimizer._rules.exclusions = Exclusions(
-                patterns=exclusions["var_names"], paths=exclusions["var_list"]
-            )
-            optimizer._rules.saved = Table.from_config(resolved["table"], read)
-            optimizer._rules.waiting = Table.from_config(resolved["waiting"], read)
-            optimizer._rules.from_file = True
-            if not isinstance(config["learning_rate"], float):  # else it is the rate as r left it
-                optimizer._factor.assign(resolved["learning_rate_factor"])
+            optimizer._rules.restore(resolved.exclusions, resolved.table, resolved.waiting)
+            if resolved.factor is not None:
+                optimizer._factor.assign(resolved.factor)
         return optimizer
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -6,73 +6,17 @@ Beside the user's own rules there is what a model's regularizers or a saved file
 from __future__ import annotations
 
 import dataclasses
-import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
-from keras.optimizers.schedules import LearningRateSchedule
 
-from . import _checks, _regularizers, _rules
+from . import _checks, _decays, _regularizers, _rules
 from ._align import align
-from ._table import Decay, Pair, Row, Table, decay_config, half_life, path_of
-
-
-class Exclusions:
-    """What `exclude_from_weight_decay` was last told: variables, and patterns of their paths."""
-
-    def __init__(
-        self,
-        variables: Iterable[Any] = (),
-        patterns: Iterable[str] = (),
-        paths: Iterable[str] = (),
-    ) -> None:
-        self.variables = list(variables)
-        self.patterns = list(patterns)
-        self.paths = list(paths)  # of variables, from a config
-        for pattern in self.patterns:
-            if not isinstance(pattern, str):
-                raise TypeError(
-                    "`var_names` must be a list of regular expressions. "
-                    f"Received: {pattern!r}. Variables go into `var_list`."
-                )
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(
-                    "`var_names` must be regular expressions, searched in each variable's path. "
-                    f"Received: {pattern!r} ({error}). Escape what is meant literally: re.escape()."
-                ) from error
-        for variable in self.variables:
-            if not hasattr(variable, "assign"):
-                raise TypeError(
-                    "`var_list` must be a list of variables. "
-                    f"Received: {variable!r}. Patterns of paths go into `var_names`."
-                )
-
-    def hits(self, name: str, key: Any, key_of: Callable[[Any], Any]) -> bool:
-        """Tell whether the variable of that name and key is excluded."""
-        return (
-            name in self.paths
-            or any(re.search(pattern, name) for pattern in self.patterns)
-            or any(key_of(variable) == key for variable in self.variables)
-        )
-
-    def check(self, names: Sequence[str]) -> None:
-        """Refuse a path from a config that several variables have: it meant one of them."""
-        for entry in self.paths:
-            if f"{entry}#2" in names:
-                raise ValueError(
-                    "A variable in `exclude_from_weight_decay(var_list=...)` was saved by its "
-                    f"path before the optimizer was built, and several have it. Received: {entry}. "
-                    "Call exclude_from_weight_decay() again with the variable."
-                )
-
-    def get_config(self) -> dict[str, list[str]]:
-        """Return the exclusions as JSON; variables by their paths."""
-        paths = [*self.paths, *map(path_of, self.variables)]
-        return {"var_list": paths, "var_names": self.patterns}
+from ._decays import Decay, Pair
+from ._exclusions import Exclusions
+from ._table import Row, Table, path_of
 
 
 class Rules:
@@ -85,7 +29,9 @@ class Rules:
         lr_multipliers: Any,
         key_of: Callable[[Any], Any],
     ) -> None:
-        self.weight_decay = None if weight_decay is None else _decay("weight_decay", weight_decay)
+        self.weight_decay = (
+            None if weight_decay is None else _decays.checked("weight_decay", weight_decay)
+        )
         self.weight_decays = _mapping("weight_decays", weight_decays, _l2_or_pair)
         self.lr_multipliers = _mapping(
             "lr_multipliers",
@@ -143,8 +89,8 @@ class Rules:
             return
         if l2 >= l1:
             meaning = (
-                f"the weight halves every {half_life(l2 * shrink):.0f} updates"
-                if half_life(l2 * shrink) > 2
+                f"the weight halves every {_decays.half_life(l2 * shrink):.0f} updates"
+                if _decays.half_life(l2 * shrink) > 2
                 else "most of the weight is gone at once"
             )
         else:
@@ -166,7 +112,7 @@ class Rules:
 
         Keys are resolved once: a variable that was built on before keeps its row, one that a
         saved table has a row for takes that, and the rules are read for the rest. If that is all
-        of them, a key that hits nothing is an error.
+        of them, in the first build, a key that hits nothing is an error.
         """
         names = _rules.labels([path_of(v) for v in variables])
         keys = [self._key_of(v) for v in variables]
@@ -185,7 +131,7 @@ class Rules:
             self._check_origin(keys)
             self.exclusions.check(names)
             found = self._read_rules(
-                [names[i] for i in rest], names, strict and len(rest) == len(rows)
+                [names[i] for i in rest], names, strict and not known and len(rest) == len(rows)
             )
             for i, pair, multiplier in zip(rest, *found, strict=True):
                 rows[i] = self._row(variables[i], names[i], pair, multiplier)
@@ -276,14 +222,21 @@ class Rules:
             taken=extracted if self._taken else None,
         )
 
+    def restore(self, exclusions: Exclusions, table: Table, waiting: Table) -> None:
+        """Take over what a saved config says that these rules had come to."""
+        self.exclusions, self.saved, self.waiting = exclusions, table, waiting
+        self.from_file = True
+
     def get_config(self) -> dict[str, Any]:
         """Return the rules as given, as JSON."""
         return {
-            "weight_decay": None if self.weight_decay is None else decay_config(self.weight_decay),
+            "weight_decay": None
+            if self.weight_decay is None
+            else _decays.to_config(self.weight_decay),
             "weight_decays": {
-                key: [decay_config(part) for part in given]
+                key: [_decays.to_config(part) for part in given]
                 if isinstance(given, tuple)
-                else decay_config(given)
+                else _decays.to_config(given)
                 for key, given in self.weight_decays.items()
             },
             "lr_multipliers": dict(self.lr_multipliers),
@@ -309,29 +262,15 @@ def _take_over(
     return [row for j, row in enumerate(source.rows) if j not in found]
 
 
-def _decay(name: str, value: Any) -> Decay:
-    if isinstance(value, LearningRateSchedule):
-        return value
-    return _checks.real(
-        name,
-        value,
-        minimum=0.0,
-        cure="It is the fraction of the weight removed per update at η = 1: a number or a "
-        "`LearningRateSchedule`. Decays per variable go into `weight_decays`.",
-    )
-
-
 def _l2_or_pair(name: str, value: Any) -> Decay | Pair:
     if not isinstance(value, tuple | list):
-        return _decay(name, value)
+        return _decays.checked(name, value)
     if len(value) != 2:
         raise ValueError(
             f"`{name}` must be a number l2 or a pair (l1, l2). Received: {value!r}. Write (l1, 0) for l1."
         )
     l1, l2 = value
-    return float(
-        _checks.real(name, l1, minimum=0.0, cure="It is the pair's l1, a number.")
-    ), _decay(name, l2)
+    return _decays.checked_l1(name, l1), _decays.checked(name, l2)
 
 
 def _mapping(name: str, value: Any, check: Callable[[str, Any], Any]) -> dict[str, Any]:

@@ -3,33 +3,50 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
+
+from ._table import path_of
 
 LOW_PRECISION = ("bfloat16", "float16")  # of such a variable all state is float32
 
 # By type of gradient: whether it has to be made a dense tensor. Asked once, not per variable.
 _SPARSE: dict[type, bool] = {}
-# Types and dtypes of gradients that are fine as they are, with the dtype wanted.
-_AS_IS: set[tuple[type, Any, str | None]] = set()
+# Types, dtypes and shapes of gradients that are fine as they are, with what is wanted.
+_AS_IS: set[tuple[type, Any, Any, Wanted]] = set()
 
 
-def dense(gradient: Any, variable: Any, dtype: str | None) -> Any:
+class Wanted(NamedTuple):
+    """What a variable's gradient has to be."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def wanted(variable: Any) -> Wanted:
+    """Return what the variable's gradient has to be: of the variable's shape, in its slots' type."""
+    dtype = _dtype_name(variable.dtype)
+    return Wanted("float32" if dtype in LOW_PRECISION else dtype, tuple(variable.shape))
+
+
+def dense(gradient: Any, variable: Any, wanted: Wanted) -> Any:
     """Return the gradient dense, and in the type of its variable's slots.
 
     A sparse gradient stands for a dense one: moments and decay reach every row. Keras adds
     gradients to their accumulators as they are, so they need one dtype.
+
+    Raises:
+        ValueError: the gradient has another shape than the variable; it would be broadcast.
     """
-    kind = type(gradient)
-    known = (kind, getattr(gradient, "dtype", None), dtype)
-    if known in _AS_IS or gradient is None:
+    kind, shape = type(gradient), getattr(gradient, "shape", None)
+    known = (kind, getattr(gradient, "dtype", None), shape, wanted)
+    hashable = isinstance(shape, tuple)  # TensorFlow's, where it is unknown, is not
+    if gradient is None or (hashable and known in _AS_IS):
         return gradient
     if getattr(variable, "overwrite_with_gradient", False):
         return gradient
-    if dtype is None:  # the first update, which builds
-        dtype = slot_dtype(variable)
     if kind not in _SPARSE:
         _SPARSE[kind] = not ops.is_tensor(gradient) or any(
             hasattr(kind, name) for name in ("dense_shape", "todense")
@@ -37,22 +54,31 @@ def dense(gradient: Any, variable: Any, dtype: str | None) -> Any:
     if _SPARSE[kind]:
         if hasattr(gradient, "dense_shape") and hasattr(gradient, "indices"):  # tf.IndexedSlices
             gradient = ops.scatter(
-                ops.expand_dims(gradient.indices, -1), gradient.values, tuple(variable.shape)
+                ops.expand_dims(gradient.indices, -1), gradient.values, wanted.shape
             )
         gradient = ops.convert_to_tensor(gradient, sparse=False)
-    if _dtype_name(gradient.dtype) != dtype:
-        return ops.cast(gradient, dtype)
-    if not _SPARSE[kind]:
+    _check_shape(gradient, variable, wanted.shape)
+    if _dtype_name(gradient.dtype) != wanted.dtype:
+        return ops.cast(gradient, wanted.dtype)
+    if hashable and not _SPARSE[kind]:
         _AS_IS.add(known)
     return gradient
+
+
+def _check_shape(gradient: Any, variable: Any, shape: tuple[int, ...]) -> None:
+    if getattr(gradient.shape, "rank", 0) is None:  # a traced TensorFlow step may not know it
+        return
+    given = tuple(gradient.shape)
+    if len(given) != len(shape) or any(
+        n not in (None, m) for n, m in zip(given, shape, strict=True)
+    ):
+        raise ValueError(
+            "A gradient must have the shape of its variable: another would be broadcast. Received: "
+            f"a gradient of shape {given} for {path_of(variable)}, which has shape {shape}. Give "
+            "gradients and variables in one order."
+        )
 
 
 @functools.cache
 def _dtype_name(dtype: Any) -> str:
     return str(keras.backend.standardize_dtype(dtype))
-
-
-def slot_dtype(variable: Any) -> str:
-    """Return the dtype of a variable's slots, and so of its gradient."""
-    dtype = _dtype_name(variable.dtype)
-    return "float32" if dtype in LOW_PRECISION else dtype

@@ -99,13 +99,15 @@ class NadamW(Decoupled):
         self.beta_2 = beta_2
         self.epsilon = epsilon
         self.momentum_decay = momentum_decay
-        # Π of the updates made. A product over all of them has no closed form in k.
-        self._product = self._add_scalar("momentum_product", 1.0, self._scalar_dtype)
 
     @property
     def slot_names(self) -> tuple[str, ...]:
         """The moments m and v."""
         return ("momentum", "velocity")
+
+    def add_scalars(self) -> None:
+        """Make Π, of the updates made: a product over all of them has no closed form in k."""
+        self._product = self._add_scalar("momentum_product", 1.0, self._scalar_dtype)
 
     def scalars(self, updates: Any) -> tuple[Any, ...]:
         """μ_(i+1)/(1−Π_(i+1)), (1−μ_i)/(1−Π_i), 1−β2^i, and Π_i to be kept."""

@@ -58,8 +58,8 @@ class CallableRate(Rate):
         self.function = function
         self._base = base
         # TensorFlow builds inside a traced step, where a tensor has no value to be read: then
-        # it is the value here.
-        self._first: float | None = self._ask()
+        # it is the value here. A config has α, so that reading one calls nothing.
+        self._first: float | None = self._ask() if base is None else None
 
     @property
     def base(self) -> float:  # type: ignore[override]

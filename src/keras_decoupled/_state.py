@@ -11,16 +11,21 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
+from . import _checks
 from ._align import align
+from ._gradients import Wanted
 from ._rules import labels
 from ._table import path_of
 
 LAYOUT = "layout"  # a uint8 array with JSON; "a/b" would become a nested HDF5 group
 MASTER = "master"
 AVERAGE = "average"  # Keras' name of its moving average's slots
+ACCUMULATOR = "gradient_accumulator"  # and of its accumulators'
+VERSION = 1  # of the layout
 
 
 class Slots:
@@ -33,7 +38,7 @@ class Slots:
     def __init__(self) -> None:
         self.keys: list[Any] = []  # in the order of the build
         self.trainable: list[bool] = []  # at the build
-        self.gradient_dtypes: list[str] = []  # by index: what a gradient is cast to
+        self.wanted: list[Wanted] = []  # by index: what a gradient has to be
         self.rows: list[tuple[tuple[Any, ...], Any]] = []  # (slots, master or None) by index
         self._slots: dict[tuple[Any, str | None], Any] = {}
         self._owners: dict[Any, Any] = {}  # by key, which is an id: so hold on to the variable
@@ -76,7 +81,7 @@ class Slots:
         ]
         slots = {id(slot): [name, label_of[key]] for (key, name), slot in self._slots.items()}
         return {
-            "version": 1,
+            "version": VERSION,
             "built": entries[: len(self.keys)],
             "left": entries[len(self.keys) :],
             "variables": [slots.get(id(v), [v.name, None]) for v in variables],
@@ -85,9 +90,12 @@ class Slots:
 
 def save(optimizer: Any, store: Any) -> None:
     """Write each variable under its position, and beside them what they are."""
-    for i, variable in enumerate(optimizer.variables):
-        store[str(i)] = variable.numpy()
     layout = optimizer._slots.layout(optimizer.variables)
+    for i, (variable, (name, _)) in enumerate(
+        zip(optimizer.variables, layout["variables"], strict=True)
+    ):
+        parts = _parts(variable, name)
+        store[str(i)] = sum(part.numpy() for part in parts) if parts else variable.numpy()
     store[LAYOUT] = np.frombuffer(json.dumps(layout).encode(), dtype=np.uint8)
 
 
@@ -97,7 +105,16 @@ def load(optimizer: Any, store: Any) -> None:
     Slots go by the variable that they belong to: reordered layers find their moments, new
     variables start fresh. Nothing is assigned before all is checked.
     """
-    saved = json.loads(np.asarray(store[LAYOUT]).tobytes())
+    if LAYOUT not in store.keys():  # noqa: SIM118 - Keras' stores have no `in`
+        # By position, as Keras reads them, a stock learning rate would become our factor r.
+        warnings.warn(
+            f"The state of optimizer '{optimizer.name}' was not loaded: another optimizer wrote "
+            "it, or a tool that left out what its arrays are. It starts fresh.",
+            UserWarning,
+            stacklevel=3,
+        )
+        return
+    saved = _read_layout(store)
     if saved["built"] and not optimizer.built:
         warnings.warn(
             f"The state of optimizer '{optimizer.name}' was not loaded: it is not built, so it has "
@@ -115,12 +132,83 @@ def load(optimizer: Any, store: Any) -> None:
         else None
         for name, label in wanted["variables"]
     ]
-    for variable, source in zip(optimizer.variables, sources, strict=True):
-        if source is not None:
-            variable.assign(np.asarray(store[str(source)]))
+    values = [
+        None if source is None else _array(store, source, variable, entry)
+        for variable, entry, source in zip(
+            optimizer.variables, wanted["variables"], sources, strict=True
+        )
+    ]
+    for variable, value in zip(optimizer.variables, values, strict=True):
+        if value is not None:
+            variable.assign(value)
     _start_averages(optimizer, wanted["variables"], sources)
     if saved["built"]:  # a file of an optimizer that was not built yet has nothing to find
         _report(saved["variables"], wanted["variables"], sources)
+
+
+def _read_layout(store: Any) -> dict[str, Any]:
+    """Return the saved layout; a file may hold anything in its place."""
+    name = "the layout of the saved optimizer state"
+    array = np.asarray(store[LAYOUT])
+    try:
+        layout = json.loads(array.tobytes()) if array.dtype == np.uint8 else None
+    except (ValueError, RecursionError):  # no text, no JSON, or "[[[[[…"
+        layout = None
+    _checks.shallow(name, layout)
+    version, built, left, variables = _checks.fields(
+        name, layout, ("version", "built", "left", "variables")
+    )
+    if version != VERSION:
+        raise ValueError(
+            f"The saved optimizer state must be of version {VERSION}. Received: version "
+            f"{version!r}. A later version of keras_decoupled wrote it: install that one, or load "
+            "the weights alone: load_model(compile=False)."
+        )
+    return {
+        "built": [
+            _entry(f"{name}: built[{i}]", e) for i, e in enumerate(_checks.listed(name, built))
+        ],
+        "left": [_entry(f"{name}: left[{i}]", e) for i, e in enumerate(_checks.listed(name, left))],
+        "variables": [
+            _slot(f"{name}: variables[{i}]", e)
+            for i, e in enumerate(_checks.listed(name, variables))
+        ],
+    }
+
+
+def _entry(name: str, entry: Any) -> list[Any]:
+    label, shape = _checks.listed(name, entry, length=2)
+    return [_checks.text(name, label), list(_checks.shape(name, shape))]
+
+
+def _slot(name: str, entry: Any) -> list[Any]:
+    slot, label = _checks.listed(name, entry, length=2)
+    return [_checks.text(name, slot), None if label is None else _checks.text(name, label)]
+
+
+def _array(store: Any, source: int, variable: Any, entry: list[Any]) -> np.ndarray:
+    """Return the saved value of an optimizer variable, once it is seen to fit."""
+    wanted = np.dtype(keras.backend.standardize_dtype(variable.dtype))
+    found = str(source) in store.keys()  # noqa: SIM118 - Keras' stores have no `in`
+    array = np.asarray(store[str(source)] if found else None)
+    fits = array.dtype.kind in ("iu" if wanted.kind in "iu" else "fiu")
+    if array.shape != tuple(variable.shape) or not fits:
+        raise ValueError(
+            f"The saved optimizer state must have a value of shape {tuple(variable.shape)} and "
+            f"type {wanted} for {_names([entry])}. Received: shape {array.shape}, type "
+            f"{array.dtype}. The file is damaged: load the weights alone, load_model(compile=False)."
+        )
+    parts = _parts(variable, entry[0])
+    return array / len(parts) if parts else array
+
+
+def _parts(variable: Any, name: str) -> Sequence[Any]:
+    """Return the replicas' parts of an accumulator under tf.distribute, whose sum it stands for.
+
+    Of every other variable the replicas have one value.
+    """
+    parts = getattr(variable.value, "values", ())  # of a torch tensor, a method
+    return parts if name == ACCUMULATOR and isinstance(parts, tuple) else ()
 
 
 def _continued(saved: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str]:

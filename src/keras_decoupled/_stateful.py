@@ -33,8 +33,9 @@ class Stateful(Clocked):
         key = self._var_key(reference_variable)
         slot = self._slots.get(key, name)
         if slot is None:
-            if self.built and name == _state.AVERAGE:
-                # Only at update 0 does Keras start an average at its variable.
+            if name == _state.AVERAGE and (self.built or _can_be_read(reference_variable)):
+                # Keras starts an average at its variable in update 0 alone: too late for one that
+                # is new after it, or that was frozen before it and comes back.
                 initializer = lambda shape, dtype=None: ops.copy(  # noqa: E731
                     ops.cast(reference_variable, dtype)
                 )
@@ -145,10 +146,14 @@ class Stateful(Clocked):
 
     def load_own_variables(self, store: Any) -> None:
         """Read the state, each slot into the variable that it belongs to."""
-        if _state.LAYOUT in set(store.keys()):
-            _state.load(self, store)
-        else:
-            super().load_own_variables(store)
+        _state.load(self, store)
+
+
+def _can_be_read(variable: Any) -> bool:
+    """Tell whether the variable has a value here: a traced TensorFlow step builds without any."""
+    return keras.backend.backend() != "tensorflow" or hasattr(
+        ops.convert_to_tensor(variable), "numpy"
+    )
 
 
 def read(variable: Any, master: Any) -> Any:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
-import keras
-from keras.optimizers.schedules import LearningRateSchedule
-
-Decay: TypeAlias = float | LearningRateSchedule
-Pair: TypeAlias = tuple[float, Decay]
+from . import _checks, _decays
+from ._decays import Decay, is_zero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +38,17 @@ class Table:
     indices: tuple[tuple[int, int | None, int | None], ...] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "multipliers", _distinct(row.multiplier for row in self.rows))
-        found = _distinct(decay for row in self.rows for decay in (row.l1, row.l2))
-        object.__setattr__(self, "decays", tuple(d for d in found if not is_zero(d)))
+        multipliers, decays = _Distinct(), _Distinct()
         indices = tuple(
             (
-                self.multipliers.index(row.multiplier),
-                None if row.l1 == 0 else self.decays.index(row.l1),
-                None if is_zero(row.l2) else self.decays.index(row.l2),
+                multipliers.place(row.multiplier),
+                None if row.l1 == 0 else decays.place(row.l1),
+                None if is_zero(row.l2) else decays.place(row.l2),
             )
             for row in self.rows
         )
+        object.__setattr__(self, "multipliers", tuple(multipliers.values))
+        object.__setattr__(self, "decays", tuple(decays.values))
         object.__setattr__(self, "indices", indices)
 
     def get_config(self) -> list[dict[str, Any]]:
@@ -62,28 +57,17 @@ class Table:
             dataclasses.asdict(dataclasses.replace(row, l2=0.0))
             | {
                 "shape": list(row.shape),
-                "l2": decay_config(row.l2),
+                "l2": _decays.to_config(row.l2),
                 "taken": row.taken and list(row.taken),
             }
             for row in self.rows
         ]
 
     @classmethod
-    def from_config(cls, config: Sequence[Mapping[str, Any]], read: Callable[[Any], Any]) -> Table:
-        """Read `get_config`'s list; `read` turns a saved decay into a number or a schedule."""
-        return cls(
-            tuple(
-                Row(
-                    path=row["path"],
-                    shape=tuple(row["shape"]),
-                    l1=row["l1"],
-                    l2=read(row["l2"]),
-                    multiplier=row["multiplier"],
-                    taken=row["taken"] and tuple(row["taken"]),
-                )
-                for row in config
-            )
-        )
+    def from_config(cls, config: Any, read: Callable[[Any], Any], *, name: str) -> Table:
+        """Read `get_config`'s list, of a file; `read` is a `_decays.reader`, `name` for messages."""
+        rows = _checks.listed(name, config)
+        return cls(tuple(_row(f"{name}[{i}]", row, read) for i, row in enumerate(rows)))
 
     def __str__(self) -> str:
         """Return the table as `init_verbose` prints it."""
@@ -105,46 +89,43 @@ class Table:
         )
 
 
+class _Distinct:
+    """Values without repetition; a schedule is one thing and no other."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self._places: dict[Any, int] = {}
+
+    def place(self, value: Any) -> int:
+        """Return where the value stands, which is at the end if it is new."""
+        key = value if isinstance(value, float) else (id(value),)  # a schedule may have no hash
+        place = self._places.setdefault(key, len(self.values))
+        if place == len(self.values):
+            self.values.append(value)
+        return place
+
+
+def _row(name: str, config: Any, read: Callable[[Any], Any]) -> Row:
+    keys = [field.name for field in dataclasses.fields(Row)]
+    path, shape, l1, l2, multiplier, taken = _checks.fields(name, config, keys)
+    if taken is not None:
+        l1_taken, l2_taken = _checks.listed(f"{name}['taken']", taken, length=2)
+        taken = (
+            _decays.checked_l1(f"{name}['taken'][0]", l1_taken),
+            _decays.checked_l1(f"{name}['taken'][1]", l2_taken),
+        )
+    return Row(
+        path=_checks.text(f"{name}['path']", path),
+        shape=_checks.shape(f"{name}['shape']", shape),
+        l1=_decays.checked_l1(f"{name}['l1']", l1),
+        l2=_decays.checked(f"{name}['l2']", read(l2)),
+        multiplier=_checks.real(
+            f"{name}['multiplier']", multiplier, minimum=0.0, cure=_checks.OF_A_FILE
+        ),
+        taken=taken,
+    )
+
+
 def path_of(variable: Any) -> str:
     """Return a variable's path; a raw `tf.Variable` has a name only."""
     return getattr(variable, "path", None) or str(variable.name).removesuffix(":0")
-
-
-def decay_config(decay: Decay) -> Any:
-    """Return a decay as JSON."""
-    return decay if isinstance(decay, float) else keras.saving.serialize_keras_object(decay)
-
-
-def decay_reader(custom_objects: Any) -> Callable[[Any], Any]:
-    """Return the reverse of `decay_config`; equal schedules come back as one object.
-
-    So a schedule that a hundred variables share is evaluated once per step after a load, too.
-    """
-    read: dict[str, Any] = {}
-
-    def reader(saved: Any) -> Any:
-        if not isinstance(saved, dict):
-            return saved
-        text = json.dumps(saved, sort_keys=True)
-        if text not in read:
-            read[text] = keras.saving.deserialize_keras_object(saved, custom_objects)
-        return read[text]
-
-    return reader
-
-
-def is_zero(decay: Decay) -> bool:
-    return isinstance(decay, float) and decay == 0
-
-
-def _distinct(values: Iterable[Any]) -> tuple[Any, ...]:
-    found: list[Any] = []
-    for value in values:
-        if value not in found:
-            found.append(value)
-    return tuple(found)
-
-
-def half_life(decay: float) -> float:
-    """Return the number of updates at η = 1 in which a weight loses half of its value."""
-    return math.log(0.5) / math.log1p(-decay) if decay < 1 else 0.0

@@ -1,0 +1,79 @@
+"""A saved config, read: it is data, and a file's may hold anything.
+
+`Decoupled.get_config` has the arguments as given and, as `resolved`, what they came to. All of it
+is checked here or by the constructor, as an argument is, before any of it is used; and no function
+is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any, NamedTuple
+
+import keras
+
+from . import _checks, _decays
+from ._exclusions import Exclusions
+from ._table import Table
+
+
+class Resolved(NamedTuple):
+    """What the arguments had come to when the config was written."""
+
+    exclusions: Exclusions
+    table: Table
+    waiting: Table
+    factor: float | None  # r; None where the rate is a number: it is written as r left it
+
+
+def read(
+    config: Any, custom_objects: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], Resolved | None]:
+    """Return the constructor's arguments, and what they had come to, where that is in the config."""
+    _checks.fields("config", config, ())
+    _checks.shallow("config", config)
+    arguments = dict(config)
+    resolved = arguments.pop("resolved", None)
+    decay = _decays.reader(custom_objects)
+    arguments["weight_decay"] = decay(arguments.get("weight_decay"))
+    if isinstance(arguments.get("weight_decays"), Mapping):
+        arguments["weight_decays"] = {
+            key: tuple(map(decay, given)) if isinstance(given, list) else decay(given)
+            for key, given in arguments["weight_decays"].items()
+        }
+    if isinstance(arguments.get("learning_rate"), Mapping):
+        arguments["learning_rate"] = _learning_rate(arguments["learning_rate"], custom_objects)
+    if resolved is None:
+        return arguments, None
+    name = "config['resolved']"
+    exclusions, table, waiting, factor = _checks.fields(
+        name, resolved, ("exclusions", "table", "waiting", "learning_rate_factor")
+    )
+    factor = _checks.real(
+        f"{name}['learning_rate_factor']", factor, minimum=0.0, cure=_checks.OF_A_FILE
+    )
+    return arguments, Resolved(
+        Exclusions.from_config(exclusions, name=f"{name}['exclusions']"),
+        Table.from_config(table, decay, name=f"{name}['table']"),
+        Table.from_config(waiting, decay, name=f"{name}['waiting']"),
+        None if isinstance(arguments.get("learning_rate", 0.0), Real) else factor,
+    )
+
+
+def _learning_rate(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None) -> Any:
+    rate = _decays.deserialize(config, custom_objects)
+    # A rate that is no schedule is called at each update. Of Keras' own things, which a file can
+    # name without anyone having registered them, none is a rate, and some do what nobody asked for.
+    # A lambda, which has Keras' module too, comes where safe mode is off: its user trusts the file.
+    schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+    if callable(rate) and not schedule and getattr(rate, "__name__", "") != "<lambda>":
+        package = str(getattr(rate, "__module__", "")).split(".")[0]
+        if package in ("keras", "keras_hub", "keras_cv", "keras_nlp"):
+            raise ValueError(
+                "`learning_rate` in a config must be a number, a `LearningRateSchedule` or a "
+                f"function of your own. Received: {config}. Give `learning_rate` a schedule, or "
+                "load with the function registered by "
+                "@keras.saving.register_keras_serializable()."
+            )
+    return rate
