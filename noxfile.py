@@ -76,8 +76,9 @@ def define_backend_sessions(backend: str) -> None:
     @nox.session(name=f"reliability-{backend}")
     def reliability_backend(session: nox.Session) -> None:
         install(session, backend, "keras", "test")
-        command = ("python", "-m", "pytest", *(session.posargs or ["reliability"]))
-        session.run(*command, env=use(backend) | {"RELIABILITY": "full"})
+        command = ("python", "-m", "pytest", "-m", "reliability", "-s", *session.posargs)
+        more = () if session.posargs else ("tests", "integration_tests")
+        session.run(*command, *more, env=use(backend) | {"RELIABILITY": "full"})
 
     @nox.session(name=f"quickstart-{backend}")
     def quickstart_backend(session: nox.Session) -> None:
@@ -143,7 +144,7 @@ def integration(session: nox.Session) -> None:
 
 @nox.session(python=False)
 def reliability(session: nox.Session) -> None:
-    """Kill, fuzz, soak and spread over devices, on every backend; not green yet."""
+    """Kill, fuzz and soak for hours what the tests do for minutes, on every backend."""
     for backend in BACKENDS:
         session.notify(f"reliability-{backend}")
 

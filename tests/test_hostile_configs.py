@@ -10,16 +10,16 @@ import math
 import warnings
 from collections import Counter
 
-import hostile
 import hypothesis.strategies as st
 import keras
 import numpy as np
 import pytest
-from effort import FULL, effort
 from hypothesis import HealthCheck, given, settings
 from keras import layers, regularizers
 
+import hostile
 from cases import eager, make_variable, numpy
+from effort import FULL, effort
 from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, NadamW
 
 schedules = keras.optimizers.schedules

@@ -19,8 +19,6 @@ import hypothesis.strategies as st
 import keras
 import numpy as np
 import pytest
-from effort import effort
-from exact import model_of, output, row
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -33,6 +31,8 @@ from hypothesis.stateful import (
 
 import oracle
 from cases import ALGORITHMS, ALPHA, BACKEND, OPTIMIZERS, keras_cosine, numpy, warm_restarts
+from effort import effort
+from exact import model_of, output, row
 from training import state, tensors
 
 # a/kernel and b/kernel have one shape: where they are mixed up, nothing but the numbers tells.

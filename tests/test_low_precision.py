@@ -12,9 +12,9 @@ from itertools import product
 import keras
 import numpy as np
 import pytest
-from effort import effort
 
 from cases import ALGORITHMS, BACKEND, COMPILED, OPTIMIZERS, eager, gradients, numpy, warm_restarts
+from effort import effort
 from oracle import Run
 from training import make, state, values
 

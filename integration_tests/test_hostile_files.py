@@ -15,14 +15,14 @@ from collections import Counter
 from pathlib import Path
 
 import h5py
-import hostile
 import hypothesis.strategies as st
 import keras
 import numpy as np
 import pytest
-from effort import FULL, effort
 from hypothesis import HealthCheck, given, settings
 
+import hostile
+from effort import FULL, effort
 from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, NadamW
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"

@@ -12,12 +12,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from effort import effort
-from exact import model_of, output, row
 
 import keras_decoupled
 import oracle
 from cases import ALGORITHMS, BACKEND, numpy
+from effort import effort
+from exact import model_of, output, row
 
 PER_EPOCH = 100  # updates
 EPOCHS = effort(4, 200)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import keras
-from effort import effort
 
 import keras_decoupled
+from effort import effort
 
 OURS = str(Path(keras_decoupled.__file__).parent) + os.sep
 KERAS = str(Path(keras.__file__).parent) + os.sep

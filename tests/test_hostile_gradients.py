@@ -6,9 +6,9 @@ What comes out is an error that names the variable, or what stock Keras does; ne
 import keras
 import numpy as np
 import pytest
-from effort import FULL, effort
 
 from cases import ALPHA, BACKEND, COMPILED, OPTIMIZERS, eager, make_variable, numpy
+from effort import FULL, effort
 from oracle import At
 from training import DECAY, linear, make, oracle_of, state, tensors, values
 
