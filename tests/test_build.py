@@ -474,6 +474,18 @@ def test_a_key_that_hits_nothing_new_is_no_error_at_a_rebuild():
     assert list(optimizer.weight_decays) == ["net/one/kernel", "net/one/bias"]
 
 
+def test_a_key_of_what_was_frozen_since_is_no_error_at_a_rebuild():
+    model = named()
+    optimizer = SGDW(0.1, weight_decays={"one": 0.5})
+    optimizer.build(model.get_layer("one").trainable_variables)
+    loaded = SGDW.from_config(optimizer.get_config())
+    for built_once in (optimizer, loaded):
+        built_once.build(model.get_layer("two").trainable_variables)
+        assert not built_once.weight_decays
+    optimizer.build(model.trainable_variables)
+    assert list(optimizer.weight_decays) == ["net/one/kernel", "net/one/bias"]
+
+
 @pytest.mark.parametrize("penalty", [None, WEAK])
 def test_unfreezing_with_a_model(penalty):
     model = named(penalty)

@@ -80,6 +80,20 @@ def test_a_new_average_starts_at_its_variable():
     np.testing.assert_allclose(values([known, new]), [[1.0, -2.0]] * 2, rtol=1e-6)
 
 
+def test_the_average_of_what_was_frozen_before_the_first_update_starts_at_its_variable():
+    """Keras starts averages in update 0 alone; this one is not there in it."""
+    kept, away = (make_variable(f"{n}/w", np.array([1.0, -2.0])) for n in "xy")
+    optimizer = make("sgdw", weight_decay=0, use_ema=True, ema_momentum=0.99)
+    zero = np.zeros(2, "float32")
+    optimizer.build([kept, away])
+    optimizer.build([kept])
+    optimizer.apply(tensors([zero]), [kept])
+    optimizer.build([kept, away])
+    optimizer.apply(tensors([zero, zero]), [kept, away])
+    optimizer.finalize_variable_values([kept, away])
+    np.testing.assert_allclose(values([kept, away]), [[1.0, -2.0]] * 2, rtol=1e-6)
+
+
 def test_rules_for_what_is_unfrozen_later():
     """A key may name a frozen variable when the model is given, and is used once that is unfrozen."""
     model = two_branches()

@@ -302,7 +302,9 @@ class Decoupled(Stateful):
                 self.assign_sub(variable, decay)
             fused.step(variable, gradient, slots, rate, scalars)
             return
-        values = tuple(ops.convert_to_tensor(slot) for slot in slots)
+        # TensorFlow's `convert_to_tensor` gives the variable back, and the + of Keras' variables
+        # takes a short cut that fails on the shape (0, 3).
+        values = tuple(ops.stop_gradient(ops.convert_to_tensor(slot)) for slot in slots)
         change, new_slots = self.step(gradient, values, rate, scalars)
         if decay is not None:
             change = change + decay

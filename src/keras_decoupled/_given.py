@@ -111,8 +111,8 @@ class Rules:
         """Return the table for these variables, and the saved rows that none of them took.
 
         Keys are resolved once: a variable that was built on before keeps its row, one that a
-        saved table has a row for takes that, and the rules are read for the rest. If that is all
-        of them, in the first build, a key that hits nothing is an error.
+        saved table has a row for takes that, and the rules are read for the rest. In the first
+        build, and of no file that was built, a key that hits nothing is an error.
         """
         names = _rules.labels([path_of(v) for v in variables])
         keys = [self._key_of(v) for v in variables]
@@ -127,12 +127,11 @@ class Rules:
             *_take_over(self.waiting, rows, new, by_order=False),
         ]
         rest = [i for i, row in enumerate(rows) if row is None]
+        first = not (known or self.saved.rows or self.waiting.rows)
         if rest:
             self._check_origin(keys)
             self.exclusions.check(names)
-            found = self._read_rules(
-                [names[i] for i in rest], names, strict and not known and len(rest) == len(rows)
-            )
+            found = self._read_rules([names[i] for i in rest], names, strict and first)
             for i, pair, multiplier in zip(rest, *found, strict=True):
                 rows[i] = self._row(variables[i], names[i], pair, multiplier)
         return Table(tuple(row for row in rows if row is not None)), Table(tuple(left))
