@@ -480,7 +480,7 @@ def test_a_key_of_what_was_frozen_since_is_no_error_at_a_rebuild():
     optimizer.build(model.get_layer("one").trainable_variables)
     loaded = SGDW.from_config(optimizer.get_config())
     for built_once in (optimizer, loaded):
-        built_once.build(model.get_layer("two").trainable_variables)
+        built_once.build(model.get_layer("two").trainable_variables[:1])
         assert not built_once.weight_decays
     optimizer.build(model.trainable_variables)
     assert list(optimizer.weight_decays) == ["net/one/kernel", "net/one/bias"]
