@@ -22,7 +22,7 @@ from ._arguments import refuse_unknown
 from ._clocked import as_number
 from ._exclusions import Exclusions
 from ._given import Rules
-from ._gradients import LOW_PRECISION, Wanted, dense, wanted
+from ._gradients import LOW_PRECISION, Wanted, dense
 from ._rates import CallableRate, ScheduleRate
 from ._stateful import Stateful, read
 from ._table import Table, path_of
@@ -189,7 +189,7 @@ class Decoupled(Stateful):
             # A layer that hard-codes its regularizer brings it back on load.
             if row.taken and _regularizers.read_penalty(variable) == row.taken:
                 _regularizers.take_penalty(variable)
-        self._slots.wanted = list(map(wanted, variables))
+        self._slots.wanted = list(map(Wanted, variables))
         self._slots.finish(self.slot_names)
         self._fused, self._fused_op = _accelerated(self)
         if self.init_verbose:
@@ -233,7 +233,7 @@ class Decoupled(Stateful):
             return self._slots.wanted
         indices = [self._trainable_variables_indices.get(self._var_key(v)) for v in variables]
         return [
-            wanted(variable) if index is None else self._slots.wanted[index]
+            Wanted(variable) if index is None else self._slots.wanted[index]
             for variable, index in zip(variables, indices, strict=True)
         ]
 
@@ -327,7 +327,8 @@ class Decoupled(Stateful):
             var_names: regular expressions, searched in each variable's path.
 
         Raises:
-            ValueError: the optimizer is built already, or a pattern is no regular expression.
+            ValueError: the optimizer is built already, or a pattern is no regular expression, or
+                one that may search for ever: it repeats a group, or repeats more than five times.
         """
         if self.built:
             raise ValueError(

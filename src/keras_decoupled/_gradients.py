@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 from keras import ops
@@ -14,21 +14,19 @@ LOW_PRECISION = ("bfloat16", "float16")  # of such a variable all state is float
 
 # By type of gradient: whether it has to be made a dense tensor. Asked once, not per variable.
 _SPARSE: dict[type, bool] = {}
-# Types, dtypes and shapes of gradients that are fine as they are, with what is wanted.
-_AS_IS: set[tuple[type, Any, Any, Wanted]] = set()
 
 
-class Wanted(NamedTuple):
-    """What a variable's gradient has to be."""
+class Wanted:
+    """What a variable's gradient has to be: of its shape, and in its slots' type."""
 
-    dtype: str
-    shape: tuple[int, ...]
+    __slots__ = ("dtype", "seen", "shape")
 
-
-def wanted(variable: Any) -> Wanted:
-    """Return what the variable's gradient has to be: of the variable's shape, in its slots' type."""
-    dtype = _dtype_name(variable.dtype)
-    return Wanted("float32" if dtype in LOW_PRECISION else dtype, tuple(variable.shape))
+    def __init__(self, variable: Any) -> None:
+        dtype = _dtype_name(variable.dtype)
+        self.dtype = "float32" if dtype in LOW_PRECISION else dtype
+        self.shape = tuple(variable.shape)
+        # Type, dtype and shape of the last gradient that was fine as it came, as most are.
+        self.seen: tuple[Any, ...] = ()
 
 
 def dense(gradient: Any, variable: Any, wanted: Wanted) -> Any:
@@ -40,10 +38,11 @@ def dense(gradient: Any, variable: Any, wanted: Wanted) -> Any:
     Raises:
         ValueError: the gradient has another shape than the variable; it would be broadcast.
     """
-    kind, shape = type(gradient), getattr(gradient, "shape", None)
-    known = (kind, getattr(gradient, "dtype", None), shape, wanted)
-    hashable = isinstance(shape, tuple)  # TensorFlow's, where it is unknown, is not
-    if gradient is None or (hashable and known in _AS_IS):
+    if gradient is None:
+        return None
+    kind = type(gradient)
+    signature = (kind, getattr(gradient, "dtype", None), getattr(gradient, "shape", None))
+    if signature == wanted.seen:
         return gradient
     if getattr(variable, "overwrite_with_gradient", False):
         return gradient
@@ -60,8 +59,8 @@ def dense(gradient: Any, variable: Any, wanted: Wanted) -> Any:
     _check_shape(gradient, variable, wanted.shape)
     if _dtype_name(gradient.dtype) != wanted.dtype:
         return ops.cast(gradient, wanted.dtype)
-    if hashable and not _SPARSE[kind]:
-        _AS_IS.add(known)
+    if not _SPARSE[kind]:
+        wanted.seen = signature
     return gradient
 
 
