@@ -486,6 +486,19 @@ def test_a_key_of_what_was_frozen_since_is_no_error_at_a_rebuild():
     assert list(optimizer.weight_decays) == ["net/one/kernel", "net/one/bias"]
 
 
+def test_what_was_frozen_keeps_its_meaning_for_keys_and_its_row():
+    """ "b" is a layer, also where that is frozen: it must not become a part of "bias"."""
+    optimizer = SGDW(0.1, weight_decay=0.125, weight_decays={"b": 0.5})
+    b, bias, other = (make_variable(p, np.ones(2)) for p in ("b/kernel", "a/bias", "c/kernel"))
+    optimizer.build([b])
+    optimizer.build([other, bias])
+    assert optimizer.weight_decays == {"c/kernel": (0.0, 0.125), "a/bias": (0.0, 0.125)}
+    loaded = SGDW.from_config(optimizer.get_config())
+    for built_again in (optimizer, loaded):
+        built_again.build([other, bias, b])
+        assert built_again.weight_decays["b/kernel"] == (0.0, 0.5)
+
+
 @pytest.mark.parametrize("penalty", [None, WEAK])
 def test_unfreezing_with_a_model(penalty):
     model = named(penalty)

@@ -165,8 +165,7 @@ class Decoupled(Stateful):
                 "or add up the gradients of one variable."
             )
         dtypes = [keras.backend.standardize_dtype(v.dtype) for v in variables]
-        known = dict(zip(self._slots.keys, self._table.rows, strict=True))
-        table, left = self._rules.resolve(variables, known)
+        table, left = self._rules.resolve(variables)
         if isinstance(self._timing.rate, CallableRate):
             self._timing.rate.fix_base()
         self._warn_of_no_decay(table)
@@ -179,8 +178,7 @@ class Decoupled(Stateful):
         self._trainable_variables_indices: dict[Any, int] = {}
         super().build(variables)
         self._table = table
-        if variables:  # each saved row is given once; what is left waits for its variable
-            self._rules.saved, self._rules.waiting = Table(), left
+        self._rules.remember(keys, table, left)
         self._slots.begin(keys, variables)
         self.add_optimizer_variables(variables, list(self.slot_names))
         for variable, dtype, row in zip(variables, dtypes, table.rows, strict=True):

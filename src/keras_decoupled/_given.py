@@ -47,6 +47,8 @@ class Rules:
         self._trainable = 0
         self._extracted: dict[Any, Pair] = {}
         self._taken = False
+        # By key: the row of each variable that was built on, also of those that left (frozen, say).
+        self.known: dict[Any, Row] = {}
         # From a file: the table of the optimizer that was saved, and loose rows (of frozen
         # variables, say) that wait for a build on theirs.
         self.saved = Table()
@@ -105,9 +107,7 @@ class Rules:
             stacklevel=5,
         )
 
-    def resolve(
-        self, variables: Sequence[Any], known: Mapping[Any, Row], strict: bool = True
-    ) -> tuple[Table, Table]:
+    def resolve(self, variables: Sequence[Any], strict: bool = True) -> tuple[Table, Table]:
         """Return the table for these variables, and the saved rows that none of them took.
 
         Keys are resolved once: a variable that was built on before keeps its row, one that a
@@ -117,7 +117,7 @@ class Rules:
         names = _rules.labels([path_of(v) for v in variables])
         keys = [self._key_of(v) for v in variables]
         rows: list[Row | None] = [
-            dataclasses.replace(known[key], path=name) if key in known else None
+            dataclasses.replace(self.known[key], path=name) if key in self.known else None
             for key, name in zip(keys, names, strict=True)
         ]
         new = [(name, tuple(v.shape)) for name, v in zip(names, variables, strict=True)]
@@ -127,7 +127,7 @@ class Rules:
             *_take_over(self.waiting, rows, new, by_order=False),
         ]
         rest = [i for i, row in enumerate(rows) if row is None]
-        first = not (known or self.saved.rows or self.waiting.rows)
+        first = not (self.known or self.saved.rows or self.waiting.rows)
         if rest:
             self._check_origin(keys)
             self.exclusions.check(names)
@@ -136,27 +136,36 @@ class Rules:
                 rows[i] = self._row(variables[i], names[i], pair, multiplier)
         return Table(tuple(row for row in rows if row is not None)), Table(tuple(left))
 
+    def remember(self, keys: Sequence[Any], table: Table, left: Table) -> None:
+        """Take note of a build on what `resolve` returned."""
+        self.known.update(zip(keys, table.rows, strict=True))
+        if keys:  # each saved row is given once; what is left waits for its variable
+            self.saved, self.waiting = Table(), left
+
     def preview(self) -> tuple[Table, Table]:
         """Return what `resolve` would for an optimizer that is not built: its model's table."""
         if not self._model:
             return self.saved, self.waiting
-        return self.resolve(self._model[: self._trainable], {})
+        return self.resolve(self._model[: self._trainable])
 
     def frozen(self, built: Iterable[Any] | None) -> Table:
-        """Return rows for the model's variables that are not built on; `built` has the keys.
+        """Return rows for what is not built on now but was, or is the model's; `built` has the keys.
 
         Only where a rule or a regularizer says something of them: a later build needs that, also
         after a load, when paths have changed.
         """
-        if built is None:
-            left = self._model[self._trainable :]
-        else:
-            keys = set(built)
-            left = tuple(v for v in self._model if self._key_of(v) not in keys)
-        table, _ = self.resolve(left, {}, strict=False)
+        trainable = self._model[: self._trainable]
+        keys = set(map(self._key_of, trainable) if built is None else built)
+        of_model = {self._key_of(v): v for v in self._model if self._key_of(v) not in keys}
+        table, _ = self.resolve(list(of_model.values()), strict=False)
+        others = [row for key, row in self.known.items() if key not in {*keys, *of_model}]
         nothing = Row("", (), l2=0.0 if self.weight_decay is None else self.weight_decay)
         return Table(
-            tuple(r for r in table.rows if dataclasses.replace(r, path="", shape=()) != nothing)
+            tuple(
+                row
+                for row in (*table.rows, *others)
+                if dataclasses.replace(row, path="", shape=()) != nothing
+            )
         )
 
     def _keyed(self) -> list[tuple[str, dict[str, Any]]]:
@@ -176,7 +185,8 @@ class Rules:
         self, targets: Sequence[str], names: Sequence[str], strict: bool
     ) -> tuple[list[Pair | None], list[float | None]]:
         elsewhere = _rules.labels([path_of(v) for v in self._model])
-        others = sorted({*names, *elsewhere} - set(targets))
+        known = [row.path for row in self.known.values()]
+        others = sorted({*names, *elsewhere, *known} - set(targets))
         decays, multipliers = (
             _rules.resolve(
                 self._as_loaded(rules, targets),
