@@ -9,7 +9,8 @@ a wrapping model adds some, and automatic numbers depend on what else the proces
                                                  ignored
     3. candidates left on both sides             an error: moments and decays of the wrong layer would go unnoticed
 
-Pure Python; knows nothing of Keras.
+Pure Python; knows nothing of Keras. No `:=` here: a TensorFlow step that builds runs this, and
+AutoGraph, which cannot read it, would say so at length.
 """
 
 from __future__ import annotations
@@ -57,17 +58,20 @@ def align(
     for simplify in _as_it_is, _without_number:
         old_tails = [tuple(map(simplify, components(label))) for label, _ in saved]
         tails = [tuple(map(simplify, components(label))) for label, _ in new]
-        pairs = {
-            (i, j): agreeing
-            for i, j in _same(shapes, old_shapes)
-            if (agreeing := _common_suffix(tails[i], old_tails[j]))
+        agreeing = {
+            (i, j): _common_suffix(tails[i], old_tails[j]) for i, j in _same(shapes, old_shapes)
         }
-        while matched := _mutually_best(_open(pairs, found)):
+        pairs = {pair: length for pair, length in agreeing.items() if length}
+        matched = _mutually_best(_open(pairs, found))
+        while matched:
             for i, j in matched:
-                if crossing := _against_the_order(i, j, pairs, found):
+                crossing = _against_the_order(i, j, pairs, found)
+                if crossing:
                     raise _ambiguous(what, crossing, saved, new)
                 found[i] = j
-    if left := _open(pairs, found):
+            matched = _mutually_best(_open(pairs, found))
+    left = _open(pairs, found)
+    if left:
         raise _ambiguous(what, left, saved, new)
     return [found.get(i) for i in range(len(new))]
 
