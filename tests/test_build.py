@@ -260,6 +260,8 @@ def test_exclusions_beat_every_rule():
         ("^net/one", ["net/two/kernel", "net/two/bias"]),
         ("o/b", ["net/one/kernel", "net/one/bias", "net/two/kernel"]),
         ("kernel$|two", ["net/one/bias"]),
+        (r"(one|two)\w*/b[a-z]+$", ["net/one/kernel", "net/two/kernel"]),
+        ("(?i:BIAS)", ["net/one/kernel", "net/two/kernel"]),
         (r"t[^/]*/bias", ["net/one/kernel", "net/one/bias", "net/two/kernel"]),
     ],
 )
@@ -497,6 +499,31 @@ def test_what_was_frozen_keeps_its_meaning_for_keys_and_its_row():
     for built_again in (optimizer, loaded):
         built_again.build([other, bias, b])
         assert built_again.weight_decays["b/kernel"] == (0.0, 0.5)
+
+
+def test_a_new_layer_beside_those_that_are_frozen_since_a_file():
+    """Rows that the rules alone would give are in no file: a new layer might pass for theirs."""
+    optimizer = SGDW(0.1, weight_decay=0.125, weight_decays={"bias": 0})
+    frozen = [make_variable(f"dense{n}/bias", np.ones(2)) for n in ("", "_1")]
+    head = make_variable("out/kernel", np.ones(2))
+    optimizer.build([*frozen, head])
+    optimizer.build([head])
+    loaded = SGDW.from_config(optimizer.get_config())
+    loaded.build([head])
+    loaded.build([head, make_variable("dense_2/bias", np.ones(2))])
+    assert loaded.weight_decays == {"out/kernel": (0.0, 0.125)}
+
+
+def test_what_was_extracted_survives_two_files_while_all_is_frozen():
+    model = named(WEAK)
+    optimizer = SGDW(0.1, model=model)
+    optimizer.build(model.trainable_variables)
+    expected = optimizer.weight_decays
+    for _ in range(2):
+        optimizer = SGDW.from_config(optimizer.get_config())
+        optimizer.build([])
+    optimizer.build(model.trainable_variables)
+    assert optimizer.weight_decays == expected
 
 
 @pytest.mark.parametrize("penalty", [None, WEAK])

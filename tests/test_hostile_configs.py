@@ -218,6 +218,14 @@ BAD_RULES = {
     "t_cur": ["x", -2, NAN, INF, 1.5, None, [], 10**400],
     "model": [3, "x", [], {}, hostile.OBJECTS["Dense layer"]],
     "no such argument": [None, 3],
+    "self": [None],
+    "clipnorm": ["x", NAN, -1, {}, True],
+    "clipvalue": [[1], INF],
+    "use_ema": ["False", 1, NAN],
+    "ema_momentum": ["x", NAN],
+    "ema_overwrite_frequency": ["x", 1.5, 0],
+    "loss_scale_factor": ["x", 0, NAN],
+    "gradient_accumulation_steps": ["3", 2.5, 0],
 }
 
 
@@ -394,6 +402,10 @@ EXPLODING = [
     "(?:a|a?)+$",
     "((a{1,30}){1,30}){1,30}$",
     "^(.*a){25}$",
+    "a?" * 30 + "!",
+    "(?:a|aa)" * 28 + "!",
+    ".*.*.*.*.*!",
+    "a{0,}" * 5 + "!",
 ]
 
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from cases import BACKEND, OPTIMIZERS, numpy
+from cases import BACKEND, OPTIMIZERS, make_variable, numpy
 from training import make, tensors, values
 
 G = np.array([0.5, -1.0], "float32")
@@ -155,3 +155,31 @@ if BACKEND == "jax":
             return sparse.BCOO((rows, np.array(indices)[:, None]), shape=(ROWS, DIM))
 
         assert_sparse_is_dense("adamw", CLIPPING[arguments], lambda f: f, bcoo)
+
+
+if BACKEND == "torch":
+
+    @pytest.mark.parametrize("arguments", ["plain", "clipnorm", "global_clipnorm", "accumulation"])
+    def test_sparse_gradients(arguments):
+        """Of `torch.nn.Embedding(sparse=True)`."""
+        import torch
+
+        def coo(indices, rows, dtype):
+            rows = torch.as_tensor(rows)
+            return torch.sparse_coo_tensor(
+                [list(indices)], rows, (ROWS, DIM), check_invariants=True
+            )
+
+        assert_sparse_is_dense("adamw", CLIPPING[arguments], lambda f: f, coo)
+
+    def test_a_sparse_gradient_after_a_dense_one():
+        """They have one type, dtype and shape."""
+        import torch
+
+        variable, twin = (make_variable("e", np.ones((ROWS, DIM))) for _ in range(2))
+        optimizer, alone = make("adamw"), make("adamw")
+        gradient = torch.ones((ROWS, DIM))
+        for g in (gradient, gradient.to_sparse(), gradient):
+            optimizer.apply([g], [variable])
+            alone.apply([gradient], [twin])
+        assert np.array_equal(numpy(variable), numpy(twin))

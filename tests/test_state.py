@@ -153,6 +153,40 @@ def test_another_optimizers_state_is_not_taken_by_position(stock):
         np.testing.assert_array_equal(v.numpy(), value, err_msg=v.path)
 
 
+def test_a_boolean_weight_has_its_state_back():
+    def built():
+        optimizer = SGDW(momentum=0.9, weight_decay=0)
+        optimizer.build(
+            [
+                variable("a"),
+                keras.Variable([True, False], dtype="bool", name="mask", trainable=False),
+            ]
+        )
+        return optimizer
+
+    store = {}
+    built().save_own_variables(store)
+    built().load_own_variables(store)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("iteration", value) for value in (-5, 2**40)),
+        *(("learning_rate_factor", value) for value in (np.nan, -1.0, np.inf)),
+    ],
+)
+def test_a_number_that_no_run_has_is_refused(name, value):
+    optimizer, store = SGDW(weight_decay=0), {}
+    optimizer.build([variable("a")])
+    optimizer.save_own_variables(store)
+    [place] = [i for i, v in enumerate(optimizer.variables) if v.name == name]
+    store[str(place)] = np.array(value)
+    with pytest.raises(ValueError, match=rf"for {name}\. Received: .*array"):
+        optimizer.load_own_variables(store)
+    assert optimizer.learning_rate == pytest.approx(0.01)
+
+
 def test_a_new_variables_average_starts_at_the_variable():
     saved = SGDW(0.5, weight_decay=0, use_ema=True, ema_momentum=0.9)
     old = variable("a")

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import keras
 
-_KERAS_ARGUMENTS = {
-    "name",
-    "clipnorm",
-    "clipvalue",
-    "global_clipnorm",
-    "use_ema",
-    "ema_momentum",
-    "ema_overwrite_frequency",
-    "loss_scale_factor",
-    "gradient_accumulation_steps",
+from . import _checks
+
+_norm = functools.partial(_checks.real, minimum=0.0, cure="None clips nothing.")
+_count = functools.partial(_checks.integer, minimum=1, cure="None leaves it out.")
+_KERAS_ARGUMENTS: dict[str, Callable[[str, Any], Any]] = {
+    "name": functools.partial(_checks.text, cure="None takes the class's."),
+    "clipnorm": _norm,
+    "clipvalue": _norm,
+    "global_clipnorm": _norm,
+    "use_ema": functools.partial(_checks.flag, cure="True keeps moving averages of the weights."),
+    "ema_momentum": functools.partial(_checks.real, cure="0.99 is Keras' default."),
+    "ema_overwrite_frequency": _count,
+    "loss_scale_factor": functools.partial(
+        _checks.real, minimum=1e-30, cure="It is what the loss was multiplied by; None is 1."
+    ),
+    "gradient_accumulation_steps": _count,
 }
 _RENAMED = {
     "lr": "It is `learning_rate` in Keras 3.",
@@ -54,9 +61,14 @@ class Shared(TypedDict, total=False):
     gradient_accumulation_steps: int | None
 
 
-def refuse_unknown(kwargs: Mapping[str, Any]) -> None:
-    for name in kwargs.keys() - _KERAS_ARGUMENTS:
+def checked_keras_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that Keras takes, of the types it expects; their ranges it checks itself."""
+    for name in kwargs.keys() - _KERAS_ARGUMENTS.keys():
         cure = _RENAMED.get(name, "See help() of the class for its arguments.")
         raise ValueError(
             f"Argument not recognized: `{name}`. Received: {name}={kwargs[name]!r}. {cure}"
         )
+    return {
+        name: None if value is None else _KERAS_ARGUMENTS[name](name, value)
+        for name, value in kwargs.items()
+    }

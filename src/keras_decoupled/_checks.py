@@ -28,7 +28,7 @@ def real(
     too_low = minimum is not None and number < minimum
     too_high = below is not None and number >= below
     if not math.isfinite(number) or too_low or too_high:
-        raise ValueError(_message(name, repr(value), rule, cure))
+        raise ValueError(_message(name, _short(value), rule, cure))
     return number
 
 
@@ -37,7 +37,7 @@ def integer(name: str, value: Any, *, minimum: int, cure: str) -> int:
     rule = f"an integer ≥ {minimum}"
     number = _number(name, value, rule, cure)
     if not number.is_integer() or number < minimum:  # inf and nan are no integers
-        raise ValueError(_message(name, repr(value), rule, cure))
+        raise ValueError(_message(name, _short(value), rule, cure))
     return int(value)
 
 
@@ -87,10 +87,10 @@ def listed(name: str, value: Any, *, length: int | None = None) -> list[Any]:
     return list(value)
 
 
-def text(name: str, value: Any) -> str:
+def text(name: str, value: Any, *, cure: str = OF_A_FILE) -> str:
     """`value`, a string."""
     if not isinstance(value, str):
-        raise ValueError(_message(name, _short(value), "a string", OF_A_FILE))
+        raise ValueError(_message(name, _short(value), "a string", cure))
     return value
 
 
@@ -117,7 +117,10 @@ def _type_error(name: str, value: Any, rule: str, cure: str) -> TypeError:
 
 def _short(value: Any) -> str:
     """The value's text: all of a number's or a name's, the beginning of a long one's."""
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except ValueError:  # an int of thousands of digits
+        return f"a {type(value).__name__} that is too long to show"
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
 
 

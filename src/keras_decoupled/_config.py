@@ -1,8 +1,8 @@
 """A saved config, read: it is data, and a file's may hold anything.
 
 `Decoupled.get_config` has the arguments as given and, as `resolved`, what they came to. All of it
-is checked here or by the constructor, as an argument is, before any of it is used; and no function
-is called.
+is checked here or by the constructor, as an argument is, before any of it is used. No function is
+called, but a callable learning rate, of one's own, where the config has no `base_learning_rate`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,18 @@ def read(
 ) -> tuple[dict[str, Any], Resolved | None]:
     """Return the constructor's arguments, and what they had come to, where that is in the config."""
     _checks.fields("config", config, ())
+    for key in config:
+        if not isinstance(key, str) or key == "self":
+            raise ValueError(
+                "The keys of a config must be names of arguments. "
+                f"Received: {key!r}. Take what `get_config()` returned."
+            )
     _checks.shallow("config", config)
     arguments = dict(config)
     resolved = arguments.pop("resolved", None)
     decay = _decays.reader(custom_objects)
-    arguments["weight_decay"] = decay(arguments.get("weight_decay"))
+    if "weight_decay" in arguments:
+        arguments["weight_decay"] = decay(arguments["weight_decay"])
     if isinstance(arguments.get("weight_decays"), Mapping):
         arguments["weight_decays"] = {
             key: tuple(map(decay, given)) if isinstance(given, list) else decay(given)

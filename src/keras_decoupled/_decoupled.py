@@ -18,7 +18,7 @@ import keras
 from keras import ops
 
 from . import _checks, _config, _regularizers, _state
-from ._arguments import refuse_unknown
+from ._arguments import checked_keras_arguments
 from ._clocked import as_number
 from ._exclusions import Exclusions
 from ._given import Rules
@@ -91,11 +91,12 @@ class Decoupled(Stateful):
         t_cur: int = 0,
         **kwargs: Any,
     ) -> None:
-        refuse_unknown(kwargs)
+        kwargs = checked_keras_arguments(kwargs)
         zero_penalties = _checks.flag(
             "zero_penalties", zero_penalties, cure="False leaves the penalties in the loss, too."
         )
         init_verbose = _checks.flag("init_verbose", init_verbose, cure="True prints the table.")
+        rules = Rules(weight_decay, weight_decays, lr_multipliers, self._var_key)
         timing = Timing.read(
             learning_rate,
             base_learning_rate,
@@ -108,7 +109,6 @@ class Decoupled(Stateful):
             eta_max=eta_max,
             t_cur=t_cur,
         )
-        rules = Rules(weight_decay, weight_decays, lr_multipliers, self._var_key)
         if model is not None:
             rules.extract(model, zero_penalties, timing.first_normalization())
         # Keras' own weight decay is multiplied by the learning rate: it must not see ours.
@@ -212,7 +212,7 @@ class Decoupled(Stateful):
         variables = self._trainable_variables
         if trainable_variables is not None:
             variables = trainable_variables = list(trainable_variables)
-            if len(grads) != len(variables):
+            if len(grads) not in (0, len(variables)):  # without any, Keras does nothing
                 raise ValueError(
                     "`apply` needs one gradient for each variable, None where there is none. "
                     f"Received: {len(grads)} gradients for {len(variables)} variables."
@@ -385,11 +385,11 @@ class Decoupled(Stateful):
             given = self._timing.factor
             moved = abs(factor - given) > 1e-7 * given
             learning_rate = (factor if moved else given) * rate.base
-        if self.built:
+        if self._slots.keys:  # of none where it was built on nothing: all layers frozen
             table, waiting = self._table, self._rules.waiting
         else:
             table, waiting = self._rules.preview()
-        frozen = self._rules.frozen(self._slots.keys if self.built else None)
+        frozen = self._rules.frozen(self._slots.keys or None)
         return {
             **super().get_config(),
             **self._rules.get_config(),

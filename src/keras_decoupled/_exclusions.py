@@ -11,11 +11,14 @@ from ._table import path_of
 
 # A pattern comes back from a file, and Python's `re` knows no time limit: what takes exponential
 # time on some path is refused when it is given, so that whatever can be set can be loaded.
-_MOST_REPETITIONS = 5
+_MOST_REPETITIONS, _MOST_CHOICES, _LONGEST_PATH = 4, 16, 256
 _ESCAPED = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)  # \* and [*] repeat nothing
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 _REPETITION = re.compile(r"[*+{]")
-_SPECIAL = re.compile(r"\(\?(?!:|=|!|<=|<!|i\)|P<)")  # comments and verbose mode would hide things
+_CHOICE = re.compile(r"\||(?<![(*+?}])\?")
+_SPECIAL = re.compile(
+    r"\(\?(?!:|=|!|<=|<!|i\)|i:|P<)"
+)  # comments and verbose mode would hide things
 
 
 class Exclusions:
@@ -41,6 +44,11 @@ class Exclusions:
 
     def hits(self, name: str, key: Any, key_of: Callable[[Any], Any]) -> bool:
         """Tell whether the variable of that name and key is excluded."""
+        if self.patterns and len(name) > _LONGEST_PATH:
+            raise ValueError(
+                f"`var_names` are searched in paths of up to {_LONGEST_PATH} characters. "
+                f"Received: a variable with the path {name!r}. Exclude it by `var_list`."
+            )
         return (
             name in self.paths
             or any(re.search(pattern, name) for pattern in self.patterns)
@@ -92,12 +100,17 @@ def _check_pattern(pattern: Any) -> None:
             "`var_names` must be regular expressions, searched in each variable's path. "
             f"Received: {pattern!r} ({error}). Escape what is meant literally: re.escape()."
         ) from error
-    bare = _ESCAPED.sub("", pattern)
-    repetitions = len(_REPETITION.findall(bare))
-    if _REPEATED_GROUP.search(bare) or _SPECIAL.search(bare) or repetitions > _MOST_REPETITIONS:
+    bare = _ESCAPED.sub("x", pattern)
+    if (
+        _REPEATED_GROUP.search(bare)
+        or _SPECIAL.search(bare)
+        or len(_REPETITION.findall(bare)) > _MOST_REPETITIONS
+        or len(_CHOICE.findall(bare)) > _MOST_CHOICES
+    ):
         raise ValueError(
-            "`var_names` must be regular expressions whose search is quick on any path, as a file "
-            f"may bring any: no repeated group, at most {_MOST_REPETITIONS} of `*`, `+` and `{{`, "
-            f"and of the forms with `(?` only groups, lookaround and `(?i)`. Received: {pattern!r}. "
-            "A search needs no `.*` at its ends; give what is joined by `|` as patterns of its own."
+            "`var_names` must be regular expressions whose search ends soon, as a file may bring "
+            f"any: no repeated group, at most {_MOST_REPETITIONS} of `*`, `+` and `{{`, at most "
+            f"{_MOST_CHOICES} of `?` and `|`, and of the forms with `(?` only groups, lookaround "
+            f"and `(?i)`. Received: {pattern!r}. A search needs no `.*` at its ends; give what is "
+            "joined by `|` as patterns of its own."
         )

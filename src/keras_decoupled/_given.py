@@ -49,6 +49,7 @@ class Rules:
         self._taken = False
         # By key: the row of each variable that was built on, also of those that left (frozen, say).
         self.known: dict[Any, Row] = {}
+        self._inherited: dict[Any, None] = {}  # of these, the keys of those that a file had
         # From a file: the table of the optimizer that was saved, and loose rows (of frozen
         # variables, say) that wait for a build on theirs.
         self.saved = Table()
@@ -138,6 +139,8 @@ class Rules:
 
     def remember(self, keys: Sequence[Any], table: Table, left: Table) -> None:
         """Take note of a build on what `resolve` returned."""
+        if self.saved.rows or self.waiting.rows:
+            self._inherited.update(dict.fromkeys(key for key in keys if key not in self.known))
         self.known.update(zip(keys, table.rows, strict=True))
         if keys:  # each saved row is given once; what is left waits for its variable
             self.saved, self.waiting = Table(), left
@@ -151,22 +154,18 @@ class Rules:
     def frozen(self, built: Iterable[Any] | None) -> Table:
         """Return rows for what is not built on now but was, or is the model's; `built` has the keys.
 
-        Only where a rule or a regularizer says something of them: a later build needs that, also
-        after a load, when paths have changed.
+        Only where a regularizer, a file or, of a model, a rule says something of them: a later
+        build needs that, also after a load, when paths have changed.
         """
         trainable = self._model[: self._trainable]
         keys = set(map(self._key_of, trainable) if built is None else built)
         of_model = {self._key_of(v): v for v in self._model if self._key_of(v) not in keys}
         table, _ = self.resolve(list(of_model.values()), strict=False)
-        others = [row for key, row in self.known.items() if key not in {*keys, *of_model}]
         nothing = Row("", (), l2=0.0 if self.weight_decay is None else self.weight_decay)
-        return Table(
-            tuple(
-                row
-                for row in (*table.rows, *others)
-                if dataclasses.replace(row, path="", shape=()) != nothing
-            )
-        )
+        rows = [r for r in table.rows if dataclasses.replace(r, path="", shape=()) != nothing]
+        # Of those that left only what a file gave them: the rules are in the config as well.
+        left = [key for key in self._inherited if key not in {*keys, *of_model}]
+        return Table((*rows, *(self.known[key] for key in left)))
 
     def _keyed(self) -> list[tuple[str, dict[str, Any]]]:
         pairs = {k: v if isinstance(v, tuple) else (0.0, v) for k, v in self.weight_decays.items()}

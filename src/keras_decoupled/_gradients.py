@@ -12,6 +12,7 @@ from ._table import path_of
 
 LOW_PRECISION = ("bfloat16", "float16")  # of such a variable all state is float32
 
+_TORCH = keras.backend.backend() == "torch"
 # By type of gradient: whether it has to be made a dense tensor. Asked once, not per variable.
 _SPARSE: dict[type, bool] = {}
 
@@ -41,7 +42,8 @@ def dense(gradient: Any, variable: Any, wanted: Wanted) -> Any:
     if gradient is None:
         return None
     kind = type(gradient)
-    signature = (kind, getattr(gradient, "dtype", None), getattr(gradient, "shape", None))
+    layout = getattr(gradient, "layout", None) if _TORCH else None
+    signature = (kind, getattr(gradient, "dtype", None), getattr(gradient, "shape", None), layout)
     if signature == wanted.seen:
         return gradient
     if getattr(variable, "overwrite_with_gradient", False):
@@ -56,10 +58,12 @@ def dense(gradient: Any, variable: Any, wanted: Wanted) -> Any:
                 ops.expand_dims(gradient.indices, -1), gradient.values, wanted.shape
             )
         gradient = ops.convert_to_tensor(gradient, sparse=False)
+    elif layout is not None and str(layout) != "torch.strided":
+        gradient = gradient.to_dense()
     _check_shape(gradient, variable, wanted.shape)
     if _dtype_name(gradient.dtype) != wanted.dtype:
         return ops.cast(gradient, wanted.dtype)
-    if not _SPARSE[kind]:
+    if not _SPARSE[kind] and (layout is None or gradient.layout is layout):
         wanted.seen = signature
     return gradient
 

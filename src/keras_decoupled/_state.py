@@ -26,6 +26,8 @@ MASTER = "master"
 AVERAGE = "average"  # Keras' name of its moving average's slots
 ACCUMULATOR = "gradient_accumulator"  # and of its accumulators'
 VERSION = 1  # of the layout
+# What cannot be below 0, and the most it can be.
+_COUNTED = {"iteration": 2**31 - 1, "learning_rate_factor": np.finfo("float32").max}
 
 
 class Slots:
@@ -166,12 +168,16 @@ def _read_layout(store: Any) -> dict[str, Any]:
         )
     return {
         "built": [
-            _entry(f"{name}: built[{i}]", e) for i, e in enumerate(_checks.listed(name, built))
+            _entry(f"{name}: built[{i}]", e)
+            for i, e in enumerate(_checks.listed(f"{name}: built", built))
         ],
-        "left": [_entry(f"{name}: left[{i}]", e) for i, e in enumerate(_checks.listed(name, left))],
+        "left": [
+            _entry(f"{name}: left[{i}]", e)
+            for i, e in enumerate(_checks.listed(f"{name}: left", left))
+        ],
         "variables": [
             _slot(f"{name}: variables[{i}]", e)
-            for i, e in enumerate(_checks.listed(name, variables))
+            for i, e in enumerate(_checks.listed(f"{name}: variables", variables))
         ],
     }
 
@@ -191,12 +197,15 @@ def _array(store: Any, source: int, variable: Any, entry: list[Any]) -> np.ndarr
     wanted = np.dtype(keras.backend.standardize_dtype(variable.dtype))
     found = str(source) in store.keys()  # noqa: SIM118 - Keras' stores have no `in`
     array = np.asarray(store[str(source)] if found else None)
-    fits = array.dtype.kind in ("iu" if wanted.kind in "iu" else "fiu")
+    fits = array.dtype.kind in {"b": "b", "i": "iu", "u": "iu"}.get(wanted.kind, "fiu")
+    if fits and entry[0] in _COUNTED:
+        fits = bool(np.all((array >= 0) & (array <= _COUNTED[entry[0]])))
     if array.shape != tuple(variable.shape) or not fits:
+        received = f"{array.dtype} of shape {array.shape}: {array!r:.100}" if found else "none"
         raise ValueError(
-            f"The saved optimizer state must have a value of shape {tuple(variable.shape)} and "
-            f"type {wanted} for {_names([entry])}. Received: shape {array.shape}, type "
-            f"{array.dtype}. The file is damaged: load the weights alone, load_model(compile=False)."
+            f"The saved optimizer state must have an array of shape {tuple(variable.shape)} and "
+            f"type {wanted}, with a value that there can be, for {_names([entry])}. Received: "
+            f"{received}. The file is damaged: load the weights alone, load_model(compile=False)."
         )
     parts = _parts(variable, entry[0])
     return array / len(parts) if parts else array
