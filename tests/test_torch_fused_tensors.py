@@ -100,25 +100,6 @@ if BACKEND == "torch":
         for k in range(3):
             sides.step(lambda _, k=k: [*grads(k, SHAPE, SHAPE)], rest=[1])
 
-    @pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw-momentum"])
-    def test_sparse_gradients(name):
-        """Where `update_step` takes a sparse gradient the result is its; where it refuses, so does this."""
-        outcomes = []
-        for accelerated in (True, False):
-            variable = make_variable("v0/w", normal((4, 3)))
-            optimizer = make(name)
-            optimizer.build([variable])
-            if not accelerated:
-                optimizer._fused = None
-            gradient = torch.zeros(4, 3).index_fill(0, torch.tensor([1]), 1.0).to_sparse()
-            try:
-                optimizer.apply([gradient], [variable])
-            except Exception as error:
-                outcomes.append((type(error), str(error)))
-            else:
-                outcomes.append((None, numpy(variable).tolist()))
-        assert outcomes[0] == outcomes[1]
-
     @every_optimizer
     def test_slices_of_one_buffer(name):
         """Variables and gradients that are contiguous parts of a larger tensor, as some trainers keep them."""
