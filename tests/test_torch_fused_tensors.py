@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from cases import BACKEND, OPTIMIZERS, make_variable, numpy
+from cases import BACKEND, OPTIMIZERS, make_variable
 from training import make
 
 if BACKEND == "torch":
