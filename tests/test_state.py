@@ -184,7 +184,7 @@ def test_a_number_that_no_run_has_is_refused(name, value):
     store[str(place)] = np.array(value)
     with pytest.raises(ValueError, match=rf"for {name}\. Received: .*array"):
         optimizer.load_own_variables(store)
-    assert optimizer.learning_rate == pytest.approx(0.01)
+    assert float(optimizer.learning_rate) == pytest.approx(0.01)
 
 
 def test_a_new_variables_average_starts_at_the_variable():

@@ -33,7 +33,7 @@ class Stateful(Clocked):
         key = self._var_key(reference_variable)
         slot = self._slots.get(key, name)
         if slot is None:
-            if name == _state.AVERAGE and (self.built or _can_be_read(reference_variable)):
+            if name == _state.AVERAGE and (self.built or _eager()):
                 # Keras starts an average at its variable in update 0 alone: too late for one that
                 # is new after it, or that was frozen before it and comes back.
                 initializer = lambda shape, dtype=None: ops.copy(  # noqa: E731
@@ -149,11 +149,9 @@ class Stateful(Clocked):
         _state.load(self, store)
 
 
-def _can_be_read(variable: Any) -> bool:
-    """Tell whether the variable has a value here: a traced TensorFlow step builds without any."""
-    return keras.backend.backend() != "tensorflow" or hasattr(
-        ops.convert_to_tensor(variable), "numpy"
-    )
+def _eager() -> bool:
+    """Tell whether variables have values here: a traced TensorFlow step builds without any."""
+    return keras.backend.backend() != "tensorflow" or hasattr(ops.zeros(()), "numpy")
 
 
 def read(variable: Any, master: Any) -> Any:
