@@ -275,6 +275,17 @@ def test_exclusions_are_patterns_of_the_path(pattern, left):
     assert found == [0.5 if v.path in left else 1.0 for v in model.trainable_variables]
 
 
+def test_a_path_too_long_to_be_searched_is_refused():
+    optimizer, variable = SGDW(0.1, weight_decay=0.5), make_variable("a" * 257, np.ones(2))
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    with pytest.raises(ValueError, match=r"up to 256 characters.*var_list"):
+        optimizer.build([variable])
+    assert not optimizer.built
+    optimizer.exclude_from_weight_decay(var_list=[variable], var_names=["bias"])
+    optimizer.build([variable])
+    assert not optimizer.weight_decays
+
+
 def test_excluded_variables():
     model = named()
     optimizer = SGDW(0.1, weight_decay=0.5)

@@ -781,3 +781,8 @@ def test_a_schedule_that_rises_by_less_than_a_percent_is_accepted():
     # It says what its base is.
     AdamW(schedules.CosineDecay(0.0, 10, warmup_target=0.1, warmup_steps=5))
     AdamW(schedules.PolynomialDecay(0.1, 10, 0.2))
+
+
+def test_a_number_that_python_does_not_print():
+    with pytest.raises(ValueError, match="`weight_decay` must be a finite number.*int that is too"):
+        AdamW(weight_decay=10**5000)

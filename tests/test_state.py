@@ -153,6 +153,14 @@ def test_another_optimizers_state_is_not_taken_by_position(stock):
         np.testing.assert_array_equal(v.numpy(), value, err_msg=v.path)
 
 
+def test_an_optimizer_that_is_not_built_says_that_it_loads_nothing():
+    saved, store = SGDW(momentum=0.9, weight_decay=0), {}
+    saved.build([variable("a")])
+    saved.save_own_variables(store)
+    with pytest.warns(UserWarning, match=r"was not loaded: it is not built.*optimizer\.build"):
+        SGDW(momentum=0.9, weight_decay=0).load_own_variables(store)
+
+
 def test_a_boolean_weight_has_its_state_back():
     def built():
         optimizer = SGDW(momentum=0.9, weight_decay=0)

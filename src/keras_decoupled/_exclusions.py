@@ -44,16 +44,14 @@ class Exclusions:
 
     def hits(self, name: str, key: Any, key_of: Callable[[Any], Any]) -> bool:
         """Tell whether the variable of that name and key is excluded."""
+        if name in self.paths or any(key_of(variable) == key for variable in self.variables):
+            return True
         if self.patterns and len(name) > _LONGEST_PATH:
             raise ValueError(
                 f"`var_names` are searched in paths of up to {_LONGEST_PATH} characters. "
                 f"Received: a variable with the path {name!r}. Exclude it by `var_list`."
             )
-        return (
-            name in self.paths
-            or any(re.search(pattern, name) for pattern in self.patterns)
-            or any(key_of(variable) == key for variable in self.variables)
-        )
+        return any(re.search(pattern, name) for pattern in self.patterns)
 
     def check(self, names: Sequence[str]) -> None:
         """Refuse a path from a config that several variables have: it meant one of them."""
