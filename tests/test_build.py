@@ -282,8 +282,8 @@ def test_a_path_too_long_to_be_searched_is_refused():
         optimizer.build([variable])
     assert not optimizer.built
     optimizer.exclude_from_weight_decay(var_list=[variable], var_names=["bias"])
-    optimizer.build([variable])
-    assert not optimizer.weight_decays
+    optimizer.build([variable, make_variable("b/kernel", np.ones(2))])
+    assert list(optimizer.weight_decays) == ["b/kernel"]
 
 
 def test_excluded_variables():
