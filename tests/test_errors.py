@@ -784,5 +784,7 @@ def test_a_schedule_that_rises_by_less_than_a_percent_is_accepted():
 
 
 def test_a_number_that_python_does_not_print():
-    with pytest.raises(ValueError, match=r"`weight_decay` must be a finite number.*int that is too"):
+    with pytest.raises(
+        ValueError, match=r"`weight_decay` must be a finite number.*int that is too"
+    ):
         AdamW(weight_decay=10**5000)
