@@ -510,6 +510,12 @@ def test_what_was_frozen_keeps_its_meaning_for_keys_and_its_row():
     for built_again in (optimizer, loaded):
         built_again.build([other, bias, b])
         assert built_again.weight_decays["b/kernel"] == (0.0, 0.5)
+    optimizer.build([other])
+    for _ in range(2):
+        optimizer = SGDW.from_config(optimizer.get_config())
+        optimizer.build([other])
+    optimizer.build([other, make_variable("d/bias", np.ones(2))])
+    assert optimizer.weight_decays["d/bias"] == (0.0, 0.125)
 
 
 def test_a_new_layer_beside_those_that_are_frozen_since_a_file():

@@ -200,6 +200,7 @@ BAD_RESOLVED = {
     "exclusions": [None, 3, "x", [], {"var_list": []}, {"var_names": []}],
     "table": [None, 3, "x", {}, [3], ["x"], [None], [[]], [{}]],
     "waiting": [None, 3, "x", {}, [3], ["x"], [None], [[]], [{}]],
+    "paths": [None, 3, "x", {}, [3], [["a"]]],
     "learning_rate_factor": [None, "x", NAN, INF, -1, [1], {}, True],
 }
 BAD_EXCLUSIONS = {

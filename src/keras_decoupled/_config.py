@@ -24,6 +24,7 @@ class Resolved(NamedTuple):
     exclusions: Exclusions
     table: Table
     waiting: Table
+    paths: list[str]  # of variables that had left: frozen, say
     factor: float | None  # r; None where the rate is a number: it is written as r left it
 
 
@@ -64,6 +65,10 @@ def read(
         Exclusions.from_config(exclusions, name=f"{name}['exclusions']"),
         Table.from_config(table, decay, name=f"{name}['table']"),
         Table.from_config(waiting, decay, name=f"{name}['waiting']"),
+        [
+            _checks.text(f"{name}['paths']", path)
+            for path in _checks.listed(f"{name}['paths']", resolved.get("paths", []))
+        ],
         None if isinstance(arguments.get("learning_rate", 0.0), Real) else factor,
     )
 

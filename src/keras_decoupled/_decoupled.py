@@ -401,6 +401,7 @@ class Decoupled(Stateful):
                 "exclusions": self._rules.exclusions.get_config(),
                 "table": table.get_config(),
                 "waiting": waiting.get_config() + frozen.get_config(),
+                "paths": sorted(self._rules.paths() - {row.path for row in table.rows}),
                 "learning_rate_factor": factor,
             },
         }
@@ -413,7 +414,9 @@ class Decoupled(Stateful):
         arguments, resolved = _config.read(config, custom_objects)
         optimizer = cls(**arguments)
         if resolved is not None:
-            optimizer._rules.restore(resolved.exclusions, resolved.table, resolved.waiting)
+            optimizer._rules.restore(
+                resolved.exclusions, resolved.table, resolved.waiting, resolved.paths
+            )
             if resolved.factor is not None:
                 optimizer._factor.assign(resolved.factor)
         return optimizer

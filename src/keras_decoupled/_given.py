@@ -54,6 +54,7 @@ class Rules:
         # variables, say) that wait for a build on theirs.
         self.saved = Table()
         self.waiting = Table()
+        self._paths: set[str] = set()  # of variables that had left by then: see `_read_rules`
         self.from_file = False
 
     def extract(self, model: keras.Model, take: bool, shrink: float) -> None:
@@ -184,8 +185,8 @@ class Rules:
         self, targets: Sequence[str], names: Sequence[str], strict: bool
     ) -> tuple[list[Pair | None], list[float | None]]:
         elsewhere = _rules.labels([path_of(v) for v in self._model])
-        known = [row.path for row in self.known.values()]
-        others = sorted({*names, *elsewhere, *known} - set(targets))
+        # A key that names a layer means it, wherever that is: "b" no part of "bias".
+        others = sorted({*names, *elsewhere, *self.paths()} - set(targets))
         decays, multipliers = (
             _rules.resolve(
                 self._as_loaded(rules, targets),
@@ -230,9 +231,16 @@ class Rules:
             taken=extracted if self._taken else None,
         )
 
-    def restore(self, exclusions: Exclusions, table: Table, waiting: Table) -> None:
+    def paths(self) -> set[str]:
+        """Return the paths of all variables that were built on, here or before the file."""
+        return self._paths | {row.path for row in self.known.values()}
+
+    def restore(
+        self, exclusions: Exclusions, table: Table, waiting: Table, paths: Iterable[str]
+    ) -> None:
         """Take over what a saved config says that these rules had come to."""
         self.exclusions, self.saved, self.waiting = exclusions, table, waiting
+        self._paths = set(paths)
         self.from_file = True
 
     def get_config(self) -> dict[str, Any]:
