@@ -1,0 +1,72 @@
+"""Fashion-MNIST: a few thousand images to train on, ten thousand to choose by, the test set to report."""
+
+import gzip
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+# Debian's package dataset-fashion-mnist.
+FOLDER = Path("/usr/share/datasets/fashion-mnist")
+TRAINING = 5000  # few enough for a gap between training and test that regularization can close
+MARGIN = 2  # pixels by which augmentation moves an image
+
+
+class Part(NamedTuple):
+    """Images in (count, 28, 28, 1), float32 of mean 0 and deviation 1; labels in int32."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def load():
+    """Return (training, validation, test), always the same images."""
+    (images, labels), (test_images, test_labels) = _arrays()
+    order = np.random.default_rng(0).permutation(len(images))
+    first, second = order[:TRAINING], order[TRAINING : TRAINING + len(test_images)]
+    mean, deviation = images[first].mean() / 255, images[first].std() / 255
+
+    def part(images, labels):
+        images = ((images / 255 - mean) / deviation).astype("float32")[..., None]
+        return Part(images, labels.astype("int32"))
+
+    return (
+        part(images[first], labels[first]),
+        part(images[second], labels[second]),
+        part(test_images, test_labels),
+    )
+
+
+def batches(part, seed, epoch, size):
+    """Yield one epoch's batches, each image moved by up to two pixels and every other mirrored.
+
+    A function of seed and epoch: a run that starts again sees the same.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    count = len(part.labels)
+    order = rng.permutation(count)
+    down, right = rng.integers(0, 2 * MARGIN + 1, (2, count, 1, 1))
+    rows, columns = np.arange(28)[:, None] + down, np.arange(28)[None] + right
+    columns = np.where(rng.random((count, 1, 1)) < 0.5, columns, columns[:, :, ::-1])
+    edge = ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0))
+    padded = np.pad(part.images, edge, mode="edge")
+    moved = padded[np.arange(count)[:, None, None], rows, columns]
+    for start in range(0, count - size + 1, size):
+        chosen = order[start : start + size]
+        yield moved[chosen], part.labels[chosen]
+
+
+def _arrays():
+    if not FOLDER.exists():
+        import keras
+
+        return keras.datasets.fashion_mnist.load_data()
+    return tuple(
+        (_read(f"{name}-images-idx3", 16).reshape(-1, 28, 28), _read(f"{name}-labels-idx1", 8))
+        for name in ("train", "t10k")
+    )
+
+
+def _read(name, header):
+    with gzip.open(FOLDER / f"{name}-ubyte.gz") as file:
+        return np.frombuffer(file.read(), np.uint8, offset=header)

@@ -1,0 +1,105 @@
+"""Train every run of the experiments that is not in the results yet.
+
+    KERAS_BACKEND=jax python benchmarks/paper/run.py [--quick] [--out FOLDER] [--experiment …]
+
+A process per core, a run at a time in each. What ends is written at once: after a kill, start it
+again. `nox -s paper` does this and draws the figures.
+"""
+
+import argparse
+import multiprocessing
+import os
+import queue
+from pathlib import Path
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+HERE = Path(__file__).parent
+# Each process has one core to itself: XLA's and BLAS' threads would take each other's.
+ONE_THREAD = {
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def arguments():
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few small runs, for a look")
+    parser.add_argument("--out", type=Path, help="folder; default: benchmarks/results/paper")
+    parser.add_argument("--experiment", nargs="+", help="only these")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: all cores")
+    return parser.parse_args()
+
+
+def work(tasks, ended):
+    """Run cells until there are none; a program is compiled once per algorithm."""
+    import fashion
+
+    import training
+
+    data, programs = fashion.load(), {}
+    for cell in iter(tasks.get, None):
+        if cell.algorithm not in programs:
+            programs[cell.algorithm] = training.Program(cell.algorithm, data)
+        ended.put((cell, dict(programs[cell.algorithm].run(cell))))
+
+
+def train(cells, results, processes):
+    """Train the cells, and show how long it will take."""
+    context = multiprocessing.get_context("spawn")
+    tasks, ended = context.Queue(), context.Queue()
+    for cell in (*cells, *[None] * processes):
+        tasks.put(cell)
+    workers = [context.Process(target=work, args=(tasks, ended)) for _ in range(processes)]
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(TextColumn("{task.description}"), *columns, speed_estimate_period=600) as bar:
+        # In epochs, which take about the same time: runs do not.
+        task = bar.add_task("epochs", total=sum(cell.epochs for cell in cells))
+        for worker in workers:
+            worker.start()
+        for _ in cells:
+            cell, scores = next_of(ended, workers)
+            results.add(cell, scores)
+            bar.advance(task, cell.epochs)
+    for worker in workers:
+        worker.join()
+
+
+def next_of(ended, workers):
+    """Return what ended next; fail where a worker has died."""
+    while True:
+        try:
+            return ended.get(timeout=5)
+        except queue.Empty:
+            for worker in workers:
+                if worker.exitcode:
+                    raise SystemExit(f"a worker ended with {worker.exitcode}") from None
+
+
+def main():
+    options = arguments()
+    os.environ.update(ONE_THREAD)
+    import experiments
+
+    from results import Results
+
+    folder = options.out or HERE.parent / "results" / ("paper-quick" if options.quick else "paper")
+    results = Results(folder)
+    cells = experiments.cells(options.quick, options.experiment)
+    missing = [cell for cell in cells if cell not in results.done()]
+    print(f"{len(cells) - len(missing)} of {len(cells)} runs are in {results.file}")
+    if missing:
+        train(missing, results, min(options.processes, len(missing)))
+        results.describe()
+
+
+if __name__ == "__main__":
+    main()
