@@ -783,6 +783,24 @@ def test_a_schedule_that_rises_by_less_than_a_percent_is_accepted():
     AdamW(schedules.PolynomialDecay(0.1, 10, 0.2))
 
 
+class Vector(keras.optimizers.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        return keras.ops.ones((2,)) * 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("learning_rate", {"learning_rate": Vector(), "base_learning_rate": 0.1}),
+        ("weight_decay", {"weight_decay": Vector()}),
+        (r"weight_decays\['kernel'\]", {"weight_decays": {"kernel": (0, Vector())}}),
+    ],
+)
+def test_a_schedule_that_returns_an_array_is_refused(name, arguments):
+    with pytest.raises(ValueError, match=rf"`{name}` must be a schedule .* of shape \(2,\)"):
+        SGDW(**arguments)
+
+
 def test_a_number_that_python_does_not_print():
     with pytest.raises(
         ValueError, match=r"`weight_decay` must be a finite number.*int that is too"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
+import keras
 import numpy as np
 
 _SHOWN = 500  # characters of what was received
@@ -46,6 +47,18 @@ def flag(name: str, value: Any, *, cure: str) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise _type_error(name, value, "True or False", cure)
     return bool(value)
+
+
+def of_one_number(name: str, schedule: Any) -> None:
+    """Refuse a schedule that returns an array; one that fails says itself what is wrong with it."""
+    try:
+        shape = np.shape(keras.ops.convert_to_numpy(schedule(0)))
+    except Exception:
+        return
+    if math.prod(shape) != 1:
+        received = f"{schedule!r}, which returns an array of shape {shape} for step 0"
+        rule = "a schedule that returns one number"
+        raise ValueError(_message(name, received, rule, "Give one schedule for each number."))
 
 
 # What a file holds. It may be anything, so that each part is looked at before it is used.

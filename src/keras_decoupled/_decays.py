@@ -19,6 +19,7 @@ Pair: TypeAlias = tuple[float, Decay]  # (l1, l2)
 def checked(name: str, value: Any) -> Decay:
     """Return an l2 decay as the package keeps it."""
     if isinstance(value, LearningRateSchedule):
+        _checks.of_one_number(name, value)
         return value
     return _checks.real(
         name,
@@ -52,7 +53,7 @@ def reader(custom_objects: Any) -> Callable[[Any], Any]:
     """Return the reverse of `to_config`; equal schedules come back as one object.
 
     So a schedule that a hundred variables share is evaluated once per step after a load, too.
-    What it returns is still to be checked.
+    A number is still to be checked.
     """
     known: dict[str, Any] = {}
 
@@ -62,6 +63,8 @@ def reader(custom_objects: Any) -> Callable[[Any], Any]:
         text = json.dumps(saved, sort_keys=True)
         if text not in known:
             known[text] = deserialize(saved, custom_objects)
+            if isinstance(known[text], LearningRateSchedule):
+                _checks.of_one_number("a weight decay of the config", known[text])
         return known[text]
 
     return read

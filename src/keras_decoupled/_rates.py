@@ -152,6 +152,7 @@ def make_rate(learning_rate: Any, base_learning_rate: Any) -> tuple[Rate, float]
     if isinstance(learning_rate, CosineWarmRestarts):
         return CosineRate(learning_rate, base), 1.0
     if isinstance(learning_rate, LearningRateSchedule):
+        _checks.of_one_number("learning_rate", learning_rate)
         return ScheduleRate(learning_rate, base), 1.0
     if isinstance(learning_rate, type):
         raise TypeError(

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from keras.optimizers.schedules import LearningRateSchedule
+
 from . import _checks, _decays
 from ._decays import Decay, is_zero
 
@@ -114,11 +116,12 @@ def _row(name: str, config: Any, read: Callable[[Any], Any]) -> Row:
             _decays.checked_l1(f"{name}['taken'][0]", l1_taken),
             _decays.checked_l1(f"{name}['taken'][1]", l2_taken),
         )
+    l2 = read(l2)  # which has looked at a schedule, once for all rows that share it
     return Row(
         path=_checks.text(f"{name}['path']", path),
         shape=_checks.shape(f"{name}['shape']", shape),
         l1=_decays.checked_l1(f"{name}['l1']", l1),
-        l2=_decays.checked(f"{name}['l2']", read(l2)),
+        l2=l2 if isinstance(l2, LearningRateSchedule) else _decays.checked(f"{name}['l2']", l2),
         multiplier=_checks.real(
             f"{name}['multiplier']", multiplier, minimum=0.0, cure=_checks.OF_A_FILE
         ),
