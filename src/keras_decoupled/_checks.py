@@ -55,7 +55,7 @@ def of_one_number(name: str, schedule: Any) -> None:
         shape = np.shape(keras.ops.convert_to_numpy(schedule(0)))
     except Exception:
         return
-    if math.prod(shape) != 1:
+    if shape != ():
         received = f"{schedule!r}, which returns an array of shape {shape} for step 0"
         rule = "a schedule that returns one number"
         raise ValueError(_message(name, received, rule, "Give one schedule for each number."))
