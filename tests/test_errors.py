@@ -801,6 +801,14 @@ def test_a_schedule_that_returns_an_array_is_refused(name, arguments):
         SGDW(**arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"weight_decays": {"kernel": (1e300, 0)}}, {"learning_rate": 1e39}]
+)
+def test_a_number_that_is_infinite_in_float32_is_refused(arguments):
+    with pytest.raises(ValueError, match=r"must be a finite number ≥ 0 and < 1e\+38"):
+        SGDW(**arguments)
+
+
 def test_a_number_that_python_does_not_print():
     with pytest.raises(
         ValueError, match=r"`weight_decay` must be a finite number.*int that is too"

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+FLOAT32 = 1e38  # below it, what an update computes with is finite in float32
 _SHOWN = 500  # characters of what was received
 
 

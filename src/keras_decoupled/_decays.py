@@ -25,6 +25,7 @@ def checked(name: str, value: Any) -> Decay:
         name,
         value,
         minimum=0.0,
+        below=_checks.FLOAT32,
         cure="It is the fraction of the weight removed per update at η = 1: a number or a "
         "`LearningRateSchedule`. Decays per variable go into `weight_decays`.",
     )
@@ -32,7 +33,9 @@ def checked(name: str, value: Any) -> Decay:
 
 def checked_l1(name: str, value: Any) -> float:
     """Return an l1 decay as the package keeps it."""
-    return _checks.real(name, value, minimum=0.0, cure="It is the pair's l1, a number.")
+    return _checks.real(
+        name, value, minimum=0.0, below=_checks.FLOAT32, cure="It is the pair's l1, a number."
+    )
 
 
 def is_zero(decay: Decay) -> bool:

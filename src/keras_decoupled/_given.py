@@ -37,7 +37,11 @@ class Rules:
             "lr_multipliers",
             lr_multipliers,
             lambda name, value: _checks.real(
-                name, value, minimum=0.0, cure="0 freezes the variable, 1 leaves it alone."
+                name,
+                value,
+                minimum=0.0,
+                below=_checks.FLOAT32,
+                cure="0 freezes the variable, 1 leaves it alone.",
             ),
         )
         self.exclusions = Exclusions()

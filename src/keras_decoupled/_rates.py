@@ -165,6 +165,7 @@ def make_rate(learning_rate: Any, base_learning_rate: Any) -> tuple[Rate, float]
         "learning_rate",
         learning_rate,
         minimum=0.0,
+        below=_checks.FLOAT32,
         cure="Pass a number, a `LearningRateSchedule` or a callable without arguments.",
     )
     base = _reference(rate, "`learning_rate`") if base is None else base

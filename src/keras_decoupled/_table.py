@@ -123,7 +123,11 @@ def _row(name: str, config: Any, read: Callable[[Any], Any]) -> Row:
         l1=_decays.checked_l1(f"{name}['l1']", l1),
         l2=l2 if isinstance(l2, LearningRateSchedule) else _decays.checked(f"{name}['l2']", l2),
         multiplier=_checks.real(
-            f"{name}['multiplier']", multiplier, minimum=0.0, cure=_checks.OF_A_FILE
+            f"{name}['multiplier']",
+            multiplier,
+            minimum=0.0,
+            below=_checks.FLOAT32,
+            cure=_checks.OF_A_FILE,
         ),
         taken=taken,
     )
