@@ -16,9 +16,8 @@ _ESCAPED = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)  # \* and [*
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 _REPETITION = re.compile(r"[*+{]")
 _CHOICE = re.compile(r"\||(?<![(*+?}])\?")
-_SPECIAL = re.compile(
-    r"\(\?(?!:|=|!|<=|<!|i\)|i:|P<)"
-)  # comments and verbose mode would hide things
+# Not comments and verbose mode, in which a repetition may stand far from what it repeats.
+_SPECIAL = re.compile(r"\(\?(?!:|=|!|<=|<!|i\)|i:|P<)")
 
 
 class Exclusions:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -157,28 +157,23 @@ def _read_layout(store: Any) -> dict[str, Any]:
     except (ValueError, RecursionError):  # no text, no JSON, or "[[[[[…"
         layout = None
     _checks.shallow(name, layout)
-    version, built, left, variables = _checks.fields(
-        name, layout, ("version", "built", "left", "variables")
-    )
-    if version != VERSION:
+    keys = ("version", "built", "left", "variables")
+    parts = dict(zip(keys, _checks.fields(name, layout, keys), strict=True))
+    if parts["version"] != VERSION:
         raise ValueError(
             f"The saved optimizer state must be of version {VERSION}. Received: version "
-            f"{version!r}. A later version of keras_decoupled wrote it: install that one, or load "
+            f"{parts['version']!r}. A later version of keras_decoupled wrote it: install that one, or load "
             "the weights alone: load_model(compile=False)."
         )
+
+    def each(key: str, read: Callable[[str, Any], list[Any]]) -> list[list[Any]]:
+        entries = _checks.listed(f"{name}: {key}", parts[key])
+        return [read(f"{name}: {key}[{i}]", entry) for i, entry in enumerate(entries)]
+
     return {
-        "built": [
-            _entry(f"{name}: built[{i}]", e)
-            for i, e in enumerate(_checks.listed(f"{name}: built", built))
-        ],
-        "left": [
-            _entry(f"{name}: left[{i}]", e)
-            for i, e in enumerate(_checks.listed(f"{name}: left", left))
-        ],
-        "variables": [
-            _slot(f"{name}: variables[{i}]", e)
-            for i, e in enumerate(_checks.listed(f"{name}: variables", variables))
-        ],
+        "built": each("built", _entry),
+        "left": each("left", _entry),
+        "variables": each("variables", _slot),
     }
 
 

@@ -111,12 +111,10 @@ class Stateful(Clocked):
     def _update_model_variables_moving_average(self, trainable_variables: Sequence[Any]) -> None:
         """Average in float32 what has less, from its master copy.
 
-        Keras computes in the variable's precision, where a momentum of 0.999 is 1. Two hooks, as
-        on TensorFlow a float32 average cannot be assigned to such a variable as it is.
+        Keras computes in the variable's precision, where a momentum of 0.999 is 1, and with the +
+        of its variables, which fails on TensorFlow on the shape (0, 3). Two hooks, as there a
+        float32 average cannot be assigned to a variable below that as it is.
         """
-        if not any(master is not None for _, master in self._slots.rows):
-            super()._update_model_variables_moving_average(trainable_variables)
-            return
         momentum = self.ema_momentum * ops.cast(self.iterations != 0, self._scalar_dtype)
         averages = self._model_variables_moving_average
         for (_, master), variable, average in zip(
@@ -125,7 +123,10 @@ class Stateful(Clocked):
             if average is not None:
                 theta = read(variable, master)
                 kept = ops.cast(momentum, theta.dtype)
-                self.assign(average, kept * ops.convert_to_tensor(average) + (1 - kept) * theta)
+                self.assign(
+                    average,
+                    kept * ops.stop_gradient(ops.convert_to_tensor(average)) + (1 - kept) * theta,
+                )
 
     def _overwrite_model_variables_with_average_value(
         self, trainable_variables: Sequence[Any]
