@@ -191,3 +191,12 @@ def benchmark(session: nox.Session) -> None:
     """Time a step and `model.fit` beside the peers, on every backend. `-- --quick`: minutes."""
     for backend in BACKENDS:
         session.notify(f"benchmark-{backend}")
+
+
+@nox.session
+def paper(session: nox.Session) -> None:
+    """Measure the paper's claims on real data, and draw them. `-- --quick`: minutes, not an hour."""
+    install(session, "jax", "keras", "benchmark")
+    env = use("jax") | {"PYTHONPATH": "benchmarks"}
+    session.run("python", "benchmarks/paper/run.py", *session.posargs, env=env)
+    session.run("python", "benchmarks/paper/figures.py", *session.posargs, env=env)

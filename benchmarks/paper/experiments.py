@@ -1,38 +1,46 @@
-"""Which runs the three experiments need."""
+"""Which runs the experiments need."""
 
 import math
 
-from training import Cell
+from results import Cell
 
 SEEDS = range(3)
-STEP = 2.0  # from one learning rate, and one decay, to the next
+EPOCHS, BATCH = 20, 50  # where an experiment does not say otherwise: 2000 updates
 
 
-def grid(start, count, step=STEP):
+def grid(start, count, step=2.0):
     """Return `count` numbers from `start` on, each `step` times the last."""
     return [float(f"{start * step**i:.4g}") for i in range(count)]
 
 
-# Separable hyperparameters: the paper's Figures 1 and 2, after so many epochs.
-EPOCHS = 30
-ADAM_RATES = grid(5e-4, 9)
-ADAM_DECAYS = grid(2e-4, 9)  # λ; for the coupled form α·λ/α, see `coupled`
-ADAM_L2 = grid(1e-5, 9)
-SGD_RATES = grid(5e-3, 9)
-SGD_DECAYS = grid(2e-4, 9)
-SGD_L2 = grid(1e-4, 9)
-COUPLED = grid(2e-2, 9)  # w of keras.optimizers.AdamW
-CHECKED = 4  # cells, from corner to corner, in which keras.optimizers.AdamW is run as well
+def cell(experiment, algorithm, rate, decay, seed, **others):
+    """Return a run of the usual length under one cosine, but for `others`."""
+    usual = {"schedule": "cosine", "epochs": EPOCHS, "batch": BATCH}
+    return Cell(experiment, algorithm, rate=rate, decay=decay, seed=seed, **usual | others)
 
-# Normalized decay: budgets in epochs, all with one learning rate.
-BUDGETS = (10, 20, 40, 80)
-BUDGET_RATE = 8e-3
-BUDGET_DECAYS = grid(2e-4, 17, math.sqrt(2))
+
+# Separable hyperparameters: the paper's Figures 1 and 2.
+ADAM_RATES = grid(1e-3, 9)
+ADAM_DECAYS = grid(1e-3, 9)  # λ
+COUPLED = grid(0.125, 9)  # w of keras.optimizers.AdamW
+ADAM_L2 = grid(1e-5, 11, math.sqrt(10))  # w of w/2·‖θ‖²
+SGD_RATES = grid(4e-3, 9)
+SGD_DECAYS = grid(1e-3, 9)
+SGD_L2 = grid(1e-4, 9, math.sqrt(10))
+CHECKED = (
+    2  # one cell in so many of the coupled grid's diagonal is run by keras.optimizers.AdamW too
+)
+
+# Normalized decay: one learning rate, and the best decay for so many epochs, and for such batches.
+BUDGET_RATE = 0.016
+BUDGET_DECAYS = grid(1e-3, 9)
+BUDGETS = (5, 10, 20, 40)
+BATCHES = (25, 50, 100, 200)
 
 # Warm restarts: 2 + 4 + 8 + 16 + 32 epochs.
 RESTARTED = 62
-SCHEDULES = ("restarts 2", "cosine", "constant")
-RESTARTED_AT = {"adamw": (8e-3, 3e-3), "sgdw": (8e-2, 3e-3)}
+RESTARTED_AT = {"adamw": (0.016, 0.016), "sgdw": (0.064, 0.016)}  # decays for EPOCHS
+SLOWER = (1, 1 / 4, 1 / 16)  # a constant learning rate may have to be smaller
 
 
 def coupled(rate, w):
@@ -40,51 +48,55 @@ def coupled(rate, w):
     return float(f"{rate * w:.4g}")
 
 
-def separability(seeds):
-    """Yield the runs of four grids; the coupled one is the decoupled one sheared, λ = α·w."""
-    for seed in seeds:
-        for rate in ADAM_RATES:
-            decays = {*ADAM_DECAYS, *(coupled(rate, w) for w in COUPLED)}
-            for decay in sorted(decays):
-                yield Cell("grid", "adamw", "cosine", rate, decay, EPOCHS, seed)
-            for decay in ADAM_L2:
-                yield Cell("grid", "adam-l2", "cosine", rate, decay, EPOCHS, seed)
-        for rate in SGD_RATES:
-            for decay in SGD_DECAYS:
-                yield Cell("grid", "sgdw", "cosine", rate, decay, EPOCHS, seed)
-            for decay in SGD_L2:
-                yield Cell("grid", "sgd-l2", "cosine", rate, decay, EPOCHS, seed)
-    for rate, w in list(zip(ADAM_RATES, COUPLED, strict=True))[:: len(COUPLED) // CHECKED]:
-        yield Cell("grid", "keras-adamw", "cosine", rate, coupled(rate, w), EPOCHS, 0)
+def separability(seed):
+    """Yield the runs of five grids; the coupled one is the decoupled one sheared, λ = α·w."""
+    for rate in ADAM_RATES:
+        for decay in sorted({*ADAM_DECAYS, *(coupled(rate, w) for w in COUPLED)}):
+            yield cell("grid", "adamw", rate, decay, seed)
+        for decay in ADAM_L2:
+            yield cell("grid", "adam-l2", rate, decay, seed)
+    for rate in SGD_RATES:
+        for decay in SGD_DECAYS:
+            yield cell("grid", "sgdw", rate, decay, seed)
+        for decay in SGD_L2:
+            yield cell("grid", "sgd-l2", rate, decay, seed)
+    for rate, w in list(zip(ADAM_RATES, reversed(COUPLED), strict=True))[::CHECKED]:
+        yield cell("grid", "keras-adamw", rate, coupled(rate, w), seed)
 
 
-def budgets(seeds):
-    """Yield the runs of one learning rate and many decays, for each budget."""
-    for seed in seeds:
+def budgets(seed):
+    """Yield the runs of one learning rate and many decays, for each number of updates."""
+    for decay in BUDGET_DECAYS:
         for epochs in BUDGETS:
-            for decay in BUDGET_DECAYS:
-                yield Cell("budgets", "adamw", "cosine", BUDGET_RATE, decay, epochs, seed)
+            yield cell("budgets", "adamw", BUDGET_RATE, decay, seed, epochs=epochs)
+        for batch in BATCHES:
+            yield cell("batches", "adamw", BUDGET_RATE, decay, seed, batch=batch)
 
 
-def restarts(seeds):
+def restarts(seed):
     """Yield the runs whose test loss is followed."""
-    for seed in seeds:
-        for algorithm, (rate, decay) in RESTARTED_AT.items():
-            for schedule in SCHEDULES:
-                yield Cell("restarts", algorithm, schedule, rate, decay, RESTARTED, seed)
+    for algorithm, (rate, decay) in RESTARTED_AT.items():
+        normalized = float(f"{decay * math.sqrt(EPOCHS / RESTARTED):.4g}")
+        courses = {"restarts 2": (1,), "cosine": (1,), "constant": SLOWER}
+        for schedule, slower in courses.items():
+            for part in slower:
+                others = {"schedule": schedule, "epochs": RESTARTED}
+                yield cell("restarts", algorithm, rate * part, normalized, seed, **others)
 
 
 EXPERIMENTS = {"grid": separability, "budgets": budgets, "restarts": restarts}
 
 
 def cells(quick, only=None):
-    """Return all runs; `quick`: a few of each kind, of two epochs."""
+    """Return all runs, a seed after the other; `quick`: a few of each kind, of two epochs."""
+    experiments = [EXPERIMENTS[name] for name in only or EXPERIMENTS]
+    if not quick:
+        return [run for seed in SEEDS for experiment in experiments for run in experiment(seed)]
     found = []
-    for name, experiment in EXPERIMENTS.items():
-        if only and name not in only:
-            continue
-        runs = list(experiment(SEEDS))
-        if quick:
-            runs = [cell._replace(epochs=2) for cell in runs[:: len(runs) // 4]]
-        found += runs
+    for experiment in experiments:
+        kinds = {}
+        for run in experiment(0):
+            kinds.setdefault((run.algorithm, run.schedule, run.batch), []).append(run)
+        for runs in kinds.values():
+            found += [run._replace(epochs=2) for run in runs[:: max(1, len(runs) // 2)]]
     return list(dict.fromkeys(found))

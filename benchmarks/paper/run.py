@@ -1,15 +1,16 @@
 """Train every run of the experiments that is not in the results yet.
 
-    KERAS_BACKEND=jax python benchmarks/paper/run.py [--quick] [--out FOLDER] [--experiment …]
+    nox -s paper [-- --quick] [--experiment NAME …] [--out FOLDER]
 
 A process per core, a run at a time in each. What ends is written at once: after a kill, start it
-again. `nox -s paper` does this and draws the figures.
+again. `figures.py` draws what came out.
 """
 
 import argparse
 import multiprocessing
 import os
 import queue
+import sys
 from pathlib import Path
 
 from rich.progress import (
@@ -21,7 +22,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-HERE = Path(__file__).parent
 # Each process has one core to itself: XLA's and BLAS' threads would take each other's.
 ONE_THREAD = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
@@ -34,8 +34,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few small runs, for a look")
     parser.add_argument("--out", type=Path, help="folder; default: benchmarks/results/paper")
-    parser.add_argument("--experiment", nargs="+", help="only these")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: all cores")
+    parser.add_argument("--experiment", nargs="+", help="only these: grid, budgets, restarts")
     return parser.parse_args()
 
 
@@ -89,16 +88,19 @@ def main():
     os.environ.update(ONE_THREAD)
     import experiments
 
+    import report
     from results import Results
 
-    folder = options.out or HERE.parent / "results" / ("paper-quick" if options.quick else "paper")
+    folder = options.out or report.output(None, "paper", options.quick).with_suffix("")
     results = Results(folder)
     cells = experiments.cells(options.quick, options.experiment)
     missing = [cell for cell in cells if cell not in results.done()]
     print(f"{len(cells) - len(missing)} of {len(cells)} runs are in {results.file}")
     if missing:
-        train(missing, results, min(options.processes, len(missing)))
-        results.describe()
+        train(missing, results, min(os.cpu_count(), len(missing)))
+        settings = {"command": " ".join(["nox -s paper --", *sys.argv[1:]])}
+        about = report.circumstances("jax", options.quick, None, settings)
+        report.write(about, folder / "about.json")
 
 
 if __name__ == "__main__":
