@@ -13,10 +13,10 @@ def grid(start, count, step=2.0):
     return [float(f"{start * step**i:.4g}") for i in range(count)]
 
 
-def cell(experiment, algorithm, rate, decay, seed, **others):
+def cell(algorithm, rate, decay, seed, **others):
     """Return a run of the usual length under one cosine, but for `others`."""
-    usual = {"schedule": "cosine", "epochs": EPOCHS, "batch": BATCH}
-    return Cell(experiment, algorithm, rate=rate, decay=decay, seed=seed, **usual | others)
+    usual = {"scored": "end", "schedule": "cosine", "epochs": EPOCHS, "batch": BATCH}
+    return Cell(algorithm=algorithm, rate=rate, decay=decay, seed=seed, **usual | others)
 
 
 # Separable hyperparameters: the paper's Figures 1 and 2.
@@ -37,8 +37,9 @@ BUDGET_DECAYS = grid(1e-3, 9)
 BUDGETS = (5, 10, 20, 40)
 BATCHES = (25, 50, 100, 200)
 
-# Warm restarts: 2 + 4 + 8 + 16 + 32 epochs.
-RESTARTED = 62
+# Warm restarts: cycles of 2, 4, 8, 16 and 32 epochs.
+CYCLE_ENDS = (2, 6, 14, 30, 62)
+RESTARTED = CYCLE_ENDS[-1]
 RESTARTED_AT = {"adamw": (0.016, 0.016), "sgdw": (0.064, 0.016)}  # decays for EPOCHS
 SLOWER = (1, 1 / 4, 1 / 16)  # a constant learning rate may have to be smaller
 
@@ -52,25 +53,25 @@ def separability(seed):
     """Yield the runs of five grids; the coupled one is the decoupled one sheared, λ = α·w."""
     for rate in ADAM_RATES:
         for decay in sorted({*ADAM_DECAYS, *(coupled(rate, w) for w in COUPLED)}):
-            yield cell("grid", "adamw", rate, decay, seed)
+            yield cell("adamw", rate, decay, seed)
         for decay in ADAM_L2:
-            yield cell("grid", "adam-l2", rate, decay, seed)
+            yield cell("adam-l2", rate, decay, seed)
     for rate in SGD_RATES:
         for decay in SGD_DECAYS:
-            yield cell("grid", "sgdw", rate, decay, seed)
+            yield cell("sgdw", rate, decay, seed)
         for decay in SGD_L2:
-            yield cell("grid", "sgd-l2", rate, decay, seed)
+            yield cell("sgd-l2", rate, decay, seed)
     for rate, w in list(zip(ADAM_RATES, reversed(COUPLED), strict=True))[::CHECKED]:
-        yield cell("grid", "keras-adamw", rate, coupled(rate, w), seed)
+        yield cell("keras-adamw", rate, coupled(rate, w), seed)
 
 
 def budgets(seed):
     """Yield the runs of one learning rate and many decays, for each number of updates."""
     for decay in BUDGET_DECAYS:
         for epochs in BUDGETS:
-            yield cell("budgets", "adamw", BUDGET_RATE, decay, seed, epochs=epochs)
+            yield cell("adamw", BUDGET_RATE, decay, seed, epochs=epochs)
         for batch in BATCHES:
-            yield cell("batches", "adamw", BUDGET_RATE, decay, seed, batch=batch)
+            yield cell("adamw", BUDGET_RATE, decay, seed, batch=batch)
 
 
 def restarts(seed):
@@ -80,8 +81,8 @@ def restarts(seed):
         courses = {"restarts 2": (1,), "cosine": (1,), "constant": SLOWER}
         for schedule, slower in courses.items():
             for part in slower:
-                others = {"schedule": schedule, "epochs": RESTARTED}
-                yield cell("restarts", algorithm, rate * part, normalized, seed, **others)
+                others = {"scored": "epoch", "schedule": schedule, "epochs": RESTARTED}
+                yield cell(algorithm, rate * part, normalized, seed, **others)
 
 
 EXPERIMENTS = {"grid": separability, "budgets": budgets, "restarts": restarts}
@@ -91,7 +92,8 @@ def cells(quick, only=None):
     """Return all runs, a seed after the other; `quick`: a few of each kind, of two epochs."""
     experiments = [EXPERIMENTS[name] for name in only or EXPERIMENTS]
     if not quick:
-        return [run for seed in SEEDS for experiment in experiments for run in experiment(seed)]
+        runs = (run for seed in SEEDS for experiment in experiments for run in experiment(seed))
+        return list(dict.fromkeys(runs))  # two experiments may share some
     found = []
     for experiment in experiments:
         kinds = {}

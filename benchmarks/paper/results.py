@@ -12,7 +12,7 @@ from typing import NamedTuple
 class Cell(NamedTuple):
     """What a run is, and its key in the results."""
 
-    experiment: str
+    scored: str  # at the "end", or after each "epoch"
     algorithm: str  # of training.ALGORITHMS
     schedule: str  # of training.course
     rate: float  # α

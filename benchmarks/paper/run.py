@@ -22,6 +22,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+import experiments
+import report
+from results import Results
+
 # Each process has one core to itself: XLA's and BLAS' threads would take each other's.
 ONE_THREAD = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
@@ -38,10 +42,14 @@ def arguments():
     return parser.parse_args()
 
 
+def folder(options):
+    """Where the results are: a quick run does not replace a full one."""
+    return options.out or report.FOLDER / ("quick-paper" if options.quick else "paper")
+
+
 def work(tasks, ended):
     """Run cells until there are none; a program is compiled once per algorithm."""
     import fashion
-
     import training
 
     data, programs = fashion.load(), {}
@@ -86,13 +94,7 @@ def next_of(ended, workers):
 def main():
     options = arguments()
     os.environ.update(ONE_THREAD)
-    import experiments
-
-    import report
-    from results import Results
-
-    folder = options.out or report.output(None, "paper", options.quick).with_suffix("")
-    results = Results(folder)
+    results = Results(folder(options))
     cells = experiments.cells(options.quick, options.experiment)
     missing = [cell for cell in cells if cell not in results.done()]
     print(f"{len(cells) - len(missing)} of {len(cells)} runs are in {results.file}")
@@ -100,7 +102,7 @@ def main():
         train(missing, results, min(os.cpu_count(), len(missing)))
         settings = {"command": " ".join(["nox -s paper --", *sys.argv[1:]])}
         about = report.circumstances("jax", options.quick, None, settings)
-        report.write(about, folder / "about.json")
+        report.write(about, folder(options) / "about.json")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ per optimizer.
 
 import functools
 
-import fashion
 import jax
 import keras
 import numpy as np
 from keras import layers
 
+import fashion
 from keras_decoupled import SGDW, AdamW, CosineWarmRestarts
 from results import Scores
 
@@ -138,7 +138,7 @@ class Program:
                 weights, averages, state = self.step(
                     weights, averages, state, x, y, next(rates), next(decays)
                 )
-            if cell.experiment == "restarts" or epoch == cell.epochs:
+            if cell.scored == "epoch" or epoch == cell.epochs:
                 yield epoch, self.scores(weights, averages)
 
     def scores(self, weights, averages):
