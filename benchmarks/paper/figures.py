@@ -14,7 +14,7 @@ import numpy as np
 import analysis
 import experiments
 import report
-from analysis import Runs, bootstrap, slope, updates
+from analysis import Estimate, Runs, updates
 from results import Results
 from run import arguments, folder
 from summary import summary
@@ -51,7 +51,7 @@ NAMES = {
 WORST = {"loss": 1.6, "error": 1.4}  # colours end at so many times the best
 
 
-def heat_maps(grids, names, score, out):
+def heat_maps(grids, numbers, names, score, out):
     """Draw test scores over learning rate × decay; the ten best cells and each rate's best decay."""
     scale = 100 if score == "error" else 1
     values = {name: scale * grids[name].mean(f"test_{score}") for name in names}
@@ -72,7 +72,7 @@ def heat_maps(grids, names, score, out):
         axes.plot(grid.decays[j], grid.rows[i], "o", color="black", markersize=7)
         axes.set(xscale="log", yscale="log", xlabel=DECAYS[name])
         axes.yaxis.set_minor_locator(NullLocator())
-        lean = bootstrap(grid, f"validation_{score}", slope)
+        lean = Estimate(*numbers[name][score]["slope"])
         axes.set_title(f"{TITLES[name]}\nbest decay ~ α^s,  s = {lean}", fontsize=11)
     row[0].set_ylabel("base learning rate α")
     bar = figure.colorbar(shown, ax=row, extend="max", pad=0.01)
@@ -159,11 +159,11 @@ def main():
     source = folder(options)
     out = source if options.quick or options.out else DOCS
     runs = Runs(Results(source).done(), options.quick)
-    report.write(summary(runs), source / "summary.json")
-    grids = runs.separability()
+    numbers, grids = summary(runs), runs.separability()
+    report.write(numbers, source / "summary.json")
     for score in SCORES:
-        heat_maps(grids, ADAM, score, out)
-        heat_maps(grids, SGD, score, out)
+        for names in (ADAM, SGD):
+            heat_maps(grids, numbers["separability"], names, score, out)
     budgets(runs.budgets(), runs.batches(), out)
     restarts(runs.curves(), out)
 

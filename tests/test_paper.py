@@ -1,0 +1,129 @@
+"""What benchmarks/paper reads out of its runs, on runs whose answer is known."""
+
+import numpy as np
+import pytest
+
+import analysis
+from analysis import Estimate, Grid, Runs, best_decay, bootstrap, chosen, one_at_a_time, slope
+from experiments import cells, coupled
+from results import Cell, Results, Scores
+from summary import summary
+
+RATES = 1e-3 * 2.0 ** np.arange(9)
+DECAYS = 1e-3 * 2.0 ** np.arange(13)
+SEEDS = 3
+
+
+@pytest.fixture(autouse=True)
+def _short_bootstrap(monkeypatch):
+    monkeypatch.setattr(analysis, "DRAWS", 200)
+
+
+def valley(lean, noise=0.0, floor=0.0):
+    """A Grid whose best decay is ~ α^lean: a valley, `floor` deep per octave of α from its middle."""
+    x, y = np.log2(RATES)[:, None, None], np.log2(DECAYS)[:, None]
+    x, y = x - x.mean(), y - y.mean()
+    values = 0.4 + 0.01 * (y - lean * x - 0.3) ** 2 + floor * np.abs(x)
+    shape = (len(RATES), len(DECAYS), SEEDS)
+    values = values + noise * np.random.default_rng(1).standard_normal(shape)
+    return Grid(RATES, DECAYS, Scores(values, values, values + 0.1, values + 0.1))
+
+
+@pytest.mark.parametrize("lean", [-1, -0.4, 0, 0.5])
+def test_the_slope_of_a_valley(lean):
+    """The best decay is between two cells in every row: the parabola finds it."""
+    found = bootstrap(valley(lean), "validation_loss", slope)
+    np.testing.assert_allclose(found, [lean] * 3, atol=1e-6)
+
+
+def test_the_interval_grows_with_noise_and_holds_the_truth():
+    narrow, wide = (
+        bootstrap(valley(-0.4, noise), "validation_loss", slope) for noise in (0.001, 0.01)
+    )
+    for found in (narrow, wide):
+        assert found.low < -0.4 < found.high
+    assert 0 < 2 * (narrow.high - narrow.low) < wide.high - wide.low
+
+
+def test_rates_that_come_nowhere_near_the_best_do_not_count():
+    grid = valley(0, floor=0.1)  # only the middle rate is within a tenth of the best
+    assert np.isnan(bootstrap(grid, "validation_loss", slope).value)
+
+
+def test_what_diverged_or_is_missing_is_never_best():
+    values = np.array([[np.inf, 3.0, 2.0, 3.0], [np.nan] * 4, [1.0, 2.0, np.inf, np.nan]])
+    found = np.exp(best_decay(values, np.array([1.0, 10.0, 100.0, 1000.0])))
+    np.testing.assert_allclose(found, [100, np.nan, 1])  # no parabola at an edge
+
+
+def test_tuning_one_at_a_time_finds_the_best_only_of_a_valley_that_does_not_lean():
+    def loss(lean):
+        grid = valley(lean, floor=0.01)
+        return one_at_a_time(grid, "loss") - grid.mean("test_loss").min()
+
+    assert loss(0) == pytest.approx(0, abs=1e-9)
+    assert loss(-1) > 0.01
+
+
+def test_the_rate_of_a_constant_is_chosen_by_validation():
+    def scores(validation, test):
+        return Scores(*(np.full((SEEDS, 4), x) for x in (validation, 0.1, test, 0.1)))
+
+    curves = {
+        ("adamw", "constant", 0.1): scores(0.5, 0.3),
+        ("adamw", "constant", 0.01): scores(0.4, 0.6),
+        ("sgdw", "constant", 0.01): scores(0.1, 0.1),
+    }
+    [(schedule, (rate, _))] = chosen(curves, "adamw").items()
+    assert (schedule, rate) == ("constant", 0.01)
+
+
+def test_both_views_of_a_run_of_adamw_find_it():
+    """Of runs that lie on λ = 0.032 alone: one column of ours, a diagonal of the coupled grid."""
+    runs = [run for run in cells(quick=False) if run.algorithm == "adamw"]
+    here = {run: {20: Scores(1.0, 1.0, 1.0, 1.0)} for run in runs if run.decay == 0.032}
+    grids = Runs(here, quick=False).separability()
+    for name in ("adamw", "keras-adamw"):
+        found = np.argwhere(np.isfinite(grids[name].mean("test_loss")))
+        assert len(found) == len(RATES)
+        for i, j in found:
+            decay = grids[name].decays[j]
+            rate = grids[name].rows[i]
+            assert (decay if name == "adamw" else coupled(rate, decay)) == 0.032
+
+
+def test_a_summary_of_no_runs_has_no_numbers():
+    found = summary(Runs({}, quick=False))
+    assert np.isnan(found["separability"]["adamw"]["loss"]["slope"]).all()
+    assert found["agreement with keras.optimizers.AdamW"]["runs"] == 0
+
+
+def test_every_run_is_planned_once():
+    planned = cells(quick=False)
+    assert len(set(planned)) == len(planned)
+    assert set(cells(False, ["budgets"])) < set(planned)
+    assert {run.epochs for run in cells(quick=True)} == {2}
+
+
+A = Cell("epoch", "adamw", "cosine", 0.1, 1e-3, 2, 50, 0)
+B = A._replace(seed=1)
+SCORES = {1: Scores(0.5, 0.25, 0.75, 0.5), 2: Scores(0.25, 0.125, 0.5, 0.25)}
+
+
+@pytest.mark.parametrize("cut", [1, 3, 20])
+def test_a_run_whose_lines_a_kill_cut_is_run_again(tmp_path, cut):
+    results = Results(tmp_path / "new")
+    assert results.done() == {}
+    results.add(A, SCORES)
+    results.add(B, SCORES)
+    assert Results(tmp_path / "new").done() == {A: SCORES, B: SCORES}
+    whole = results.file.read_bytes()
+    results.file.write_bytes(whole[:-cut])
+    again = Results(tmp_path / "new")
+    assert again.done() == {A: SCORES}
+    again.add(B, SCORES)
+    assert Results(tmp_path / "new").done() == {A: SCORES, B: SCORES}
+
+
+def test_an_estimate_reads_as_in_the_text():
+    assert str(Estimate(-0.414, -0.5, 0.0)) == "-0.41 [-0.50, 0.00]"
