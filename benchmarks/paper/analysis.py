@@ -4,18 +4,19 @@
 is of the test images.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
 import experiments
-from experiments import BATCH, BATCHES, BUDGETS, EPOCHS, SEEDS, cell
-from fashion import TRAINING
+from experiments import SEEDS, cell
 from results import Scores
 
 DRAWS = 2000  # of the bootstrap
 INTERVAL = (2.5, 97.5)  # percentiles
-NEAR = 1.1  # a learning rate counts where its best cell is within a tenth of the grid's best
+NEAR = 1.1  # a learning rate counts where its best cell has at most so many times the best loss
+AROUND = 10.0  # see `one_at_a_time`
 UNKNOWN = Scores(*[np.nan] * len(Scores._fields))
 
 
@@ -60,7 +61,7 @@ class Runs:
 
     def find(self, run):
         """Return {epoch: Scores} of a run, or None."""
-        return self.done.get(run._replace(epochs=2) if self.quick else run)
+        return self.done.get(experiments.short(run) if self.quick else run)
 
     def end(self, run):
         """Scores at the end of a run; NaN where it is not there."""
@@ -70,7 +71,7 @@ class Runs:
     def grid(self, rows, decays, run):
         """A Grid of run(row, decay, seed)."""
         scores = np.array([[[self.end(run(r, d, s)) for s in SEEDS] for d in decays] for r in rows])
-        return Grid(np.array(rows), np.array(decays), Scores(*np.moveaxis(scores, -1, 0)))
+        return Grid(np.array(rows), np.array(decays), _by_score(scores))
 
     def separability(self):
         """{algorithm: Grid} of learning rate × decay."""
@@ -92,24 +93,31 @@ class Runs:
         }
 
     def budgets(self):
-        """Grid of epochs × λ."""
-        rate, decays = experiments.BUDGET_RATE, experiments.BUDGET_DECAYS
-        return self.grid(BUDGETS, decays, lambda n, d, s: cell("adamw", rate, d, s, epochs=n))
-
-    def batches(self):
-        """Grid of batch sizes × λ."""
-        rate, decays = experiments.BUDGET_RATE, experiments.BUDGET_DECAYS
-        return self.grid(BATCHES, decays, lambda b, d, s: cell("adamw", rate, d, s, batch=b))
+        """{what of a run changes: Grid of it × λ}, in the order of T, the number of updates."""
+        found = {}
+        for what, values in experiments.BUDGETS.items():
+            rows = sorted(values, key=lambda value: updates(what, value))
+            found[what] = self.grid(
+                rows, experiments.BUDGET_DECAYS, functools.partial(experiments.budget, what)
+            )
+        return found
 
     def curves(self):
-        """{(algorithm, schedule, rate): {score: (seeds, epochs)}} of the restarts."""
+        """{algorithm: {schedule: {λ: Scores in (seeds, epochs)}}} of the restarts."""
         found = {}
         for seed in SEEDS:
             for run in experiments.restarts(seed):
                 if scores := self.find(run):
-                    key = run.algorithm, run.schedule, run.rate
-                    found.setdefault(key, []).append(list(scores.values()))
-        return {key: Scores(*np.moveaxis(np.array(runs), -1, 0)) for key, runs in found.items()}
+                    schedules = found.setdefault(run.algorithm, {})
+                    decays = schedules.setdefault(run.schedule, {})
+                    decays.setdefault(run.decay, []).append(list(scores.values()))
+        return {
+            algorithm: {
+                schedule: {decay: _by_score(runs) for decay, runs in decays.items()}
+                for schedule, decays in schedules.items()
+            }
+            for algorithm, schedules in found.items()
+        }
 
     def checks(self):
         """Pairs of runs, ours and keras.optimizers.AdamW's, that compute the same."""
@@ -125,15 +133,20 @@ def mean(scores):
     return np.where(counts, np.nansum(scores, axis=-1) / np.maximum(counts, 1), np.nan)
 
 
-def updates(epochs=EPOCHS, batch=BATCH):
-    """Updates of a run."""
-    return np.asarray(epochs) * (TRAINING // np.asarray(batch))
+def _by_score(scores):
+    return Scores(*np.moveaxis(np.array(scores), -1, 0))
+
+
+def updates(what, value):
+    """T: updates of a run of the usual length, but for one thing."""
+    run = experiments.budget(what, value, decay=0.0, seed=0)
+    return run.epochs * (run.images // run.batch)
 
 
 def best_decay(values, decays):
     """Log of each row's best decay; between cells, by a parabola through the best and its neighbours.
 
-    NaN for a row without three neighbouring cells. At an edge, the edge.
+    At an edge of the grid, the edge; NaN for a row that is not there.
     """
     logs = np.log(decays)
     found = np.full(len(values), np.nan)
@@ -149,55 +162,65 @@ def best_decay(values, decays):
     return found
 
 
-def bootstrap(grid, score, statistic):
-    """Estimate of statistic(rows, best λ of each row, values of each row).
+def near(grid, score):
+    """Indices of the rows whose best cell is in no edge column and not much worse than the grid's."""
+    values = grid.mean(f"validation_{score}")
+    values = np.where(np.isnan(values), np.inf, values)
+    lowest, place = values.min(axis=1), values.argmin(axis=1)
+    inside = (place > 0) & (place < len(grid.decays) - 1)
+    return np.flatnonzero(np.isfinite(lowest) & (lowest <= NEAR * lowest.min()) & inside)
 
-    A draw takes as many rows with replacement, and as many seeds with replacement in each cell.
+
+def exponent(grid, score, x, rows, resample_rows):
+    """Estimate of p in: best decay ~ x^p, a line through these rows in logarithms.
+
+    A draw of the bootstrap takes as many seeds with replacement in each cell, and, where there are
+    enough of them, as many rows with replacement.
     """
-    scores = getattr(grid.scores, score)
-    rng = np.random.default_rng(0)
-    count, _, seeds = scores.shape
+    if len(rows) < 3:
+        return Estimate(np.nan, np.nan, np.nan)
+    scores, x = getattr(grid.scores, f"validation_{score}")[rows], np.log(np.asarray(x)[rows])
 
-    def of(chosen, values):
-        return statistic(grid.rows[chosen], best_decay(values, grid.decays)[chosen], values[chosen])
+    def fit(chosen, values):
+        return np.polyfit(x[chosen], best_decay(values, grid.decays)[chosen], 1)[0]
 
-    draws = []
-    for _ in range(DRAWS):
-        picked = rng.integers(0, seeds, scores.shape)
-        values = mean(np.take_along_axis(scores, picked, axis=-1))
-        draws.append(of(rng.integers(0, count, count), values))
-    low, high = np.nanpercentile(draws, INTERVAL) if np.isfinite(draws).any() else (np.nan,) * 2
-    return Estimate(float(of(np.arange(count), mean(scores))), float(low), float(high))
-
-
-def slope(rows, decays, values):
-    """Slope of log(best decay) against log(row), over the rows that come near the best."""
-    best = np.where(np.isnan(values), np.inf, values).min(axis=1)
-    near = np.isfinite(decays) & (best <= NEAR * best.min())
-    if len(set(rows[near])) < 3:
-        return np.nan
-    return np.polyfit(np.log(rows[near]), decays[near], 1)[0]
-
-
-def chosen(curves, name):
-    """{schedule: (rate, Scores)}; of the constant rates, the one that the validation images prefer."""
-    found = {}
-    for (algorithm, schedule, rate), scores in curves.items():
-        if algorithm == name:
-            area = scores.validation_loss.mean()
-            if schedule not in found or area < found[schedule][1].validation_loss.mean():
-                found[schedule] = rate, scores
-    return found
+    rng, draws = np.random.default_rng(0), []
+    while len(draws) < DRAWS:
+        chosen = rng.integers(0, len(rows), len(rows)) if resample_rows else np.arange(len(rows))
+        if len(set(chosen)) < 3:  # no line, or one without a residual
+            continue
+        picked = rng.integers(0, scores.shape[-1], scores.shape)
+        draws.append(fit(chosen, mean(np.take_along_axis(scores, picked, axis=-1))))
+    low, high = np.percentile(draws, INTERVAL)
+    return Estimate(float(fit(np.arange(len(rows)), mean(scores))), float(low), float(high))
 
 
 def one_at_a_time(grid, score):
-    """Mean test score, over all decays to start from: find the best α, and at that the best decay."""
+    """Mean test score when first the rate and then the decay is tuned, once each.
+
+    Over all decays to start from within a factor of AROUND of the best.
+    """
     values, test = grid.mean(f"validation_{score}"), grid.mean(f"test_{score}")
     values = np.where(np.isnan(values), np.inf, values)
-    rates = values.argmin(axis=0)
+    [[_, best]] = grid.best(score)
+    distances = np.abs(np.log(grid.decays / grid.decays[best]))
+    rates = values.argmin(axis=0)[distances <= np.log(AROUND)]
     return float(test[rates, values[rates].argmin(axis=1)].mean())
 
 
 def at(grid, row, decay):
     """Test loss of a row at a decay between the cells: linear in log λ."""
     return np.interp(decay, np.log(grid.decays), grid.mean("test_loss")[row])
+
+
+def chosen(decays, criterion):
+    """The λ of {λ: Scores} that a criterion of the validation losses, (seeds, epochs), prefers."""
+    return min(decays, key=lambda decay: criterion(decays[decay].validation_loss))
+
+
+def cycle_ends(scores):
+    """Yield (epoch, place in the scores) of each cycle's end that is there."""
+    for epoch in experiments.CYCLE_ENDS:
+        place = epoch // experiments.FOLLOWED - 1
+        if place < scores.test_loss.shape[1]:
+            yield epoch, place

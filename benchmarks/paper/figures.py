@@ -11,10 +11,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-import analysis
 import experiments
 import report
-from analysis import Estimate, Runs, updates
+from analysis import Estimate, Runs
 from results import Results
 from run import arguments, folder
 from summary import summary
@@ -42,11 +41,15 @@ DECAYS = {
     "sgdw": "weight_decay: a step removes η·λ",
 }
 SCORES = {"loss": "test loss (nats)", "error": "test error (%)"}
-SCHEDULES = {"constant": "0.5", "cosine": "tab:orange", "restarts 2": "tab:blue"}
-NAMES = {
-    "constant": "constant",
-    "cosine": "one cosine",
-    "restarts 2": "warm restarts, t_mul=2",
+SCHEDULES = {  # colour and label
+    "constant": ("0.5", "constant rate, α/4"),
+    "cosine": ("tab:orange", "one cosine"),
+    "restarts 2": ("tab:blue", "warm restarts, t_mul=2"),
+}
+BUDGETS = {
+    "epochs": "5 to 40 epochs",
+    "batch": "batches of 25 to 200",
+    "images": "1250 to 10,000 images",
 }
 WORST = {"loss": 1.6, "error": 1.4}  # colours end at so many times the best
 
@@ -58,91 +61,102 @@ def heat_maps(grids, numbers, names, score, out):
     found = np.concatenate([v[np.isfinite(v)] for v in values.values()])
     if not len(found):
         return
-    lowest = found.min()
-    colours = LogNorm(lowest, WORST[score] * lowest)
+    lowest, highest = found.min(), WORST[score] * found.min()
     figure, row = plt.subplots(
         1, len(names), figsize=(4.6 * len(names) + 1, 4.9), layout="constrained"
     )
     for axes, name in zip(row, names, strict=True):
-        grid = grids[name]
-        shown = axes.pcolormesh(grid.decays, grid.rows, values[name], norm=colours, cmap="viridis")
-        best = analysis.best_decay(grid.mean(f"validation_{score}"), grid.decays)
-        axes.plot(np.exp(best), grid.rows, color="white", linewidth=1.5, marker="|", markersize=9)
-        i, j = grid.best(score, 10).T
-        axes.plot(grid.decays[j], grid.rows[i], "o", color="black", markersize=7)
+        grid, told = grids[name], numbers[name][score]
+        shown = axes.pcolormesh(
+            edges(grid.decays),
+            edges(grid.rows),
+            np.minimum(values[name], highest),  # what diverged is as yellow as what is bad
+            norm=LogNorm(lowest, highest),
+            cmap="viridis",
+        )
+        rates, best = told["its learning rates"], told["best decay by learning rate"]
+        line = [best[f"{rate:g}"] for rate in rates]
+        axes.plot(line, rates, color="white", linewidth=1.5, marker="|", markersize=9)
+        ten_rates, ten_decays = np.transpose(told["ten best"])
+        axes.plot(ten_decays, ten_rates, "o", color="black", markersize=7)
         axes.set(xscale="log", yscale="log", xlabel=DECAYS[name])
         axes.yaxis.set_minor_locator(NullLocator())
-        lean = Estimate(*numbers[name][score]["slope"])
-        axes.set_title(f"{TITLES[name]}\nbest decay ~ α^s,  s = {lean}", fontsize=11)
+        axes.set_title(f"{TITLES[name]}\nbest decay ~ α^s,  s = {Estimate(*told['slope'])}")
+        axes.title.set_size(11)
     row[0].set_ylabel("base learning rate α")
-    bar = figure.colorbar(shown, ax=row, extend="max", pad=0.01)
-    ticks = np.linspace(lowest, WORST[score] * lowest, 5)
-    bar.set_ticks(ticks, labels=[f"{tick:.1f}" if scale > 1 else f"{tick:.2f}" for tick in ticks])
+    bar = figure.colorbar(shown, ax=row, pad=0.01)
+    ticks = np.linspace(lowest, highest, 5)
+    labels = [f"{tick:.{1 if scale > 1 else 2}f}" for tick in ticks]
+    bar.set_ticks(ticks, labels=[*labels[:-1], f"≥ {labels[-1]}"])
     bar.ax.yaxis.set_minor_locator(NullLocator())
-    bar.set_label(SCORES[score])
+    bar.set_label(f"{SCORES[score]}, mean of three seeds")
     handles = [
         plt.Line2D([], [], color="black", marker="o", ls=""),
-        plt.Line2D([], [], color="0.75", marker="|", markersize=9),
+        plt.Line2D([], [], color="0.7", marker="|", markersize=9),
     ]
-    labels = ["ten best cells", "best decay of each learning rate"]
+    labels = ["ten best cells", "best decay at a learning rate, where that gives s"]
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     save(figure, out / f"{names[-1]}-{score}.png")
 
 
-def budgets(epochs, batches, out):
+def edges(centres):
+    """Edges of cells on a logarithmic axis."""
+    step = np.sqrt(centres[1:] / centres[:-1])
+    return np.concatenate([centres[:1] / step[:1], centres[:-1] * step, centres[-1:] * step[-1:]])
+
+
+def budgets(grids, numbers, out):
     """Draw the test loss against λ, and against λ_norm, for several numbers of updates."""
-    if not np.isfinite(epochs.mean("test_loss")).any():
+    losses = {what: grid.mean("test_loss") for what, grid in grids.items()}
+    if not np.isfinite(losses["epochs"]).any():
         return
-    figure, rows = plt.subplots(2, 2, figsize=(11, 8), layout="constrained", sharey=True)
-    groups = (
-        (epochs, updates(epochs=epochs.rows), "epochs", "budgets: 5 to 40 epochs of batches of 50"),
-        (
-            batches,
-            updates(batch=batches.rows),
-            "batch",
-            "batches: 20 epochs of batches of 25 to 200",
-        ),
+    figure, rows = plt.subplots(
+        len(grids), 2, figsize=(11, 3.7 * len(grids)), layout="constrained", sharey=True
     )
-    for (left, right), (grid, T, what, title) in zip(rows, groups, strict=True):
-        best = analysis.best_decay(grid.mean("validation_loss"), grid.decays)
-        losses = grid.mean("test_loss")
-        for k, (row, steps) in enumerate(zip(grid.rows, T, strict=True)):
-            colour = plt.cm.viridis(k / len(T))
-            for axes, factor in ((left, 1), (right, np.sqrt(steps))):
-                label = f"{what} {row:g}: T = {steps} updates"
-                axes.plot(grid.decays * factor, losses[k], ".-", color=colour, label=label)
-                if np.isfinite(best[k]):
-                    axes.axvline(np.exp(best[k]) * factor, color=colour, ls="--", linewidth=1)
-        left.set(xlabel="λ, per update", ylabel=SCORES["loss"], title=title)
-        right.set(xlabel="λ_norm = λ·√T", title="the same against the normalized decay")
-        left.legend(fontsize=9, title="dashed: best λ, by validation")
+    for (left, right), (what, grid) in zip(rows, grids.items(), strict=True):
+        told = numbers[what]
+        for k, row in enumerate(told["rows"]):
+            colour = plt.cm.viridis(k / len(told["rows"]))
+            label = f"{row[what]}: T = {row['T']}"
+            for axes, factor, best in (
+                (left, 1, row["best λ"]),
+                (right, np.sqrt(row["T"]), row["best λ_norm"]),
+            ):
+                axes.plot(grid.decays * factor, losses[what][k], ".-", color=colour, label=label)
+                axes.axvline(best, color=colour, ls="--", linewidth=1)
+        exponent = Estimate(*told["best λ by loss ~ T^p, p"])
+        left.set(xlabel="λ, per update", ylabel=SCORES["loss"])
+        left.set_title(f"{BUDGETS[what]}: best λ ~ T^p,  p = {exponent}", fontsize=11)
+        right.set(xlabel="λ_norm = λ·√T")
+        right.set_title("against the normalized decay: aligned if p = −0.5", fontsize=11)
+        left.legend(fontsize=9, title=what)
         for axes in (left, right):
             axes.set_xscale("log")
-    lowest = np.nanmin(epochs.mean("test_loss"))
-    left.set_ylim(0.97 * lowest, 1.6 * lowest)  # of all four: they share it
+    lowest = np.nanmin(losses["epochs"])
+    left.set_ylim(0.9 * lowest, 1.6 * lowest)  # of all: they share it
     save(figure, out / "normalized.png")
 
 
-def restarts(curves, out):
+def restarts(curves, numbers, out):
     """Draw the test loss over the run under each schedule."""
     if not curves:
         return
-    names = list(experiments.RESTARTED_AT)
-    figure, row = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
-    for axes, name in zip(row, names, strict=True):
-        for schedule, (rate, scores) in analysis.chosen(curves, name).items():
-            losses, colour = scores.test_loss, SCHEDULES[schedule]
-            epochs = np.arange(1, losses.shape[1] + 1)
-            label = f"{NAMES[schedule]}, α = {rate:g}"
-            axes.plot(epochs, losses.mean(axis=0), color=colour, label=label)
+    figure, row = plt.subplots(1, len(curves), figsize=(11, 4.8), layout="constrained")
+    for axes, (name, schedules) in zip(np.atleast_1d(row), curves.items(), strict=True):
+        for schedule in (known for known in SCHEDULES if known in schedules):
+            decay = numbers[name][schedule]["λ for the mean"]
+            losses = schedules[schedule][decay].test_loss
+            epochs = experiments.FOLLOWED * np.arange(1, losses.shape[1] + 1)
+            colour, label = SCHEDULES[schedule]
+            axes.plot(epochs, losses.mean(axis=0), color=colour, label=f"{label}, λ = {decay:g}")
             low, high = losses.min(axis=0), losses.max(axis=0)
             axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
         for end in experiments.CYCLE_ENDS:
             axes.axvline(end, color="0.8", linewidth=0.8, zorder=0)
-        title = {"adamw": "AdamW", "sgdw": "SGDW"}[name]
-        axes.set(xlabel="epoch (grey: a cycle ends)", ylabel=SCORES["loss"], title=title)
+        axes.set(xlabel="epoch (grey lines: a cycle ends)", ylabel=SCORES["loss"])
+        axes.set_title(TITLES[name])
         axes.set_ylim(0.3, 0.8)
-        axes.legend()
+        axes.legend(title="bands: least and most of three seeds")
     save(figure, out / "restarts.png")
 
 
@@ -155,17 +169,22 @@ def save(figure, file):
 
 
 def main():
+    """Draw all."""
     options = arguments()
-    source = folder(options)
-    out = source if options.quick or options.out else DOCS
-    runs = Runs(Results(source).done(), options.quick)
+    source, out = folder(options), DOCS
+    done = Results(source).done()
+    if options.quick or options.out:
+        out = source
+    elif missing := set(experiments.cells(quick=False)) - set(done):
+        raise SystemExit(f"{len(missing)} runs are missing: nox -s paper")
+    runs = Runs(done, options.quick)
     numbers, grids = summary(runs), runs.separability()
     report.write(numbers, source / "summary.json")
     for score in SCORES:
         for names in (ADAM, SGD):
             heat_maps(grids, numbers["separability"], names, score, out)
-    budgets(runs.budgets(), runs.batches(), out)
-    restarts(runs.curves(), out)
+    budgets(runs.budgets(), numbers["budgets"], out)
+    restarts(runs.curves(), numbers["restarts"], out)
 
 
 if __name__ == "__main__":

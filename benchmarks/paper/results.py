@@ -12,12 +12,13 @@ from typing import NamedTuple
 class Cell(NamedTuple):
     """What a run is, and its key in the results."""
 
-    scored: str  # at the "end", or after each "epoch"
     algorithm: str  # of training.ALGORITHMS
     schedule: str  # of training.course
     rate: float  # α
     decay: float  # λ, per update, for ours; α·w for keras.optimizers.AdamW; w of w/2·‖θ‖²
+    images: int  # to train on
     epochs: int
+    scored: int  # every so many epochs
     batch: int
     seed: int
 
@@ -39,19 +40,19 @@ class Results:
 
     def __init__(self, folder):
         self.file = Path(folder) / "runs.csv"
-        if self.file.exists():  # a kill may have cut the last line off
-            whole = self.file.read_bytes().rfind(b"\n") + 1
-            os.truncate(self.file, whole)
 
     def done(self):
         """Return {cell: {epoch: Scores}} of all runs that came to their end."""
         found = {}
-        if self.file.exists():
-            with self.file.open(newline="", encoding="utf-8") as file:
-                for line in csv.DictReader(file):
-                    cell, scores = _read(Cell, line), _read(Scores, line)
-                    found.setdefault(cell, {})[int(line["epoch"])] = scores
+        for line in csv.DictReader(self._whole_lines().splitlines()):
+            cell, scores = _read(Cell, line), _read(Scores, line)
+            found.setdefault(cell, {})[int(line["epoch"])] = scores
         return {cell: scores for cell, scores in found.items() if cell.epochs in scores}
+
+    def mend(self):
+        """Take away what a kill left of a line, before more are added."""
+        if self.file.exists():
+            os.truncate(self.file, len(self._whole_lines().encode()))
 
     def add(self, cell, scores):
         """Write a run's {epoch: Scores}."""
@@ -63,6 +64,10 @@ class Results:
             for epoch, values in scores.items():
                 rounded = [f"{value:.5g}" for value in values]
                 writer.writerow([*cell, epoch, *rounded])
+
+    def _whole_lines(self):
+        text = self.file.read_text(encoding="utf-8") if self.file.exists() else ""
+        return text[: text.rfind("\n") + 1]
 
 
 def _read(kind, line):

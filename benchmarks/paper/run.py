@@ -3,10 +3,11 @@
     nox -s paper [-- --quick] [--experiment NAME …] [--out FOLDER]
 
 A process per core, a run at a time in each. What ends is written at once: after a kill, start it
-again. `figures.py` draws what came out.
+again. `figures.py` draws what came out. Delete `runs.csv` after a change of what a run computes.
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import queue
@@ -38,7 +39,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few small runs, for a look")
     parser.add_argument("--out", type=Path, help="folder; default: benchmarks/results/paper")
-    parser.add_argument("--experiment", nargs="+", help="only these: grid, budgets, restarts")
+    parser.add_argument("--experiment", nargs="+", choices=experiments.EXPERIMENTS)
     return parser.parse_args()
 
 
@@ -53,7 +54,10 @@ def work(tasks, ended):
     import training
 
     data, programs = fashion.load(), {}
+    parent = multiprocessing.parent_process()
     for cell in iter(tasks.get, None):
+        if not parent.is_alive():
+            return
         if cell.algorithm not in programs:
             programs[cell.algorithm] = training.Program(cell.algorithm, data)
         ended.put((cell, dict(programs[cell.algorithm].run(cell))))
@@ -65,7 +69,10 @@ def train(cells, results, processes):
     tasks, ended = context.Queue(), context.Queue()
     for cell in (*cells, *[None] * processes):
         tasks.put(cell)
-    workers = [context.Process(target=work, args=(tasks, ended)) for _ in range(processes)]
+    # Daemons end with this process, however it ends but by SIGKILL.
+    workers = [
+        context.Process(target=work, args=(tasks, ended), daemon=True) for _ in range(processes)
+    ]
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), *columns, speed_estimate_period=600) as bar:
         # In epochs, which take about the same time: runs do not.
@@ -83,26 +90,27 @@ def train(cells, results, processes):
 def next_of(ended, workers):
     """Return what ended next; fail where a worker has died."""
     while True:
-        try:
+        for worker in workers:
+            if worker.exitcode:
+                raise SystemExit(f"a worker ended with {worker.exitcode}")
+        with contextlib.suppress(queue.Empty):
             return ended.get(timeout=5)
-        except queue.Empty:
-            for worker in workers:
-                if worker.exitcode:
-                    raise SystemExit(f"a worker ended with {worker.exitcode}") from None
 
 
 def main():
+    """Train what is missing."""
     options = arguments()
     os.environ.update(ONE_THREAD)
     results = Results(folder(options))
-    cells = experiments.cells(options.quick, options.experiment)
-    missing = [cell for cell in cells if cell not in results.done()]
+    results.mend()
+    cells, done = experiments.cells(options.quick, options.experiment), results.done()
+    missing = [cell for cell in cells if cell not in done]
     print(f"{len(cells) - len(missing)} of {len(cells)} runs are in {results.file}")
     if missing:
-        train(missing, results, min(os.cpu_count(), len(missing)))
         settings = {"command": " ".join(["nox -s paper --", *sys.argv[1:]])}
         about = report.circumstances("jax", options.quick, None, settings)
         report.write(about, folder(options) / "about.json")
+        train(missing, results, min(os.cpu_count(), len(missing)))
 
 
 if __name__ == "__main__":

@@ -1,109 +1,119 @@
-"""The numbers of docs/evidence.md, with their intervals, as JSON has them."""
+"""The numbers of docs/evidence.md, as JSON has them; of an exponent [value, low, high]."""
 
 import numpy as np
 
 import analysis
-import experiments
 from results import Scores
 
 
 def summary(runs):
     """Return all that is said of the runs."""
     return {
-        "separability": {name: _grid(grid) for name, grid in runs.separability().items()},
-        "agreement with keras.optimizers.AdamW": _agreement(list(runs.checks())),
-        "budgets": _carried(runs.budgets(), "epochs"),
-        "batches": _carried(runs.batches(), "batch"),
-        "restarts": {name: _curves(runs.curves(), name) for name in experiments.RESTARTED_AT},
+        "separability": {
+            name: {score: tuned(grid, score) for score in ("loss", "error")}
+            for name, grid in runs.separability().items()
+        },
+        "agreement with keras.optimizers.AdamW": agreement(list(runs.checks())),
+        "budgets": {what: carried(grid, what) for what, grid in runs.budgets().items()},
+        "restarts": {
+            name: {schedule: followed(decays) for schedule, decays in schedules.items()}
+            for name, schedules in runs.curves().items()
+        },
     }
 
 
-def _grid(grid):
-    found = {}
-    for score in ("loss", "error"):
-        [[i, j]] = grid.best(score)
-        test = getattr(grid.scores, f"test_{score}")[i, j]
-        values = grid.mean(f"validation_{score}")
-        best = analysis.best_decay(values, grid.decays)
-        ten = grid.best(score, 10)
-        found[score] = {
-            "slope": analysis.bootstrap(grid, f"validation_{score}", analysis.slope).rounded(),
-            "best rate": grid.rows[i],
-            "best decay": grid.decays[j],
-            "best is at an edge": bool(
-                i in (0, len(grid.rows) - 1) or j in (0, len(grid.decays) - 1)
-            ),
-            "its test score": _spread(test),
-            "ten best": [[grid.rows[a], grid.decays[b]] for a, b in ten],
-            "best decay by rate": {
-                f"{rate:g}": float(f"{decay:.3g}")
-                for rate, decay in zip(grid.rows, np.exp(best), strict=True)
-            },
-            "one at a time, test score": _rounded(analysis.one_at_a_time(grid, score)),
+def tuned(grid, score):
+    """What a grid says, if it is the loss, or the error, that counts."""
+    [[i, j]] = grid.best(score)
+    rows = analysis.near(grid, score)
+    best = np.exp(analysis.best_decay(grid.mean(f"validation_{score}"), grid.decays))
+    return {
+        "slope": _exponent(grid, score, grid.rows, rows, resample_rows=True),
+        "its learning rates": list(grid.rows[rows]),
+        "best decay by learning rate": {
+            f"{rate:g}": _short(decay) for rate, decay in zip(grid.rows, best, strict=True)
+        },
+        "best learning rate": grid.rows[i],
+        "best decay": grid.decays[j],
+        "best is at an edge": _edge(i, grid.rows) or _edge(j, grid.decays),
+        "ten best": [[grid.rows[a], grid.decays[b]] for a, b in grid.best(score, 10)],
+        "test score of the best": _seeds(getattr(grid.scores, f"test_{score}")[i, j]),
+        "test score of tuning one at a time": _rounded(analysis.one_at_a_time(grid, score)),
+    }
+
+
+def agreement(pairs):
+    """How far runs of ours and of Keras' that compute the same are apart."""
+    ours, theirs = (
+        np.array([pair[k] for pair in pairs]).reshape(-1, len(Scores._fields)) for k in (0, 1)
+    )
+    apart = np.abs(ours - theirs)
+    largest = apart.max(axis=0, initial=0.0)
+    return {"runs": len(pairs)} | {
+        f"{name}, largest difference": _short(x)
+        for name, x in zip(Scores._fields, largest, strict=True)
+    }
+
+
+def carried(grid, what):
+    """How the best λ moves with T, and what the shortest run's λ, or λ_norm, costs a longer one."""
+    T = np.array([analysis.updates(what, row) for row in grid.rows])
+    best = analysis.best_decay(grid.mean("validation_loss"), grid.decays)
+    rows = np.flatnonzero(np.isfinite(best))
+
+    def row(k):
+        normalized = best[0] + np.log(T[0] / T[k]) / 2
+        return {
+            what: int(grid.rows[k]),
+            "T": int(T[k]),
+            "best λ": _short(np.exp(best[k])),
+            "best λ_norm": _short(np.exp(best[k]) * np.sqrt(T[k])),
+            "test loss": _rounded(analysis.at(grid, k, best[k])),
+            "test loss with the first λ": _rounded(analysis.at(grid, k, best[0])),
+            "test loss with the first λ_norm": _rounded(analysis.at(grid, k, normalized)),
         }
-    return found
+
+    return {
+        f"best λ by {score} ~ T^p, p": _exponent(grid, score, T, rows, resample_rows=False)
+        for score in ("loss", "error")
+    } | {"rows": [row(k) for k in range(len(T))]}
 
 
-def _spread(test):
-    return {"mean": _rounded(test.mean()), "seeds": [_rounded(x) for x in test]}
+def followed(decays):
+    """A schedule's losses: on the way, with the λ that is best on the way; at the end, likewise."""
+    way, end = (analysis.chosen(decays, criterion) for criterion in (np.mean, _last))
+    return {
+        "λ for the mean": way,
+        "test loss, mean over the epochs": _seeds(decays[way].test_loss.mean(axis=1)),
+        "test loss where a cycle ends": {
+            str(epoch): _seeds(decays[way].test_loss[:, place])
+            for epoch, place in analysis.cycle_ends(decays[way])
+        },
+        "λ for the end": end,
+        "test loss at the end": _seeds(decays[end].test_loss[:, -1]),
+        "test error at the end": _seeds(decays[end].test_error[:, -1]),
+    }
+
+
+def _last(losses):
+    return losses[:, -1].mean()
+
+
+def _exponent(*arguments, **options):
+    return [round(number, 3) for number in analysis.exponent(*arguments, **options)]
+
+
+def _edge(index, axis):
+    return bool(index in (0, len(axis) - 1))
+
+
+def _seeds(scores):
+    return {"mean": _rounded(scores.mean()), "seeds": [_rounded(score) for score in scores]}
 
 
 def _rounded(score):
     return round(float(score), 4)
 
 
-def _agreement(pairs):
-    ours, theirs = (np.array([pair[k] for pair in pairs]).reshape(-1, 4) for k in (0, 1))
-    apart = np.abs(ours - theirs)
-    return {
-        "runs": len(pairs),
-        **{
-            f"{name}, largest difference": float(f"{apart[:, k].max():.3g}") if pairs else None
-            for k, name in enumerate(Scores._fields)
-        },
-    }
-
-
-def _carried(grid, what):
-    T = analysis.updates(**{what: grid.rows})
-    best = analysis.best_decay(grid.mean("validation_loss"), grid.decays)
-    first = T.argmin()
-
-    def exponent(rows, decays, _):
-        T = analysis.updates(**{what: rows})
-        if len(set(T)) < 3 or not np.isfinite(decays).all():
-            return np.nan
-        return np.polyfit(np.log(T), decays, 1)[0]
-
-    def row(k):
-        normalized = best[first] + np.log(T[first] / T[k]) / 2
-        return {
-            what: int(grid.rows[k]),
-            "T": int(T[k]),
-            "best λ": float(f"{np.exp(best[k]):.3g}"),
-            "best λ_norm": float(f"{np.exp(best[k]) * np.sqrt(T[k]):.3g}"),
-            "test loss there": _rounded(analysis.at(grid, k, best[k])),
-            "test loss with the shortest run's λ": _rounded(analysis.at(grid, k, best[first])),
-            "test loss with the shortest run's λ_norm": _rounded(analysis.at(grid, k, normalized)),
-        }
-
-    return {
-        "best λ ~ T^p, p": analysis.bootstrap(grid, "validation_loss", exponent).rounded(),
-        "rows": [row(k) for k in range(len(T))],
-    }
-
-
-def _curves(curves, name):
-    return {
-        schedule: {
-            "rate": rate,
-            "test loss, mean over the epochs": _spread(scores.test_loss.mean(axis=1)),
-            "test loss at the end of each cycle": {
-                str(end): _spread(scores.test_loss[:, end - 1])
-                for end in experiments.CYCLE_ENDS
-                if end <= scores.test_loss.shape[1]
-            },
-            "test error at the end": _spread(scores.test_error[:, -1]),
-        }
-        for schedule, (rate, scores) in analysis.chosen(curves, name).items()
-    }
+def _short(number):
+    return float(f"{number:.3g}")

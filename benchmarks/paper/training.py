@@ -130,15 +130,15 @@ class Program:
         weights = [v.value for v in fresh.trainable_variables]
         averages = [v.value for v in fresh.non_trainable_variables]
         state = [v.value for v in self.optimizer.variables]
-        eta, normalization = course(cell, len(self.training.labels) // cell.batch)
+        eta, normalization = course(cell, cell.images // cell.batch)
         rates = iter((cell.rate * eta).astype("float32"))
         decays = iter((self.decay(cell) * normalization).astype("float32"))
         for epoch in range(1, cell.epochs + 1):
-            for x, y in fashion.batches(self.training, cell.seed, epoch, cell.batch):
+            for x, y in fashion.batches(self.training, cell.images, cell.seed, epoch, cell.batch):
                 weights, averages, state = self.step(
                     weights, averages, state, x, y, next(rates), next(decays)
                 )
-            if cell.scored == "epoch" or epoch == cell.epochs:
+            if epoch % cell.scored == 0 or epoch == cell.epochs:
                 yield epoch, self.scores(weights, averages)
 
     def scores(self, weights, averages):
