@@ -12,8 +12,8 @@ from typing import NamedTuple
 class Cell(NamedTuple):
     """What a run is, and its key in the results."""
 
-    algorithm: str  # of training.ALGORITHMS
-    schedule: str  # of training.course
+    algorithm: str  # of one_run.ALGORITHMS
+    schedule: str  # of one_run.course
     rate: float  # α
     decay: float  # λ, per update, for ours; α·w for keras.optimizers.AdamW; w of w/2·‖θ‖²
     images: int  # to train on

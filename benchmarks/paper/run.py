@@ -51,7 +51,7 @@ def folder(options):
 def work(tasks, ended):
     """Run cells until there are none; a program is compiled once per algorithm."""
     import fashion
-    import training
+    import one_run
 
     data, programs = fashion.load(), {}
     parent = multiprocessing.parent_process()
@@ -59,7 +59,7 @@ def work(tasks, ended):
         if not parent.is_alive():
             return
         if cell.algorithm not in programs:
-            programs[cell.algorithm] = training.Program(cell.algorithm, data)
+            programs[cell.algorithm] = one_run.Program(cell.algorithm, data)
         ended.put((cell, dict(programs[cell.algorithm].run(cell))))
 
 

@@ -1,0 +1,106 @@
+"""A step of benchmarks/paper, whose rate and decay are inputs, beside the optimizer as a user writes it."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+
+from cases import BACKEND
+from keras_decoupled import SGDW, AdamW
+
+RATE, DECAY = 0.02, 0.3  # α, and λ, α·w or the penalty's w
+ETA = (1.0, 0.5, 0.25)
+
+AS_WRITTEN = {
+    "adamw": functools.partial(AdamW, RATE, weight_decay=DECAY),
+    "sgdw": functools.partial(SGDW, RATE, momentum=0.9, weight_decay=DECAY),
+    "keras-adamw": functools.partial(keras.optimizers.AdamW, RATE, weight_decay=DECAY / RATE),
+    "adam-l2": functools.partial(keras.optimizers.Adam, RATE),
+    "sgd-l2": functools.partial(keras.optimizers.SGD, RATE, momentum=0.9),
+}
+
+if BACKEND == "jax":  # what the experiments run on
+    import jax
+
+    from fashion import Part
+    from one_run import ALGORITHMS, Program, course
+    from results import Cell
+
+    def images(count):
+        rng = np.random.default_rng(0)
+        pictures = rng.standard_normal((count, 28, 28, 1)).astype("float32")
+        return Part(pictures, rng.integers(0, 10, count).astype("int32"))
+
+    def cell(algorithm, schedule="cosine", epochs=1):
+        return Cell(algorithm, schedule, RATE, DECAY, 8, epochs, epochs, batch=4, seed=0)
+
+    def written_out(model, optimizer, penalty, x, y):
+        """Train a model with an optimizer whose learning rate is set, as a callback does."""
+        kernels = [variable.name == "kernel" for variable in model.trainable_variables]
+
+        def loss(weights, averages):
+            logits, averages = model.stateless_call(weights, averages, x, training=True)
+            crossed = keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
+            return keras.ops.mean(crossed), averages
+
+        gradient = jax.jit(jax.grad(loss, has_aux=True))
+        for eta in ETA:
+            optimizer.learning_rate = eta * RATE
+            weights, averages = (
+                [variable.value for variable in variables]
+                for variables in (model.trainable_variables, model.non_trainable_variables)
+            )
+            grads, averages = gradient(weights, averages)
+            grads = [
+                grad + penalty * weight if kernel else grad
+                for grad, weight, kernel in zip(grads, weights, kernels, strict=True)
+            ]
+            optimizer.apply(grads, model.trainable_variables)
+            for variable, value in zip(model.non_trainable_variables, averages, strict=True):
+                variable.assign(value)
+        return [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+
+    @pytest.mark.parametrize("algorithm", AS_WRITTEN)
+    def test_a_step_is_that_of_the_optimizer(algorithm):
+        x, y = images(4)
+        program = Program(algorithm, (Part(x, y),) * 3)
+        model, optimizer = program.model, AS_WRITTEN[algorithm]()
+        if not algorithm.endswith("l2"):
+            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        optimizer.build(model.trainable_variables)
+        start = weights = [v.value for v in model.trainable_variables]
+        averages = [v.value for v in model.non_trainable_variables]
+        state = [v.value for v in program.optimizer.variables]
+        decay = np.float32(program.decay(cell(algorithm)))
+        for eta in ETA:
+            rate = np.float32(eta * RATE)
+            weights, averages, state = program.step(weights, averages, state, x, y, rate, decay)
+        penalty = DECAY if algorithm.endswith("l2") else 0.0
+        wanted = written_out(model, optimizer, penalty, x, y)
+        for a, b, before in zip(weights, wanted, start, strict=True):
+            # Over the whole variable: Adam makes a step of the rounding of a gradient near 0.
+            assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(b - before)
+
+    def test_every_algorithm_is_tried():
+        assert set(AS_WRITTEN) == set(ALGORITHMS)
+
+    def test_a_run_is_a_function_of_its_cell():
+        program = Program("adamw", (images(8),) * 3)
+        first, again = (dict(program.run(cell("adamw"))) for _ in range(2))
+        assert first == again
+        assert list(first) == [1]
+
+    def test_restarts_normalize_the_decay_of_each_cycle():
+        """Cycles of 2, 4 and 8 epochs of 3 updates: λ·√(T of all/T of the cycle)."""
+        eta, factors = course(cell("adamw", "restarts 2", epochs=14), 3)
+        np.testing.assert_allclose(eta[[0, 6, 18]], 1)
+        np.testing.assert_allclose(eta[[5, 17, 41]], 0, atol=1e-7)
+        np.testing.assert_allclose(factors[[0, 6, 18, 41]], np.sqrt(14 / np.array([2, 4, 8, 8])))
+
+    @pytest.mark.parametrize(("schedule", "last"), [("cosine", 0), ("constant", 1)])
+    def test_other_courses_leave_the_decay(schedule, last):
+        eta, factors = course(cell("adamw", schedule, epochs=2), 3)
+        assert eta[0] == 1
+        assert eta[-1] == pytest.approx(last, abs=1e-7)
+        np.testing.assert_array_equal(factors, 1)
