@@ -144,7 +144,7 @@ def restarts(curves, numbers, out):
     figure, row = plt.subplots(1, len(curves), figsize=(11, 4.8), layout="constrained")
     for axes, (name, schedules) in zip(np.atleast_1d(row), curves.items(), strict=True):
         for schedule in (known for known in SCHEDULES if known in schedules):
-            decay = numbers[name][schedule]["λ for the mean"]
+            decay = numbers[name][schedule]["λ"]
             losses = schedules[schedule][decay].test_loss
             epochs = experiments.FOLLOWED * np.arange(1, losses.shape[1] + 1)
             colour, label = SCHEDULES[schedule]
@@ -155,8 +155,11 @@ def restarts(curves, numbers, out):
             axes.axvline(end, color="0.8", linewidth=0.8, zorder=0)
         axes.set(xlabel="epoch (grey lines: a cycle ends)", ylabel=SCORES["loss"])
         axes.set_title(TITLES[name])
-        axes.set_ylim(0.3, 0.8)
-        axes.legend(title="bands: least and most of three seeds")
+        axes.set_ylim(0.2, 0.8)
+        axes.legend(loc="lower left")
+    figure.suptitle(
+        "Mean, least and most of three seeds; λ is what is best for the end", fontsize=11
+    )
     save(figure, out / "restarts.png")
 
 

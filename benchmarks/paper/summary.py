@@ -3,7 +3,6 @@
 import numpy as np
 
 import analysis
-from results import Scores
 
 
 def summary(runs):
@@ -13,7 +12,7 @@ def summary(runs):
             name: {score: tuned(grid, score) for score in ("loss", "error")}
             for name, grid in runs.separability().items()
         },
-        "agreement with keras.optimizers.AdamW": agreement(list(runs.checks())),
+        "agreement with keras.optimizers.AdamW": agreement(*runs.checks()),
         "budgets": {what: carried(grid, what) for what, grid in runs.budgets().items()},
         "restarts": {
             name: {schedule: followed(decays) for schedule, decays in schedules.items()}
@@ -42,16 +41,18 @@ def tuned(grid, score):
     }
 
 
-def agreement(pairs):
-    """How far runs of ours and of Keras' that compute the same are apart."""
-    ours, theirs = (
-        np.array([pair[k] for pair in pairs]).reshape(-1, len(Scores._fields)) for k in (0, 1)
-    )
-    apart = np.abs(ours - theirs)
-    largest = apart.max(axis=0, initial=0.0)
-    return {"runs": len(pairs)} | {
-        f"{name}, largest difference": _short(x)
-        for name, x in zip(Scores._fields, largest, strict=True)
+def agreement(ours, theirs):
+    """By learning rate, how far runs of ours and Keras' that compute the same are apart."""
+    return {
+        f"{rate:g}": {
+            "test loss, ours": _rounded(a.mean()),
+            "test loss, Keras'": _rounded(b.mean()),
+            "apart, mean of the seeds": _short(np.abs(a - b).mean()),
+            "deviation of the seeds": _short(a.std(ddof=1)),
+        }
+        for rate, [a], [b] in zip(
+            ours.rows, ours.scores.test_loss, theirs.scores.test_loss, strict=True
+        )
     }
 
 
@@ -80,18 +81,19 @@ def carried(grid, what):
 
 
 def followed(decays):
-    """A schedule's losses: on the way, with the λ that is best on the way; at the end, likewise."""
-    way, end = (analysis.chosen(decays, criterion) for criterion in (np.mean, _last))
+    """A schedule's losses: with the λ that is best at the end, and the mean with that which is best in the mean."""
+    end, way = (analysis.chosen(decays, criterion) for criterion in (_last, np.mean))
+    best = decays[end]
     return {
-        "λ for the mean": way,
-        "test loss, mean over the epochs": _seeds(decays[way].test_loss.mean(axis=1)),
+        "λ": end,
         "test loss where a cycle ends": {
-            str(epoch): _seeds(decays[way].test_loss[:, place])
-            for epoch, place in analysis.cycle_ends(decays[way])
+            str(epoch): _seeds(best.test_loss[:, place])
+            for epoch, place in analysis.cycle_ends(best)
         },
-        "λ for the end": end,
-        "test loss at the end": _seeds(decays[end].test_loss[:, -1]),
-        "test error at the end": _seeds(decays[end].test_error[:, -1]),
+        "test error at the end": _seeds(best.test_error[:, -1]),
+        "test loss, mean over the run": _seeds(best.test_loss.mean(axis=1)),
+        "λ for that mean": way,
+        "test loss, mean over the run, with this λ": _seeds(decays[way].test_loss.mean(axis=1)),
     }
 
 
