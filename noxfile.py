@@ -198,5 +198,5 @@ def paper(session: nox.Session) -> None:
     """Measure the paper's claims on real data, and draw them. `-- --quick`: minutes, not an hour."""
     install(session, "jax", "keras", "benchmark")
     env = use("jax") | {"PYTHONPATH": "benchmarks"}
-    session.run("python", "benchmarks/paper/run.py", *session.posargs, env=env)
-    session.run("python", "benchmarks/paper/figures.py", *session.posargs, env=env)
+    for script in ("run.py", "calibration.py", "figures.py"):
+        session.run("python", f"benchmarks/paper/{script}", *session.posargs, env=env)

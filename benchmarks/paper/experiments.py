@@ -27,9 +27,9 @@ ADAM_RATES = grid(2.5e-4, 11)
 ADAM_DECAYS = grid(2.5e-4, 11)  # λ
 COUPLED = grid(2.0**-5, 11)  # w of keras.optimizers.AdamW
 ADAM_L2 = grid(1e-5, 11, math.sqrt(10))  # w of w/2·‖θ‖²
-SGD_RATES = grid(4e-3, 9)
+SGD_RATES = grid(1e-3, 11)
 SGD_DECAYS = grid(2.5e-4, 11)
-SGD_L2 = grid(1e-4, 9, math.sqrt(10))
+SGD_L2 = grid(1e-4, 10, math.sqrt(10))
 CHECKED = 0.032  # λ at which keras.optimizers.AdamW is run too, at every other learning rate
 
 # Normalized decay: at one learning rate the best decay for so many epochs, batches of so many

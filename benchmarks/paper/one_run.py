@@ -117,14 +117,20 @@ class Program:
 
     def _loss(self, weights, averages, x, y, penalty):
         logits, averages = self.model.stateless_call(weights, averages, x, training=True)
-        loss = keras.ops.mean(_cross_entropy(y, logits))
+        loss = keras.ops.mean(cross_entropy(y, logits))
         squares = sum(
             keras.ops.sum(w**2) for w, kernel in zip(weights, self.kernels, strict=True) if kernel
         )
         return loss + penalty / 2 * squares, averages
 
     def run(self, cell):
-        """Train; yield the Scores after each epoch whose turn it is, of the last in any case."""
+        """Train; yield (epoch, Scores) after each epoch whose turn it is, of the last in any case."""
+        for epoch, weights, averages in self.train(cell):
+            if epoch % cell.scored == 0 or epoch == cell.epochs:
+                yield epoch, self.scores(weights, averages)
+
+    def train(self, cell):
+        """Train; yield (epoch, weights, averages of the normalization) after each epoch."""
         keras.utils.set_random_seed(cell.seed)
         fresh = network()
         weights = [v.value for v in fresh.trainable_variables]
@@ -138,8 +144,13 @@ class Program:
                 weights, averages, state = self.step(
                     weights, averages, state, x, y, next(rates), next(decays)
                 )
-            if epoch % cell.scored == 0 or epoch == cell.epochs:
-                yield epoch, self.scores(weights, averages)
+            yield epoch, weights, averages
+
+    def predict(self, part, weights, averages):
+        """Logits, (images, classes)."""
+        starts = range(0, len(part.labels), EVALUATED)
+        images = (part.images[start : start + EVALUATED] for start in starts)
+        return np.concatenate([self.logits(weights, averages, x) for x in images])
 
     def scores(self, weights, averages):
         """Validation and test scores; a run that diverged guesses, and its loss is infinite."""
@@ -149,17 +160,13 @@ class Program:
         )
 
     def _score(self, part, weights, averages):
-        logits = np.concatenate(
-            [
-                self.logits(weights, averages, part.images[i : i + EVALUATED])
-                for i in range(0, len(part.labels), EVALUATED)
-            ]
-        )
-        loss = float(np.mean(_cross_entropy(part.labels, logits)))
+        logits = self.predict(part, weights, averages)
+        loss = float(np.mean(cross_entropy(part.labels, logits)))
         if not np.isfinite(loss):
             return float("inf"), 0.9
         return loss, float(np.mean(logits.argmax(axis=1) != part.labels))
 
 
-def _cross_entropy(labels, logits):
+def cross_entropy(labels, logits):
+    """Loss of each image, in nats."""
     return keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
