@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import analysis
-from analysis import Estimate, Grid, Runs, best_decay, chosen, exponent, near, one_at_a_time
+from analysis import Estimate, Grid, Runs, best_decay, chosen, exponent, kept, near, one_at_a_time
 from experiments import cells, coupled
 from results import Cell, Results, Scores
 from summary import summary
@@ -74,6 +74,13 @@ def test_tuning_one_at_a_time_finds_the_best_only_of_a_valley_that_does_not_lean
 
     assert loss(0) == pytest.approx(0, abs=1e-9)
     assert loss(-1) > 0.01
+
+
+def test_keeping_the_decay_costs_what_the_valley_says():
+    """At 8 times α the best decay of a valley of lean −1 is 3 octaves away: 0.01·3²."""
+    for lean, cost in ((0, 0), (-1, 0.09)):
+        for steps in (3, -3):
+            assert kept(valley(lean), "loss", steps) == pytest.approx(cost, abs=0.003)
 
 
 def test_the_decay_of_a_schedule_is_chosen_by_validation():

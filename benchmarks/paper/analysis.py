@@ -209,9 +209,21 @@ def one_at_a_time(grid, score):
     return float(test[rates, values[rates].argmin(axis=1)].mean())
 
 
-def at(grid, row, decay):
-    """Test loss of a row at a decay between the cells: linear in log λ."""
-    return np.interp(decay, np.log(grid.decays), grid.mean("test_loss")[row])
+def at(grid, score, row, decay):
+    """Test score of a row at a log decay between the cells: linear in it."""
+    return np.interp(decay, np.log(grid.decays), grid.mean(f"test_{score}")[row])
+
+
+def kept(grid, score, steps):
+    """What it costs in the test score to change α by so many cells and to keep the decay.
+
+    Mean over the rows that are near the best, each with its own best decay.
+    """
+    rows = near(grid, score)
+    best = best_decay(grid.mean(f"validation_{score}"), grid.decays)
+    pairs = [(row, row + steps) for row in rows if row + steps in rows]
+    costs = [at(grid, score, b, best[a]) - at(grid, score, b, best[b]) for a, b in pairs]
+    return float(np.mean(costs)) if costs else np.nan
 
 
 def chosen(decays, criterion):

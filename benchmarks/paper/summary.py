@@ -38,6 +38,8 @@ def tuned(grid, score):
         "ten best": [[grid.rows[a], grid.decays[b]] for a, b in grid.best(score, 10)],
         "test score of the best": _seeds(getattr(grid.scores, f"test_{score}")[i, j]),
         "test score of tuning one at a time": _rounded(analysis.one_at_a_time(grid, score)),
+        "cost of 8 times the learning rate": _rounded(analysis.kept(grid, score, 3)),
+        "cost of an eighth of the learning rate": _rounded(analysis.kept(grid, score, -3)),
     }
 
 
@@ -69,9 +71,9 @@ def carried(grid, what):
             "T": int(T[k]),
             "best λ": _short(np.exp(best[k])),
             "best λ_norm": _short(np.exp(best[k]) * np.sqrt(T[k])),
-            "test loss": _rounded(analysis.at(grid, k, best[k])),
-            "test loss with the first λ": _rounded(analysis.at(grid, k, best[0])),
-            "test loss with the first λ_norm": _rounded(analysis.at(grid, k, normalized)),
+            "test loss": _rounded(analysis.at(grid, "loss", k, best[k])),
+            "test loss with the first λ": _rounded(analysis.at(grid, "loss", k, best[0])),
+            "test loss with the first λ_norm": _rounded(analysis.at(grid, "loss", k, normalized)),
         }
 
     return {
