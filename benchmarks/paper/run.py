@@ -107,7 +107,8 @@ def main():
     missing = [cell for cell in cells if cell not in done]
     print(f"{len(cells) - len(missing)} of {len(cells)} runs are in {results.file}")
     if missing:
-        settings = {"command": " ".join(["nox -s paper --", *sys.argv[1:]])}
+        options_given = ["--", *sys.argv[1:]] if sys.argv[1:] else []
+        settings = {"command": " ".join(["nox -s paper", *options_given])}
         about = report.circumstances("jax", options.quick, None, settings)
         report.write(about, folder(options) / "about.json")
         train(missing, results, min(os.cpu_count(), len(missing)))
