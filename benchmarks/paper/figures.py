@@ -111,7 +111,7 @@ def budgets(grids, numbers, out):
     if not np.isfinite(losses["epochs"]).any():
         return
     figure, rows = plt.subplots(
-        len(grids), 2, figsize=(11, 3.7 * len(grids)), layout="constrained", sharey=True
+        len(grids), 2, figsize=(12, 3.5 * len(grids)), layout="constrained", sharey=True
     )
     for (left, right), (what, grid) in zip(rows, grids.items(), strict=True):
         told = numbers[what]
@@ -129,7 +129,7 @@ def budgets(grids, numbers, out):
         left.set_title(f"{BUDGETS[what]}: best λ ~ T^p,  p = {exponent}", fontsize=11)
         right.set(xlabel="λ_norm = λ·√T")
         right.set_title("against the normalized decay: aligned if p = −0.5", fontsize=11)
-        left.legend(fontsize=9, title=what)
+        right.legend(fontsize=9, title=what, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         for axes in (left, right):
             axes.set_xscale("log")
     lowest = np.nanmin(losses["epochs"])
