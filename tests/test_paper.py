@@ -117,6 +117,20 @@ def test_a_summary_of_no_runs_has_no_numbers():
     assert found["restarts"] == {}
 
 
+def test_all_that_is_asked_for_is_planned():
+    """A run that nobody planned would be a hole in a picture."""
+    done = {
+        run: {epoch: Scores(*[1.0] * 4) for epoch in range(run.scored, run.epochs + 1, run.scored)}
+        for run in cells(quick=False)
+    }
+    runs = Runs(done, quick=False)
+    for grid in (*runs.separability().values(), *runs.budgets().values(), *runs.checks()):
+        assert np.isfinite(grid.scores).all()
+    curves = [c for schedules in runs.curves().values() for c in schedules.values()]
+    assert len(curves) == 6
+    assert {scores.test_loss.shape for c in curves for scores in c.values()} == {(SEEDS, 31)}
+
+
 def test_every_run_is_planned_once():
     planned = cells(quick=False)
     assert len(set(planned)) == len(planned)

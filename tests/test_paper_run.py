@@ -33,7 +33,7 @@ if BACKEND == "jax":  # what the experiments run on
         return Part(pictures, rng.integers(0, 10, count).astype("int32"))
 
     def cell(algorithm, schedule="cosine", epochs=1):
-        return Cell(algorithm, schedule, RATE, DECAY, 8, epochs, epochs, batch=4, seed=0)
+        return Cell(algorithm, schedule, RATE, DECAY, 12, epochs, epochs, batch=4, seed=0)
 
     def written_out(model, optimizer, penalty, x, y):
         """Train a model with an optimizer whose learning rate is set, as a callback does."""
@@ -86,21 +86,21 @@ if BACKEND == "jax":  # what the experiments run on
         assert set(AS_WRITTEN) == set(ALGORITHMS)
 
     def test_a_run_is_a_function_of_its_cell():
-        program = Program("adamw", (images(8),) * 3)
+        program = Program("adamw", (images(12),) * 3)
         first, again = (dict(program.run(cell("adamw"))) for _ in range(2))
         assert first == again
         assert list(first) == [1]
 
     def test_restarts_normalize_the_decay_of_each_cycle():
         """Cycles of 2, 4 and 8 epochs of 3 updates: λ·√(T of all/T of the cycle)."""
-        eta, factors = course(cell("adamw", "restarts 2", epochs=14), 3)
+        eta, factors = course(cell("adamw", "restarts 2", epochs=14))
         np.testing.assert_allclose(eta[[0, 6, 18]], 1)
         np.testing.assert_allclose(eta[[5, 17, 41]], 0, atol=1e-7)
         np.testing.assert_allclose(factors[[0, 6, 18, 41]], np.sqrt(14 / np.array([2, 4, 8, 8])))
 
     @pytest.mark.parametrize(("schedule", "last"), [("cosine", 0), ("constant", 1)])
     def test_other_courses_leave_the_decay(schedule, last):
-        eta, factors = course(cell("adamw", schedule, epochs=2), 3)
+        eta, factors = course(cell("adamw", schedule, epochs=2))
         assert eta[0] == 1
         assert eta[-1] == pytest.approx(last, abs=1e-7)
         np.testing.assert_array_equal(factors, 1)

@@ -121,9 +121,10 @@ class Runs:
 
     def checks(self):
         """Two Grids of one decay: of ours, and of keras.optimizers.AdamW where it computes the same."""
-        rates = experiments.ADAM_RATES[::2]
         return tuple(
-            self.grid(rates, [experiments.CHECKED], functools.partial(cell, algorithm))
+            self.grid(
+                experiments.CHECKED_RATES, [experiments.CHECKED], functools.partial(cell, algorithm)
+            )
             for algorithm in ("adamw", "keras-adamw")
         )
 
@@ -140,8 +141,7 @@ def _by_score(scores):
 
 def updates(what, value):
     """T: updates of a run of the usual length, but for one thing."""
-    run = experiments.budget(what, value, decay=0.0, seed=0)
-    return run.epochs * (run.images // run.batch)
+    return experiments.budget(what, value, decay=0.0, seed=0).updates
 
 
 def best_decay(values, decays):

@@ -30,7 +30,8 @@ ADAM_L2 = grid(1e-5, 11, math.sqrt(10))  # w of w/2·‖θ‖²
 SGD_RATES = grid(1e-3, 11)
 SGD_DECAYS = grid(2.5e-4, 11)
 SGD_L2 = grid(1e-4, 10, math.sqrt(10))
-CHECKED = 0.032  # λ at which keras.optimizers.AdamW is run too, at every other learning rate
+CHECKED = 0.032  # λ at which keras.optimizers.AdamW is run too, at these learning rates
+CHECKED_RATES = ADAM_RATES[::2]
 
 # Normalized decay: at one learning rate the best decay for so many epochs, batches of so many
 # images, and so many images to train on.
@@ -69,7 +70,7 @@ def separability(seed):
             yield cell("sgdw", rate, decay, seed)
         for decay in SGD_L2:
             yield cell("sgd-l2", rate, decay, seed)
-    for rate in ADAM_RATES[::2]:
+    for rate in CHECKED_RATES:
         yield cell("keras-adamw", rate, CHECKED, seed)
 
 

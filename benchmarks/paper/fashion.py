@@ -24,6 +24,7 @@ def load():
     (images, labels), (test_images, test_labels) = _arrays()
     order = np.random.default_rng(0).permutation(len(images))
     first, second, rest = np.split(order, (TRAINING, TRAINING + CHOOSING))
+    training = np.concatenate([first, rest])
     mean, deviation = images[first].mean() / 255, images[first].std() / 255
 
     def part(images, labels):
@@ -31,7 +32,7 @@ def load():
         return Part(images, labels.astype("int32"))
 
     return (
-        part(images[[*first, *rest]], labels[[*first, *rest]]),
+        part(images[training], labels[training]),
         part(images[second], labels[second]),
         part(test_images, test_labels),
     )

@@ -41,12 +41,12 @@ DECAYS = {
     "sgdw": "weight_decay: a step removes η·λ",
 }
 SCORES = {"loss": "test loss (nats)", "error": "test error (%)"}
-SCHEDULES = {  # colour and label
+LINES = {  # colour and label
     "constant": ("0.5", "constant rate, α/4"),
     "cosine": ("tab:orange", "one cosine"),
     "restarts 2": ("tab:blue", "warm restarts, t_mul=2"),
 }
-BUDGETS = {
+BUDGET_TITLES = {
     "epochs": "5 to 40 epochs",
     "batch": "batches of 25 to 200",
     "images": "1250 to 10,000 images",
@@ -126,7 +126,7 @@ def budgets(grids, numbers, out):
                 axes.axvline(best, color=colour, ls="--", linewidth=1)
         exponent = Estimate(*told["best λ by loss ~ T^p, p"])
         left.set(xlabel="λ, per update", ylabel=SCORES["loss"])
-        left.set_title(f"{BUDGETS[what]}: best λ ~ T^p,  p = {exponent}", fontsize=11)
+        left.set_title(f"{BUDGET_TITLES[what]}: best λ ~ T^p,  p = {exponent}", fontsize=11)
         right.set(xlabel="λ_norm = λ·√T")
         right.set_title("against the normalized decay: aligned if p = −0.5", fontsize=11)
         right.legend(fontsize=9, title=what, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -143,11 +143,11 @@ def restarts(curves, numbers, out):
         return
     figure, row = plt.subplots(1, len(curves), figsize=(11, 4.8), layout="constrained")
     for axes, (name, schedules) in zip(np.atleast_1d(row), curves.items(), strict=True):
-        for schedule in (known for known in SCHEDULES if known in schedules):
+        for schedule in (known for known in LINES if known in schedules):
             decay = numbers[name][schedule]["λ"]
             losses = schedules[schedule][decay].test_loss
             epochs = experiments.FOLLOWED * np.arange(1, losses.shape[1] + 1)
-            colour, label = SCHEDULES[schedule]
+            colour, label = LINES[schedule]
             axes.plot(epochs, losses.mean(axis=0), color=colour, label=f"{label}, λ = {decay:g}")
             low, high = losses.min(axis=0), losses.max(axis=0)
             axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)

@@ -61,22 +61,21 @@ ALGORITHMS = {
 }
 
 
-def course(cell, per_epoch):
+def course(cell):
     """Return η of each update, and what the decay is multiplied by.
 
     The decay is normalized: in a cycle of T updates it is √(all updates/T) times the cell's, which
     is that of one cosine over the whole run.
     """
-    updates = cell.epochs * per_epoch
-    steps = np.arange(updates)
+    steps = np.arange(cell.updates)
     if cell.schedule == "constant":
-        return np.ones(updates), np.ones(updates)
+        return np.ones(cell.updates), np.ones(cell.updates)
     if cell.schedule == "cosine":
-        shape = CosineWarmRestarts(1.0, updates, autorestart=False)
+        shape = CosineWarmRestarts(1.0, cell.updates, autorestart=False)
     else:  # "restarts 2": cycles of 2, 4, 8, … epochs
-        shape = CosineWarmRestarts(1.0, int(cell.schedule.split()[1]) * per_epoch, t_mul=2)
+        shape = CosineWarmRestarts(1.0, int(cell.schedule.split()[1]) * cell.per_epoch, t_mul=2)
     eta, T = (keras.ops.convert_to_numpy(f(steps)) for f in (shape.multiplier, shape.cycle_steps))
-    return eta, np.sqrt(updates / T)
+    return eta, np.sqrt(cell.updates / T)
 
 
 class Program:
@@ -136,7 +135,7 @@ class Program:
         weights = [v.value for v in fresh.trainable_variables]
         averages = [v.value for v in fresh.non_trainable_variables]
         state = [v.value for v in self.optimizer.variables]
-        eta, normalization = course(cell, cell.images // cell.batch)
+        eta, normalization = course(cell)
         rates = iter((cell.rate * eta).astype("float32"))
         decays = iter((self.decay(cell) * normalization).astype("float32"))
         for epoch in range(1, cell.epochs + 1):

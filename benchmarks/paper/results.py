@@ -22,6 +22,16 @@ class Cell(NamedTuple):
     batch: int
     seed: int
 
+    @property
+    def per_epoch(self):
+        """Updates of an epoch; what is left of the images makes none."""
+        return self.images // self.batch
+
+    @property
+    def updates(self):
+        """T: updates of the run."""
+        return self.epochs * self.per_epoch
+
 
 class Scores(NamedTuple):
     """Mean cross-entropy and share of errors."""

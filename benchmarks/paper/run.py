@@ -69,20 +69,20 @@ def train(cells, results, processes):
     tasks, ended = context.Queue(), context.Queue()
     for cell in (*cells, *[None] * processes):
         tasks.put(cell)
-    # Daemons end with this process, however it ends but by SIGKILL.
+    # Daemons end with this process; where that was killed, `work` sees it.
     workers = [
         context.Process(target=work, args=(tasks, ended), daemon=True) for _ in range(processes)
     ]
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), *columns, speed_estimate_period=600) as bar:
-        # In epochs, which take about the same time: runs do not.
-        task = bar.add_task("epochs", total=sum(cell.epochs for cell in cells))
+        # In updates: runs have from 500 to 6200 of them.
+        task = bar.add_task("updates", total=sum(cell.updates for cell in cells))
         for worker in workers:
             worker.start()
         for _ in cells:
             cell, scores = next_of(ended, workers)
             results.add(cell, scores)
-            bar.advance(task, cell.epochs)
+            bar.advance(task, cell.updates)
     for worker in workers:
         worker.join()
 

@@ -27,7 +27,7 @@ def tuned(grid, score):
     rows = analysis.near(grid, score)
     best = np.exp(analysis.best_decay(grid.mean(f"validation_{score}"), grid.decays))
     return {
-        "slope": _exponent(grid, score, grid.rows, rows, resample_rows=True),
+        "slope": analysis.exponent(grid, score, grid.rows, rows, resample_rows=True).rounded(),
         "its learning rates": list(grid.rows[rows]),
         "best decay by learning rate": {
             f"{rate:g}": _short(decay) for rate, decay in zip(grid.rows, best, strict=True)
@@ -77,7 +77,9 @@ def carried(grid, what):
         }
 
     return {
-        f"best λ by {score} ~ T^p, p": _exponent(grid, score, T, rows, resample_rows=False)
+        f"best λ by {score} ~ T^p, p": analysis.exponent(
+            grid, score, T, rows, resample_rows=False
+        ).rounded()
         for score in ("loss", "error")
     } | {"rows": [row(k) for k in range(len(T))]}
 
@@ -101,10 +103,6 @@ def followed(decays):
 
 def _last(losses):
     return losses[:, -1].mean()
-
-
-def _exponent(*arguments, **options):
-    return [round(number, 3) for number in analysis.exponent(*arguments, **options)]
 
 
 def _edge(index, axis):
