@@ -5,9 +5,9 @@ import json
 import keras
 import numpy as np
 import pytest
-from make_files import FOLDER, train
 
 import keras_decoupled  # noqa: F401 - all that loading needs
+from make_files import FOLDER, train
 
 FILES = sorted(FOLDER.glob("*.keras"))
 

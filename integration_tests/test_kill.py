@@ -15,9 +15,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from killed_run import BATCHES, CASES, EPOCHS
 
 from effort import effort
+from killed_run import BATCHES, CASES, EPOCHS
 
 CHILD = Path(__file__).with_name("killed_run.py")
 SEED = os.environ.get("KILL_SEED") or str(random.randrange(10**6))

@@ -12,6 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+
 from many_devices import job
 from test_readme import README, read_sections
 

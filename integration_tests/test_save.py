@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from zoo import MODELS
 
 from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, NadamW
+from zoo import MODELS
 
 OPTIMIZERS = {
     "adamw": (AdamW, {"amsgrad": True}),

@@ -1,11 +1,11 @@
 """AdamW, NadamW and SGDW for Keras 3 with weight decay that the learning rate does not scale."""
 
-from ._adamw import AdamW as AdamW
-from ._nadamw import NadamW as NadamW
-from ._regularizers import fill_dict_in_order as fill_dict_in_order
-from ._regularizers import get_weight_decays as get_weight_decays
-from ._schedules import CosineWarmRestarts as CosineWarmRestarts
-from ._sgdw import SGDW as SGDW
+from .decay.regularizers import fill_dict_in_order as fill_dict_in_order
+from .decay.regularizers import get_weight_decays as get_weight_decays
+from .optimizers.adamw import AdamW as AdamW
+from .optimizers.nadamw import NadamW as NadamW
+from .optimizers.sgdw import SGDW as SGDW
+from .schedule.cosine import CosineWarmRestarts as CosineWarmRestarts
 
 __all__ = [
     "SGDW",

@@ -1,0 +1,1 @@
+"""What is subtracted, and who gets it."""

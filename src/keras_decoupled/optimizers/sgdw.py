@@ -1,0 +1,97 @@
+"""SGDW: stochastic gradient descent with momentum and decoupled weight decay."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+import keras
+
+from keras_decoupled import checks
+from keras_decoupled.core.arguments import Shared
+from keras_decoupled.core.decoupled import Decoupled
+
+
+def sgd(
+    g: Any, buf: Any, *, rate: Any, momentum: float, nesterov: bool
+) -> tuple[Any, tuple[Any, ...]]:
+    """Return the step and the new buffer, which holds learning rate times gradient."""
+    if buf is None:
+        return rate * g, ()
+    buf = momentum * buf - rate * g
+    return (rate * g - momentum * buf if nesterov else -buf), (buf,)
+
+
+@keras.saving.register_keras_serializable(package="keras_decoupled")
+class SGDW(Decoupled):
+    r"""SGD with momentum and weight decay that the learning rate does not scale.
+
+        buf ← momentum·buf − η·α·m_v·g
+        θ ← θ − η·(l2·θ + l1·sign θ) + buf
+
+    or, with `nesterov`, + momentum·buf − η·α·m_v·g in place of the last term; θ on the right is
+    the value before the update, η = (learning rate now)/α, m_v the variable's learning-rate
+    multiplier. The learning rate is inside the buffer and the decay is not, as in Algorithm 1:
+    where η falls to 0, momentum still moves the weights.
+
+    Args:
+        learning_rate: α, or a `LearningRateSchedule`, or a callable. Defaults to `0.01`.
+        momentum: fraction of the buffer kept per update, in [0, 1). Defaults to `0.0`.
+        nesterov: whether to step by the buffer of the update to come. Defaults to `False`.
+        weight_decay: λ, the fraction of the weight removed per update at η = 1; a number, a
+            schedule or None. Defaults to `None`, no decay.
+        **shared: the arguments that all optimizers here share; see `AdamW`.
+
+    Raises:
+        ValueError: an argument is out of its range, or a key matches no variable (at build).
+        TypeError: an argument has the wrong type.
+
+    Example:
+    >>> import keras, numpy as np
+    >>> from keras_decoupled import SGDW
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    >>> model.compile(SGDW(0.1, momentum=0.9, weight_decay=1e-4), loss="mse")
+    >>> _ = model.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0)
+
+    Source: Loshchilov & Hutter, *Decoupled Weight Decay Regularization*, arXiv 1711.05101,
+    Algorithm 1.
+    """
+
+    _fused_kernel = "sgdw"  # in `_torch_kernels.py` and `_tensorflow_fused.py`
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.01,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        *,
+        weight_decay: Any = None,
+        **shared: Unpack[Shared],
+    ) -> None:
+        momentum = checks.real(
+            "momentum", momentum, minimum=0.0, below=1.0, cure="0 is none, 0.9 is usual."
+        )
+        nesterov = checks.flag("nesterov", nesterov, cure="False is plain momentum.")
+        super().__init__(learning_rate, weight_decay=weight_decay, **shared)
+        self.momentum = momentum
+        self.nesterov = nesterov
+
+    @property
+    def slot_names(self) -> tuple[str, ...]:
+        """The buffer, where there is momentum."""
+        return ("momentum",) if self.momentum else ()
+
+    def step(
+        self, gradient: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """The step by the buffer."""
+        return sgd(
+            gradient,
+            slots[0] if slots else None,
+            rate=rate,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the config as JSON."""
+        return super().get_config() | {"momentum": self.momentum, "nesterov": self.nesterov}

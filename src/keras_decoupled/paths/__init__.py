@@ -1,0 +1,1 @@
+"""Variable paths. Pure Python: which key means which path, which saved entry a variable continues."""

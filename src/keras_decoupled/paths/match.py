@@ -1,0 +1,186 @@
+"""Rules: which of the user's keys speaks for which variable. Pure Python; knows nothing of Keras.
+
+A key is tried in three ways, and the first that hits anything is what it means:
+
+    exact       the label of one variable                         "lstm_1/lstm_cell/kernel", "dense/kernel#2"
+    component   a run of whole components of the path             "lstm_1", "bias", "lstm_cell/kernel", "dense/"
+    substring   a part of the path that cuts no number in two     "conv1d" hits conv1d_0 and conv1d_1
+
+A label is the variable's path, or "path#2", "path#3" where variables share one. For one variable an exact key beats
+every other; among the rest the entry given last wins.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+V = TypeVar("V")
+
+_ORDINAL = re.compile(r"#\d+$")
+_AUTO_NUMBERED = re.compile(r"(.+)_\d+")
+_SHOWN = 5  # paths in a message
+
+
+def labels(paths: Sequence[str]) -> list[str]:
+    """Unique names in the order of `paths`: of variables that share a path the later ones are "path#2", "path#3"."""
+    taken = set(
+        paths
+    )  # a path that itself reads "x#2" keeps its name, and the second x becomes "x#3"
+    ordinals = dict.fromkeys(paths, 1)
+    seen: set[str] = set()
+    names = []
+    for path in paths:
+        name = path
+        while name in seen or (name != path and name in taken):
+            ordinals[path] += 1
+            name = f"{path}#{ordinals[path]}"
+        seen.add(name)
+        names.append(name)
+    return names
+
+
+def path_of(variable: Any) -> str:
+    """Return a variable's path; a raw `tf.Variable` has a name only."""
+    return getattr(variable, "path", None) or str(variable.name).removesuffix(":0")
+
+
+def components(label: str) -> tuple[str, ...]:
+    """The components of a label's path: "a/kernel#2" gives ("a", "kernel")."""
+    return tuple(_ORDINAL.sub("", label).split("/"))
+
+
+def resolve(
+    rules: Mapping[str, V],
+    names: Sequence[str],
+    *,
+    argument: str,
+    others: Sequence[str] = (),
+    strict: bool = True,
+) -> list[V | None]:
+    """The value that `rules` give to each variable.
+
+    Args:
+        rules: `{key: value}`; see the module's docstring for what a key hits.
+        names: labels of the variables to be resolved, as `labels` makes them.
+        argument: what the user calls `rules`, for the messages.
+        others: labels of variables that exist but are not resolved now (frozen ones). A key that hits only these is
+            accepted, and they count where a key is compared with what else there is.
+        strict: whether a key that hits no variable at all is an error. It is none after loading a file, where the
+            paths may have changed.
+
+    Returns:
+        For each name the value of the winning key, None where no key hits.
+
+    Raises:
+        TypeError: a key is no string.
+        ValueError: a key is empty, hits nothing (if `strict`), or is a component with auto-numbered siblings.
+    """
+    paths = _Paths([*names, *others])
+    exact: dict[int, V] = {}
+    general: dict[int, V] = {}
+    for key, value in rules.items():
+        _check(key, argument)
+        if key in paths.position:
+            exact[paths.position[key]] = value
+            continue
+        hits = paths.with_components(key)
+        if hits:
+            # Without strict, a rule that decides nothing now may be as unclear as it likes.
+            if strict or hits[0] < len(names):
+                _check_siblings(key, paths, argument)
+        elif not key.endswith("/"):
+            hits = paths.with_substring(key)
+        if strict and not hits:
+            raise ValueError(
+                f"Each key of `{argument}` has to match the path of at least one variable. Received: {key!r}. "
+                f"{paths.nearest(key)} A key is a path, whole components of one or a part of one that does not cut "
+                "a number in two: correct this key or leave it out."
+            )
+        general.update(dict.fromkeys(hits, value))
+    values = general | exact
+    return [values.get(i) for i in range(len(names))]
+
+
+class _Paths:
+    """The variables' labels, indexed once, so that a rule looks only at those that may match."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.labels = list(dict.fromkeys(names))
+        self.position = {label: i for i, label in enumerate(self.labels)}
+        self.components = [components(label) for label in self.labels]
+        self._paths = ["/".join(parts) for parts in self.components]
+        self._having: defaultdict[str, list[int]] = defaultdict(list)
+        self.siblings: defaultdict[str, list[str]] = defaultdict(
+            list
+        )  # "dense": ["dense_1", "dense_2"]
+        for i, parts in enumerate(self.components):
+            for part in dict.fromkeys(parts):
+                self._having[part].append(i)
+        for part in self._having:
+            if numbered := _AUTO_NUMBERED.fullmatch(part):
+                self.siblings[numbered[1]].append(part)
+
+    def with_components(self, key: str) -> list[int]:
+        """The variables, in order, whose path has the key as a run of whole components."""
+        run = tuple(key.removesuffix("/").split("/"))
+        return [
+            i for i in self._having.get(run[0], ()) if run in _runs(self.components[i], len(run))
+        ]
+
+    def with_substring(self, key: str) -> list[int]:
+        """The variables whose path has the key somewhere, beginning and ending inside no number."""
+        begin = r"(?<!\d)" if key[0].isdecimal() else ""
+        end = r"(?!\d)" if key[-1].isdecimal() else ""
+        search = re.compile(begin + re.escape(key) + end).search
+        return [i for i, path in enumerate(self._paths) if search(path)]
+
+    def nearest(self, key: str) -> str:
+        """A sentence with the paths that look most like the key."""
+        if not self.labels:
+            return "There are no variables."
+        # "dens_1" is nowhere near "model/dense_1/kernel", but near one of its components.
+        length = len(key.strip("/").split("/"))
+        similar: defaultdict[str, list[str]] = defaultdict(list)
+        for label, parts in zip(self.labels, self.components, strict=True):
+            for run in _runs(parts, min(length, len(parts))):
+                similar["/".join(run).casefold()].append(label)
+        near = difflib.get_close_matches(key.strip("/").casefold(), similar, n=_SHOWN)
+        found = list(dict.fromkeys(label for run in near for label in similar[run]))
+        if found:
+            return f"The nearest paths: {_listed(found)}."
+        return f"No path is near it; there are: {_listed(self.labels)}."
+
+
+def _runs(parts: tuple[str, ...], length: int) -> list[tuple[str, ...]]:
+    return [parts[i : i + length] for i in range(len(parts) - length + 1)]
+
+
+def _check(key: str, argument: str) -> None:
+    if not isinstance(key, str):
+        raise TypeError(
+            f"The keys of `{argument}` have to be strings that match `variable.path`. Received: {key!r} of type "
+            f"{type(key).__name__}. Use `variable.path` for one variable, or a part of it for several."
+        )
+    if not key.strip("/"):
+        raise ValueError(
+            f"A key of `{argument}` has to name at least one component of a path. Received: {key!r}. "
+            "Use a layer's or a variable's name, or leave this key out."
+        )
+
+
+def _check_siblings(key: str, paths: _Paths, argument: str) -> None:
+    """Keras names a class's layers dense, dense_1, …, counting on from run to run: "dense" may be another layer."""
+    if key in paths.siblings:
+        raise ValueError(
+            f"A key of `{argument}` may not be a component that has auto-numbered siblings, because automatic names "
+            f"differ from run to run. Received: {key!r}, beside {_listed(paths.siblings[key])}. Give the layer a name "
+            f"and use that, or a whole path, or {key + '/'!r} for exactly this component."
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:_SHOWN])) + (", …" if len(names) > _SHOWN else "")

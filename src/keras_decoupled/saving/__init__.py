@@ -1,0 +1,1 @@
+"""What is kept: the optimizer's arrays and its config."""

@@ -1,0 +1,263 @@
+"""`CosineWarmRestarts`: cosine annealing with warm restarts, its boundaries exact integers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_decoupled.checks import flag, integer, real
+
+_INT32_MAX = 2**31 - 1  # JAX counts in int32, so every backend does: steps 0 … 2³¹ − 2
+_MAX_CYCLES = 100_000
+_RADIX = 2048  # of the cycle index, for m_mul^i: at most 3 digits
+
+
+class _Place(NamedTuple):
+    """Where a step lies, in int32."""
+
+    i: Any  # index of the cycle
+    elapsed: Any  # updates since the cycle began; beyond T after the only cycle
+    T: Any  # updates in the cycle
+
+
+@keras.saving.register_keras_serializable(package="keras_decoupled")
+class CosineWarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
+    r"""Cosine annealing with warm restarts (SGDR), exact at every boundary.
+
+    Cycle i lasts `T_i = round(first_decay_steps · t_mul^i)` updates. At its update s, from 0,
+
+        learning rate = initial_learning_rate · η
+        η = eta_min + ½(eta_max·m_mul^i − eta_min)(1 + cos(π·s/(T_i − 1)))      endpoint=True
+        η = eta_min + ½(eta_max·m_mul^i − eta_min)(1 + cos(π·s/T_i))            endpoint=False
+
+    and once, before the first cycle, `η = eta_max·(k + 1)/(warmup_steps + 1)` for the steps
+    `k < warmup_steps`. The boundaries come from integer arithmetic, for steps up to 2³¹ − 2.
+
+    Every method takes an integer or an array of them: Python, NumPy, a variable, or a tensor, also
+    a traced one. It returns a backend tensor: η and the rate in float32 (float64 where that is
+    `keras.config.floatx()`, never less), counts in int32.
+
+    Args:
+        initial_learning_rate: learning rate at η = 1, the base learning rate α; ≥ 0.
+        first_decay_steps: T of the first cycle, in updates; ≥ 1, or ≥ 2 with `endpoint`.
+        t_mul: factor from each cycle's length to the next; ≥ 1. Default 1.
+        m_mul: factor from each cycle's peak to the next; ≥ 0. Default 1.
+        eta_min: η at the end of every cycle; ≥ 0. Default 0.
+        eta_max: η at the start of the first cycle; ≥ `eta_min`. Default 1.
+        warmup_steps: updates of linear warm-up before the first cycle; ≥ 0. Default 0.
+        endpoint: True (default): the last update of a cycle is at `eta_min` exactly. False: the
+            restart comes where `eta_min` would be reached, as in SGDR, Keras'
+            `CosineDecayRestarts` and torch's `CosineAnnealingWarmRestarts`.
+        autorestart: False: one cycle only, after which η stays at `eta_min`. Default True.
+        name: a label, kept in the config.
+
+    Raises:
+        TypeError: an argument of a wrong type; booleans are no numbers here.
+        ValueError: an argument out of its range or not finite, or a `t_mul` > 1 so close to 1 that
+            more than 100,000 cycles begin before step 2³¹ − 1.
+
+    Example:
+    >>> schedule = CosineWarmRestarts(0.1, first_decay_steps=3, t_mul=2.0)
+    >>> [round(float(schedule(step)), 3) for step in range(10)]
+    [0.1, 0.05, 0.0, 0.1, 0.09, 0.065, 0.035, 0.01, 0.0, 0.1]
+    >>> int(schedule.cycle(8)), int(schedule.position(8)), int(schedule.cycle_steps(8))
+    (1, 5, 6)
+    >>> optimizer = keras.optimizers.SGD(schedule)
+
+    References:
+        Loshchilov & Hutter, SGDR, eq. 5: https://arxiv.org/abs/1608.03983;
+        Decoupled Weight Decay Regularization, Appendix B.2: https://arxiv.org/abs/1711.05101
+    """
+
+    def __init__(
+        self,
+        initial_learning_rate: float,
+        first_decay_steps: int,
+        t_mul: float = 1.0,
+        m_mul: float = 1.0,
+        eta_min: float = 0.0,
+        eta_max: float = 1.0,
+        warmup_steps: int = 0,
+        endpoint: bool = True,
+        autorestart: bool = True,
+        name: str | None = None,
+    ) -> None:
+        self.initial_learning_rate = real(
+            "initial_learning_rate",
+            initial_learning_rate,
+            minimum=0,
+            cure="Pass the learning rate at η = 1, such as 0.001.",
+        )
+        self.endpoint = flag("endpoint", endpoint, cure="True ends a cycle at eta_min exactly.")
+        self.autorestart = flag("autorestart", autorestart, cure="False stays at eta_min.")
+        self.first_decay_steps = integer(
+            "first_decay_steps",
+            first_decay_steps,
+            minimum=2 if self.endpoint else 1,
+            cure="Pass the updates in the first cycle (epochs · batches per epoch); "
+            "with endpoint=True a cycle needs 2, its peak and its end.",
+        )
+        self.t_mul = real(
+            "t_mul",
+            t_mul,
+            minimum=1,
+            cure="Pass 1 for cycles of equal length, more for longer ones.",
+        )
+        self.m_mul = real(
+            "m_mul", m_mul, minimum=0, cure="Pass 1 for equal peaks, less for falling ones."
+        )
+        self.eta_min = real(
+            "eta_min", eta_min, minimum=0, cure="Pass a fraction of the base rate, such as 0."
+        )
+        self.eta_max = real(
+            "eta_max", eta_max, minimum=0, cure="Pass a multiple of the base rate, such as 1."
+        )
+        if self.eta_min > self.eta_max:
+            raise ValueError(
+                "`eta_min` must be ≤ `eta_max`: a cycle falls from eta_max to eta_min. "
+                f"Received: eta_min={eta_min!r}, eta_max={eta_max!r}. "
+                "Lower eta_min or raise eta_max."
+            )
+        self.warmup_steps = integer(
+            "warmup_steps", warmup_steps, minimum=0, cure="Pass the updates of warm-up, 0 for none."
+        )
+        if not isinstance(name, (str, type(None))):
+            raise TypeError(
+                f"`name` must be a string or None. Received: name={name!r} of type "
+                f"{type(name).__name__}. It is a label: leave it out or pass a string."
+            )
+        self.name = name
+
+        # Boundaries are Python's integers. Only the last T can pass int32: the table holds it
+        # there, and what is beyond is kept apart.
+        self._warmup = min(self.warmup_steps, _INT32_MAX)
+        starts, lengths, cycles = self._cycles(_INT32_MAX - self._warmup)
+        self._starts = None if starts is None else np.array(starts, "int32")
+        self._lengths = np.array([min(T, _INT32_MAX) for T in lengths], "int32")
+        self._excess = float(max(lengths[-1] - _INT32_MAX, 0))
+        self._last_cycle = cycles - 1
+        # m_mul^i is a product with one factor per digit of i, each a float64 rounded once: good to
+        # the last bits for any of the 2³¹ cycles of t_mul=1, which a power in float32 is not.
+        units = [1] + [unit for unit in (_RADIX, _RADIX**2) if unit < cycles]
+        self._m_powers = []
+        if self.m_mul != 1:
+            for unit in units:
+                digits = np.arange(min(_RADIX, -(-cycles // unit)), dtype="float64")
+                with np.errstate(over="ignore"):
+                    self._m_powers.append((unit, self.m_mul ** (unit * digits)))
+
+    def _cycles(self, limit: int) -> tuple[list[int] | None, list[int], int]:
+        """Starts (None: multiples of T), lengths and number of cycles that start before `limit`."""
+        first = self.first_decay_steps
+        if not self.autorestart:
+            return [0], [first], 1
+        if self.t_mul == 1:
+            return None, [first], max(-(-limit // first), 1)
+        starts, lengths = [0], [first]
+        while (start := starts[-1] + lengths[-1]) < limit:
+            if len(starts) == _MAX_CYCLES:
+                raise ValueError(
+                    f"`t_mul` > 1 must make at most {_MAX_CYCLES:,} cycles before step 2**31 - 1. "
+                    f"Received: t_mul={self.t_mul!r} with first_decay_steps={first!r}. "
+                    "Pass t_mul=1 for cycles of equal length, or a larger t_mul."
+                )
+            length = min(first * self.t_mul ** len(starts), 2.0**62)  # round(inf) would raise
+            starts.append(start)
+            lengths.append(round(length))
+        return starts, lengths, len(starts)
+
+    def _place(self, step: Any) -> _Place:
+        """The place of an int32 step; in the warm-up that of the first update after it."""
+        k = step - self._warmup
+        k = ops.maximum(k, ops.zeros_like(k))
+        if self._starts is None:
+            T = int(self._lengths[0])
+            i = k // T
+            return _Place(i, k - i * T, ops.full_like(k, T))
+        starts, lengths = _tensor(self._starts), _tensor(self._lengths)
+        vector = ops.reshape(k, (-1,))  # TensorFlow searches for nothing else
+        i = ops.reshape(ops.searchsorted(starts, vector, side="right") - 1, ops.shape(k))
+        return _Place(i, k - ops.take(starts, i), ops.take(lengths, i))
+
+    def cycle(self, step: Any) -> Any:
+        """The index i of the cycle at `step`, from 0."""
+        return self._place(_int32(step)).i
+
+    def position(self, step: Any) -> Any:
+        """The position s in the cycle at `step`: 0 in the warm-up, T − 1 after the only cycle."""
+        place = self._place(_int32(step))
+        return ops.minimum(place.elapsed, place.T - 1)
+
+    def cycle_steps(self, step: Any) -> Any:
+        """T of the cycle at `step`, in updates (a T beyond int32 is given as 2³¹ − 1)."""
+        return self._place(_int32(step)).T
+
+    def multiplier(self, step: Any) -> Any:
+        """η at `step`: the learning rate over `initial_learning_rate`."""
+        step = _int32(step)
+        i, elapsed, T = self._place(step)
+
+        # from NumPy: JAX has float64 under x64 only, and warns when asked for it by name
+        floatx = "float64" if keras.config.floatx() == "float64" else "float32"
+        eta_min = ops.convert_to_tensor(np.array(self.eta_min, floatx))
+        dtype = keras.backend.standardize_dtype(eta_min.dtype)
+        peak = self.eta_max * ops.ones_like(i, dtype)
+        for unit, powers in self._m_powers:
+            powers = np.minimum(powers, np.finfo(dtype).max).astype(dtype)
+            peak = peak * ops.take(_tensor(powers), i // unit % _RADIX)
+
+        # ½(1 + cos(π·s/span)) = sin²(½π·(span − s)/span): near the end of a cycle, where 1 + cos
+        # has no digits left in float32, the integer span − s keeps them all.
+        span = T - int(self.endpoint)
+        excess = self._excess * ops.cast(i == self._last_cycle, dtype)
+        left = ops.cast(span - elapsed, dtype) + excess
+        wave = ops.square(ops.sin(math.pi / 2 * (left / (ops.cast(span, dtype) + excess))))
+        eta = eta_min + (peak - eta_min) * wave
+        # exact ends, however XLA rounds; nothing is left after the only cycle either
+        eta = ops.where(elapsed == 0, peak, ops.where(left <= 0, eta_min, eta))
+        if self._warmup:
+            ramp = self.eta_max / (self.warmup_steps + 1) * ops.cast(step + 1, dtype)
+            eta = ops.where(step < self._warmup, ramp, eta)
+        return eta
+
+    def __call__(self, step: Any) -> Any:
+        """The learning rate at `step`: initial_learning_rate · η."""
+        return self.initial_learning_rate * self.multiplier(step)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments, as `from_config` takes them."""
+        return {
+            "initial_learning_rate": self.initial_learning_rate,
+            "first_decay_steps": self.first_decay_steps,
+            "t_mul": self.t_mul,
+            "m_mul": self.m_mul,
+            "eta_min": self.eta_min,
+            "eta_max": self.eta_max,
+            "warmup_steps": self.warmup_steps,
+            "endpoint": self.endpoint,
+            "autorestart": self.autorestart,
+            "name": self.name,
+        }
+
+
+def _int32(step: Any) -> Any:
+    """`step` as an int32 tensor; what lies on the host is checked, and never rounded to float32."""
+    if isinstance(step, (int, float, np.number, np.ndarray, list, tuple)):
+        value = np.asarray(step)
+        exact = value.astype("float64") if value.dtype.kind in "iuf" else np.array(np.nan)
+        if not np.all((exact >= 0) & (exact < _INT32_MAX) & (exact == np.floor(exact))):
+            raise ValueError(
+                "`step` must be an integer from 0 to 2**31 - 2, or an array of them. "
+                f"Received: step={step!r}. Pass the number of updates done so far."
+            )
+        return _tensor(value.astype("int32"))
+    return ops.cast(ops.convert_to_tensor(step), "int32")
+
+
+def _tensor(array: np.ndarray) -> Any:
+    """`array` as a tensor of the same dtype; left to guess, JAX under bfloat16 makes it float32."""
+    return ops.convert_to_tensor(array, str(array.dtype))

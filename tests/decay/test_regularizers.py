@@ -1,0 +1,575 @@
+"""get_weight_decays, fill_dict_in_order and the taking out of penalties, over a zoo of models."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, regularizers
+from keras.regularizers import L1, L1L2, L2
+
+from keras_decoupled import fill_dict_in_order, get_weight_decays
+from keras_decoupled.decay.regularizers import read_penalty, take_penalties, take_penalty
+
+PROJECTIONS = ("query", "key", "value", "attention_output")
+register = keras.saving.register_keras_serializable(package="test_regularizers")
+
+
+@register
+class OwnAttribute(layers.Layer):
+    """Keeps its regularizer under another name than Keras' layers do."""
+
+    def __init__(self, units, penalty=None, **kwargs):
+        super().__init__(**kwargs)
+        self.units, self.penalty = units, regularizers.get(penalty)
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1], self.units), regularizer=self.penalty, name="w")
+
+    def call(self, x):
+        return keras.ops.matmul(x, self.w)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "penalty": regularizers.serialize(self.penalty),
+        }
+
+
+@register
+class ReadsItsFactor(layers.Layer):
+    """Its `get_config` fails where the regularizer is None."""
+
+    def __init__(self, l2=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.penalty = L2(l2)
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1],), regularizer=self.penalty, name="w")
+
+    def call(self, x):
+        return x * self.w
+
+    def get_config(self):
+        return {**super().get_config(), "l2": self.penalty.l2}
+
+
+@register
+class HandsOnCopies(layers.Layer):
+    """Its sublayer gets a copy of the regularizer that it saves."""
+
+    def __init__(self, kernel_regularizer=None, **kwargs):
+        super().__init__(**kwargs)
+        self.kernel_regularizer = regularizers.get(kernel_regularizer)
+        copy = regularizers.serialize(self.kernel_regularizer)
+        self.parts = {"dense": [layers.Dense(3, kernel_regularizer=copy, name="inner")]}
+
+    def build(self, shape):
+        self.parts["dense"][0].build(shape)
+
+    def call(self, x):
+        return self.parts["dense"][0](x)
+
+    def get_config(self):
+        penalty = regularizers.serialize(self.kernel_regularizer)
+        return {**super().get_config(), "kernel_regularizer": penalty}
+
+
+@register
+class AddsItself(layers.Layer):
+    """Its penalty is no variable's regularizer, so it is no weight decay."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.code_regularizer = L2(0.5)
+
+    def call(self, x):
+        self.add_loss(self.code_regularizer(x))
+        return x
+
+
+@register
+class HardCoded(layers.Layer):
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1],), regularizer=L2(0.25), name="w")
+
+    def call(self, x):
+        return x * self.w
+
+
+@register
+class Twins(layers.Layer):
+    def build(self, shape):
+        self.ws = [self.add_weight(shape=(2,), regularizer=L2(f), name="w") for f in (0.1, 0.2)]
+
+    def call(self, x):
+        return x + self.ws[0] + self.ws[1]
+
+
+@register
+class OwnL2(L2):
+    """A subclass is another kind: nobody knows what it computes."""
+
+
+@register
+class Subclassed(keras.Model):
+    def __init__(self, units=(4, 2), penalty=None, **kwargs):
+        super().__init__(**kwargs)
+        self.units, self.penalty = units, regularizers.get(penalty)
+        self.blocks = [
+            layers.Dense(u, kernel_regularizer=self.penalty, name=f"block_{u}") for u in units
+        ]
+
+    def build(self, shape):
+        for block in self.blocks:
+            block.build(shape)
+            shape = block.compute_output_shape(shape)
+
+    def call(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def get_config(self):
+        penalty = regularizers.serialize(self.penalty)
+        return {**super().get_config(), "units": list(self.units), "penalty": penalty}
+
+
+def sequential(*parts, shape=(4,)):
+    return keras.Sequential([keras.Input(shape), *parts], name="m")
+
+
+def dense():
+    first = layers.Dense(3, kernel_regularizer=L2(0.1), bias_regularizer=L1(0.25), name="a")
+    return sequential(first, layers.Dense(2, kernel_regularizer=L1L2(0.5, 0.125), name="b"))
+
+
+def conv2d():
+    x = keras.Input((6, 6, 2))
+    y = layers.Conv2D(3, 3, kernel_regularizer="l2", name="conv")(x)
+    return keras.Model(
+        x, layers.Dense(2, kernel_regularizer=L2(0.5), name="dense")(layers.Flatten()(y))
+    )
+
+
+def lstm():
+    cell = {
+        "kernel_regularizer": L2(0.1),
+        "recurrent_regularizer": L2(0.2),
+        "bias_regularizer": L2(0.3),
+    }
+    return sequential(layers.LSTM(3, name="lstm", **cell), shape=(5, 2))
+
+
+def bidirectional():
+    backward = layers.GRU(3, kernel_regularizer=L2(0.3), go_backwards=True, name="back")
+    gru = layers.GRU(3, kernel_regularizer=L2(0.1), recurrent_regularizer=L2(0.2), name="gru")
+    return sequential(layers.Bidirectional(gru, backward_layer=backward, name="bi"), shape=(5, 2))
+
+
+def time_distributed():
+    inner = sequential(layers.Dense(3, kernel_regularizer=L2(0.1), name="inner"), shape=(2,))
+    return sequential(layers.TimeDistributed(inner, name="td"), shape=(5, 2))
+
+
+def stacked_cells():
+    cells = [
+        layers.LSTMCell(3, kernel_regularizer=L2(0.1)),
+        layers.GRUCell(2, recurrent_regularizer=L2(0.2)),
+    ]
+    return sequential(layers.RNN(layers.StackedRNNCells(cells), name="rnn"), shape=(5, 2))
+
+
+def conv_lstm():
+    layer = layers.ConvLSTM1D(2, 3, kernel_regularizer=L2(0.1), recurrent_regularizer=L1(0.5))
+    return sequential(layer, shape=(3, 6, 2))
+
+
+def separable():
+    layer = layers.SeparableConv2D(
+        3, 3, depthwise_regularizer=L2(0.1), pointwise_regularizer=L2(0.2)
+    )
+    return sequential(
+        layer, layers.DepthwiseConv2D(3, depthwise_regularizer=L2(0.3)), shape=(6, 6, 2)
+    )
+
+
+def attention():
+    x = keras.Input((5, 4))
+    parts = {
+        "kernel_regularizer": L2(0.1),
+        "bias_regularizer": L2(0.1),
+        "activity_regularizer": L2(0.1),
+    }
+    y = layers.MultiHeadAttention(2, 3, name="mha", **parts)(x, x)
+    return keras.Model(
+        x, layers.GroupQueryAttention(3, 2, 1, kernel_regularizer=L2(0.2), name="gqa")(y, y)
+    )
+
+
+def embedding():
+    return sequential(
+        layers.Embedding(7, 3, embeddings_regularizer=L2(0.1), name="emb"), shape=(5,)
+    )
+
+
+def norms():
+    parts = {"gamma_regularizer": L2(0.1), "beta_regularizer": L2(0.2)}
+    group = layers.GroupNormalization(2, **parts)
+    prelu = layers.PReLU("ones", L2(0.5))
+    return sequential(
+        layers.LayerNormalization(**parts), layers.BatchNormalization(**parts), group, prelu
+    )
+
+
+def nested():
+    inner = sequential(layers.EinsumDense("ab,bc->ac", 3, kernel_regularizer=L2(0.1), name="inner"))
+    x = keras.Input((4,))
+    outer = keras.Model(x, inner(x), name="middle")
+    y = keras.Input((4,))
+    return keras.Model(y, layers.Dense(2, kernel_regularizer=L2(0.2), name="head")(outer(y)))
+
+
+def subclassed():
+    model = Subclassed(penalty=L2(0.1))
+    model.build((None, 4))
+    return model
+
+
+def lora():
+    model = sequential(layers.Dense(3, kernel_regularizer=L2(0.1), name="d"))
+    model.layers[0].enable_lora(2)
+    return model
+
+
+def shared_layer():
+    twice = layers.Dense(4, kernel_regularizer=L2(0.1), name="twice")
+    x = keras.Input((4,))
+    return keras.Model(x, twice(twice(x)))
+
+
+def frozen():
+    model = dense()
+    model.get_layer("a").trainable = False
+    return model
+
+
+def own_attribute():
+    return sequential(OwnAttribute(3, L2(0.1), name="one"), OwnAttribute(3, L2(0.2), name="two"))
+
+
+def hands_on_copies():
+    return sequential(HandsOnCopies(L2(0.1)))
+
+
+def one_object():  # for kernel, bias and activity
+    penalty = L2(0.1)
+    parts = {
+        "kernel_regularizer": penalty,
+        "bias_regularizer": penalty,
+        "activity_regularizer": penalty,
+    }
+    return sequential(
+        layers.Dense(3, name="d", **parts), layers.Conv1DTranspose(2, 1, **parts), shape=(5, 2)
+    )
+
+
+ZOO = {  # how the paths end, and the decays, in the order of trainable_variables
+    dense: [("a/kernel", 0.0, 0.1), ("a/bias", 0.25, 0.0), ("b/kernel", 0.5, 0.125)],
+    conv2d: [("conv/kernel", 0.0, 0.01), ("dense/kernel", 0.0, 0.5)],
+    lstm: [("lstm_cell/kernel", 0.0, 0.1), ("recurrent_kernel", 0.0, 0.2), ("bias", 0.0, 0.3)],
+    bidirectional: [
+        ("forward_gru/gru_cell/kernel", 0.0, 0.1),
+        ("forward_gru/gru_cell/recurrent_kernel", 0.0, 0.2),
+        ("back/gru_cell/kernel", 0.0, 0.3),
+    ],
+    time_distributed: [("inner/kernel", 0.0, 0.1)],
+    stacked_cells: [("lstm_cell/kernel", 0.0, 0.1), ("gru_cell/recurrent_kernel", 0.0, 0.2)],
+    conv_lstm: [("kernel", 0.0, 0.1), ("recurrent_kernel", 0.5, 0.0)],
+    separable: [
+        ("depthwise_kernel", 0.0, 0.1),
+        ("pointwise_kernel", 0.0, 0.2),
+        ("kernel", 0.0, 0.3),
+    ],
+    attention: [(f"{part}/{name}", 0.0, 0.1) for part in PROJECTIONS for name in ("kernel", "bias")]
+    + [(f"{part}/kernel", 0.0, 0.2) for part in PROJECTIONS],
+    embedding: [("emb/embeddings", 0.0, 0.1)],
+    norms: [("gamma", 0.0, 0.1), ("beta", 0.0, 0.2)] * 3 + [("alpha", 0.0, 0.5)],
+    nested: [("inner/kernel", 0.0, 0.1), ("head/kernel", 0.0, 0.2)],
+    subclassed: [("block_4/kernel", 0.0, 0.1), ("block_2/kernel", 0.0, 0.1)],
+    lora: [("lora_kernel_a", 0.0, 0.1), ("lora_kernel_b", 0.0, 0.1)],
+    shared_layer: [("twice/kernel", 0.0, 0.1)],
+    frozen: [("b/kernel", 0.5, 0.125)],
+    one_object: [("kernel", 0.0, 0.1), ("bias", 0.0, 0.1)] * 2,
+    own_attribute: [("one/w", 0.0, 0.1), ("two/w", 0.0, 0.2)],
+    hands_on_copies: [("inner/kernel", 0.0, 0.1)],
+}
+HAVE_ACTIVITY = (attention, one_object)
+KERAS_3_15 = tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 15)
+# Before 3.15 Keras saves no weights of layers in a list in a dict: they are random after a load.
+SAVED = [make for make in ZOO if KERAS_3_15 or make is not hands_on_copies]
+
+
+def penalized(model):
+    return [v.path for v in model.variables if v.regularizer is not None]
+
+
+def loss_of(model):
+    return sum(float(keras.ops.convert_to_numpy(x)) for x in model.losses)
+
+
+def reloaded(model, tmp_path):
+    model.save(tmp_path / "model.keras")
+    return keras.saving.load_model(tmp_path / "model.keras", compile=False)
+
+
+def inputs_for(model):
+    shape = (4,) if isinstance(model, Subclassed) else model.inputs[0].shape[1:]
+    return np.random.default_rng(0).integers(0, 5, (3, *shape)).astype("float32")
+
+
+def outputs_of(model, x):
+    return keras.ops.convert_to_numpy(model(x))
+
+
+def penalties_in(config, activity=False):
+    """The weight (or else the activity) regularizers anywhere in a model's config."""
+    if isinstance(config, list | tuple):
+        return [found for item in config for found in penalties_in(item, activity)]
+    if not isinstance(config, dict):
+        return []
+    names = [k for k, v in config.items() if k.endswith(("_regularizer", "penalty")) and v]
+    own = [(name, config[name]["config"]) for name in names if ("activity" in name) == activity]
+    return own + [found for item in config.values() for found in penalties_in(item, activity)]
+
+
+@pytest.mark.parametrize("make", ZOO, ids=lambda make: make.__name__)
+def test_finds_the_decays_in_order_and_changes_nothing(make):
+    model = make()
+    regularized = penalized(model)
+    decays = get_weight_decays(model)
+    positions = [
+        [v.path for v in model.trainable_variables].index(key.split("#")[0]) for key in decays
+    ]
+    assert positions == sorted(positions)
+    for (key, found), (end, *expected) in zip(decays.items(), ZOO[make], strict=True):
+        assert key.split("#")[0].endswith(end)
+        assert found == tuple(expected)
+        assert [type(number) for number in found] == [float, float]
+    assert penalized(model) == regularized
+
+
+@pytest.mark.parametrize("make", SAVED, ids=lambda make: make.__name__)
+def test_penalties_leave_and_stay_away(make, tmp_path):
+    model = make()
+    x = inputs_for(model)
+    decays, before = get_weight_decays(model), outputs_of(model, x)
+    owned = [
+        (v.regularizer, v.regularizer.get_config())
+        for v in model.variables
+        if v.regularizer is not None
+    ]
+    activity = penalties_in(model.get_config(), activity=True)
+    assert penalties_in(model.get_config())
+    assert bool(activity) == (make in HAVE_ACTIVITY)
+
+    assert get_weight_decays(model, zero_penalties=True) == decays
+    assert get_weight_decays(model) == decays == get_weight_decays(model, zero_penalties=True)
+    assert all(regularizer.get_config() == config for regularizer, config in owned)
+
+    once = reloaded(model, tmp_path)
+    for m in (model, once, reloaded(once, tmp_path), type(model).from_config(model.get_config())):
+        if not m.built:
+            m.build((None, 4))
+        assert penalized(m) == penalties_in(m.get_config()) == []
+        assert penalties_in(m.get_config(), activity=True) == activity
+        m.trainable = True  # the penalties of frozen layers left as well
+        assert (loss_of(m) == 0) or make in HAVE_ACTIVITY
+    np.testing.assert_array_equal(outputs_of(model, x), before)
+    np.testing.assert_allclose(outputs_of(once, x), before, rtol=1e-5, atol=1e-6)
+    assert (
+        get_weight_decays(once) == {}
+    )  # they are remembered on the variables of the first model only
+
+
+def test_a_shared_regularizer_object_keeps_working_elsewhere():
+    penalty = L2(0.5)
+    ours, other = (sequential(layers.Dense(3, kernel_regularizer=penalty)) for _ in range(2))
+    loss = loss_of(other)
+    get_weight_decays(ours, zero_penalties=True)
+    assert loss_of(ours) == 0
+    assert loss_of(other) == loss > 0
+    assert penalty.l2 == 0.5
+    assert other.layers[0].kernel_regularizer is penalty
+    assert list(get_weight_decays(other).values()) == [(0.0, 0.5)]
+
+
+def test_a_shared_layer_loses_its_penalty_in_both_models_and_both_remember():
+    layer = layers.Dense(3, kernel_regularizer=L2(0.5), name="d")
+    ours, other = sequential(layer), sequential(layer)
+    decays = get_weight_decays(ours, zero_penalties=True)
+    assert loss_of(other) == 0
+    assert get_weight_decays(other) == decays
+
+
+def test_lora_takes_the_frozen_kernel_too(tmp_path):
+    model = lora()
+    get_weight_decays(model, zero_penalties=True)
+    model = reloaded(model, tmp_path)
+    assert len(model.layers[0].variables) == 4
+    assert penalized(model) == []
+
+
+def test_unfreezing_finds_what_was_taken_while_frozen():
+    model = frozen()
+    get_weight_decays(model, zero_penalties=True)
+    model.get_layer("a").trainable = True
+    assert list(get_weight_decays(model).values()) == [(0.0, 0.1), (0.25, 0.0), (0.5, 0.125)]
+
+
+def test_factors_of_zero_are_listed():
+    model = sequential(layers.Dense(3, kernel_regularizer=L2(0.0), name="d"))
+    assert (
+        get_weight_decays(model, zero_penalties=True)
+        == get_weight_decays(model)
+        == {"m/d/kernel": (0.0, 0.0)}
+    )
+
+
+def test_variables_that_share_a_path_are_numbered():
+    model = sequential(Twins(name="t"), shape=(2,))
+    decays = {"m/t/w": (0.0, 0.1), "m/t/w#2": (0.0, 0.2)}
+    assert get_weight_decays(model, zero_penalties=True) == decays == get_weight_decays(model)
+
+
+def a_function(w):
+    return 0.0
+
+
+# Before 3.15 Keras refuses a function as the regularizer of a variable.
+@pytest.mark.parametrize("other", [OwnL2(0.5), a_function] if KERAS_3_15 else [OwnL2(0.5)])
+def test_a_regularizer_set_later_beats_what_is_remembered(other):
+    model = sequential(layers.Dense(3, kernel_regularizer=L2(0.1), name="d"))
+    get_weight_decays(model, zero_penalties=True)
+    model.layers[0].kernel.regularizer = L1(0.5)
+    assert get_weight_decays(model) == {"m/d/kernel": (0.5, 0.0)}
+    model.layers[0].kernel.regularizer = other
+    name = "a_function" if other is a_function else "OwnL2"
+    with pytest.warns(UserWarning, match=rf"m/d/kernel \({name}\)"):
+        assert get_weight_decays(model) == {}
+
+
+@pytest.mark.parametrize(
+    "other", [regularizers.OrthogonalRegularizer(0.1), OwnL2(0.1)], ids=["orthogonal", "subclass"]
+)
+def test_other_kinds_stay_in_the_loss_with_one_warning(other, tmp_path):
+    parts = {"kernel_regularizer": other, "bias_regularizer": L2(0.25)}
+    model = sequential(layers.Dense(3, name="p", **parts), layers.Dense(2, name="q", **parts))
+    with pytest.warns(UserWarning, match="exactly L1, L2 or L1L2") as caught:
+        decays = get_weight_decays(model, zero_penalties=True)
+    assert decays == {"m/p/bias": (0.0, 0.25), "m/q/bias": (0.0, 0.25)}
+    (message,) = [str(w.message) for w in caught]
+    name = type(other).__name__
+    assert f"m/p/kernel ({name}), m/q/kernel ({name})" in message
+    assert "`weight_decays`" in message
+    for m in (model, reloaded(model, tmp_path)):
+        assert [path.removeprefix("m/") for path in penalized(m)] == ["p/kernel", "q/kernel"]
+        assert loss_of(m) > 0
+
+
+def test_a_layer_that_saves_its_factor_can_still_be_saved(tmp_path):
+    model = sequential(ReadsItsFactor(0.5, name="r"))
+    assert get_weight_decays(model, zero_penalties=True) == {"m/r/w": (0.0, 0.5)}
+    again = reloaded(model, tmp_path)
+    assert loss_of(again) == 0
+    assert list(get_weight_decays(again).values()) == [(0.0, 0.0)]
+
+
+def test_a_penalty_that_a_layer_adds_itself_stays(tmp_path):
+    model = sequential(layers.Dense(2, kernel_regularizer=L2(0.5)), AddsItself())
+    x = inputs_for(model)
+    get_weight_decays(model, zero_penalties=True)
+    for m in (model, reloaded(model, tmp_path)):
+        m(x)
+        assert loss_of(m) > 0
+
+
+def test_a_hard_coded_penalty_leaves_and_can_be_taken_again(tmp_path):
+    model = sequential(HardCoded(name="h"))
+    decays = get_weight_decays(model, zero_penalties=True)
+    assert decays == {"m/h/w": (0.0, 0.25)}
+    assert loss_of(model) == 0
+    model = reloaded(model, tmp_path)
+    assert len(penalized(model)) == 1  # made again, for the optimizer's build to take out
+    take_penalty(model.trainable_variables[0])
+    assert loss_of(model) == 0
+    assert list(get_weight_decays(model).values()) == [(0.0, 0.25)]
+
+
+def test_training_has_no_penalty_and_keeps_the_memory():
+    penalty = L2(1e6)
+    model = sequential(layers.Dense(1, kernel_regularizer=penalty, name="d"))
+    get_weight_decays(model, zero_penalties=True)
+    model.compile("sgd", "mse")
+    x = np.ones((4, 4), "float32")
+    loss = model.fit(x, x[:, :1], verbose=0).history["loss"]
+    assert loss[0] < 1e3
+    assert get_weight_decays(model) == {"m/d/kernel": (0.0, 1e6)}
+
+
+def test_read_penalty_of_one_variable():
+    model = dense()
+    kernel = model.get_layer("b").kernel
+    assert read_penalty(kernel) == (0.5, 0.125)
+    take_penalties(model)
+    assert kernel.regularizer is None
+    assert read_penalty(kernel) == (0.5, 0.125)
+    assert read_penalty(model.get_layer("b").bias) is None
+    assert read_penalty(object()) is None  # a raw tf.Variable has no regularizer either
+    take_penalty(object())
+
+
+@pytest.mark.parametrize("function", [get_weight_decays, take_penalties])
+def test_what_is_no_model(function):
+    for wrong in (None, "model", layers.Dense(2)):
+        with pytest.raises(TypeError, match=r"`model` must be a keras\.Model\. Received: model="):
+            function(wrong)
+    with pytest.raises(
+        ValueError, match=r"Received: the unbuilt model 'late'. Call model.build\(input_shape\)"
+    ):
+        function(keras.Sequential([layers.Dense(2)], name="late"))
+
+
+def test_fill_dict_in_order():
+    decays = {"b": (0.0, 0.0), "a": (0.0, 0.1), "c": (0.0, 0.0)}
+    filled = fill_dict_in_order(decays, [(0, 1e-4), [1e-6, np.float32(0.5)], 2])
+    assert list(filled.items()) == [("b", (0.0, 1e-4)), ("a", (1e-6, 0.5)), ("c", 2.0)]
+    assert decays == {"b": (0.0, 0.0), "a": (0.0, 0.1), "c": (0.0, 0.0)}
+    assert fill_dict_in_order({}, []) == {}
+
+
+@pytest.mark.parametrize("values", [[], [1, 2], [1, 2, 3, 4]])
+def test_fill_dict_refuses_another_length(values):
+    with pytest.raises(
+        ValueError, match=rf"3 keys of `wd_dict`. Received: {len(values)} values.*\['x', 'y', 'z'\]"
+    ):
+        fill_dict_in_order(dict.fromkeys("xyz", (0.0, 0.0)), values)
+
+
+@pytest.mark.parametrize("value", [-1, (0, -1e-9), (0, np.nan), np.inf, (1,), (1, 2, 3), ()])
+def test_fill_dict_refuses_what_is_no_decay(value):
+    with pytest.raises(ValueError, match=r"`values\[0\].* Received: values\[0\].*=.*no decay"):
+        fill_dict_in_order({"x": (0.0, 0.0)}, [value])
+
+
+@pytest.mark.parametrize("value", ["12", None, True, (0, True), (0, "1")])
+def test_fill_dict_refuses_what_is_no_number(value):
+    with pytest.raises(TypeError, match=r"`values\[0\].* Received: values\[0\].*=.*no decay"):
+        fill_dict_in_order({"x": (0.0, 0.0)}, [value])
+
+
+def test_fill_dict_wants_a_dict_and_a_list():
+    with pytest.raises(TypeError, match="`wd_dict` must be a dict"):
+        fill_dict_in_order(["x"], [1])
+    for values in ({"x": 1}, "1", 1, None):
+        with pytest.raises(TypeError, match="`values` must be a list"):
+            fill_dict_in_order({"x": (0.0, 0.0)}, values)

@@ -1,0 +1,310 @@
+"""torch's accelerated update beside `update_step`, its reference: every optimizer, every argument, random mixtures.
+
+`side_by_side.py` says what must agree and how closely.
+"""
+
+import contextlib
+import functools
+
+import hypothesis.strategies as st
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from cases import (
+    BACKEND,
+    CASES,
+    OPTIMIZERS,
+    PATHS,
+    gradients,
+    initial_values,
+    make_variable,
+    warm_restarts,
+)
+from training import make
+
+if BACKEND == "torch":
+    import torch
+
+    from keras_decoupled.fast import torch_kernels
+    from side_by_side import Sides, as_tensor, normal, variables_of
+
+    def six_variables():
+        return [
+            make_variable(path, value) for path, value in zip(PATHS, initial_values(), strict=True)
+        ]
+
+    # --- rules, schedules, restarts, accumulation: the cases of the trajectory tests ---
+
+    # Every case for one optimizer of each class; for the variants those that reach their own arithmetic.
+    ARITHMETIC = ["l1 and l2", "multipliers", "accumulation", "learning rate set", "annealing"]
+    MATRIX = [
+        (name, case)
+        for name in OPTIMIZERS
+        for case in (CASES if name in ("adamw", "nadamw", "sgdw-nesterov") else ARITHMETIC)
+    ]
+
+    @pytest.mark.parametrize(("name", "case"), MATRIX)
+    def test_cases(name, case):
+        case = CASES[case]
+        sides = Sides(lambda: case.optimizer(name), six_variables)
+        micro_batches = iter(gradients(case.updates * case.accumulate))
+        for k in range(case.updates):
+            if event := case.events.get(k):
+                sides.do(lambda optimizer, _, event=event: event(optimizer))
+            for i in range(case.accumulate):
+                sides.step(next(micro_batches), calls=int(i == case.accumulate - 1))
+
+    # --- what Keras does around the update ---
+
+    ARGUMENTS = {
+        "EMA": {"use_ema": True, "ema_momentum": 0.5},
+        "EMA, overwriting": {"use_ema": True, "ema_momentum": 0.9, "ema_overwrite_frequency": 2},
+        "clipnorm": {"clipnorm": 0.5},
+        "global_clipnorm": {"global_clipnorm": 0.7},
+        "clipvalue": {"clipvalue": 0.2},
+        "loss_scale_factor": {"loss_scale_factor": 8.0},
+        "accumulation, clipnorm, EMA": {
+            "gradient_accumulation_steps": 2,
+            "clipnorm": 0.5,
+            "use_ema": True,
+            "ema_overwrite_frequency": 3,
+        },
+        "all": {
+            "weight_decay": keras.optimizers.schedules.PolynomialDecay(0.06, 6, 0.01),
+            "weight_decays": {"bias": (0.01, 0.02), "scale": (0.02, 0)},
+            "lr_multipliers": {"dense_1": 0.5, "head/bias": 0, "dense_10": 1e-6},
+            "normalize_weight_decay": True,
+            "gradient_accumulation_steps": 2,
+            "global_clipnorm": 0.7,
+            "use_ema": True,
+            "ema_overwrite_frequency": 3,
+        },
+    }
+
+    @pytest.mark.parametrize("arguments", ARGUMENTS)
+    @pytest.mark.parametrize("name", OPTIMIZERS)
+    def test_keras_arguments(name, arguments):
+        def variables():
+            made = six_variables()
+            made[0].constraint = keras.constraints.MaxNorm(0.5)
+            made[4].constraint = keras.constraints.NonNeg()
+            return made
+
+        def optimizer():
+            more = ARGUMENTS[arguments]
+            if "normalize_weight_decay" in more:
+                more = more | {"learning_rate": warm_restarts(0.05, 2, t_mul=2, eta_min=0.0)}
+            return make(name, **more)
+
+        sides = Sides(optimizer, variables)
+        every = ARGUMENTS[arguments].get("gradient_accumulation_steps", 1)
+        for k, grads in enumerate(gradients(8)):
+            sides.step(grads, calls=int((k + 1) % every == 0))
+
+    @pytest.mark.parametrize("name", OPTIMIZERS)
+    def test_constant_factors_keep_float64(name):
+        """Nothing on the way is rounded to float32."""
+        shapes = [(3, 2), (5,), ()]
+        sides = Sides(
+            lambda: make(name, weight_decays={"v1": (0.01, 0.02)}, lr_multipliers={"v2": 0.3}),
+            variables_of(*(normal(s, dtype="float64") for s in shapes), dtypes=["float64"] * 3),
+        )
+        for k in range(8):
+            sides.step([normal(s, k, "float64") for s in shapes])
+
+    @pytest.mark.parametrize("rate", [1e-12, 1e-25, 1e-38, 1e-40, 1e-46])
+    @pytest.mark.parametrize("name", OPTIMIZERS)
+    def test_tiny_rates(name, rate):
+        """An exponential decay gets there. Below 1e-38 float32 has few digits, and 1/rate is infinite."""
+        sides = Sides(lambda: make(name), six_variables)
+        for k, grads in enumerate(gradients(6)):
+            if k in (2, 5):
+                now = rate if k == 2 else 0.05
+                sides.do(lambda optimizer, _, now=now: setattr(optimizer, "learning_rate", now))
+            sides.step(grads)
+
+    def test_a_callable_that_says_something_else_each_time():
+        """Variables of all multipliers step at one and the same rate."""
+
+        def optimizer():
+            rates = iter(range(1, 1000))
+            return make(
+                "sgdw",
+                learning_rate=lambda: 0.5 ** next(rates),
+                base_learning_rate=1.0,
+                weight_decay=0,
+                lr_multipliers={"v0": 0.5, "v1": 2},
+            )
+
+        made, variables = optimizer(), variables_of(*[np.zeros(1)] * 3)()
+        for _ in range(3):
+            before = [float(v.numpy()[0]) for v in variables]
+            made.apply([torch.ones(1)] * 3, variables)
+            a, b, c = (x - float(v.numpy()[0]) for x, v in zip(before, variables, strict=True))
+            assert a == pytest.approx(c / 2, rel=1e-4)
+            assert b == pytest.approx(c * 2, rel=1e-4)
+
+    class TensorSchedule(keras.optimizers.schedules.LearningRateSchedule):
+        """One that was written for torch and asks a tensor of its step, as `update_step` gives it."""
+
+        initial_learning_rate = 0.05
+
+        def __call__(self, step):
+            return 0.05 / (1 + step.to(torch.float32))
+
+        def get_config(self):
+            return {}
+
+    @pytest.mark.parametrize("argument", ["learning_rate", "weight_decay"])
+    def test_schedules_get_a_tensor(argument):
+        sides = Sides(lambda: make("adamw", **{argument: TensorSchedule()}), six_variables)
+        for grads in gradients(3):
+            sides.step(grads)
+
+    # --- random mixtures ---
+
+    def contiguous(g):
+        return torch.as_tensor(g)
+
+    def strided(g):
+        return torch.stack([torch.as_tensor(g)] * 2, dim=-1)[..., 0]
+
+    def expanded(g):
+        return torch.full((), 0.7, dtype=torch.as_tensor(g).dtype).expand(g.shape)
+
+    def with_graph(g):
+        g = torch.as_tensor(g).requires_grad_()
+        return g * torch.sigmoid(g)
+
+    def double(g):
+        return torch.as_tensor(g).double()
+
+    def half(g):
+        return torch.as_tensor(g).half()
+
+    KINDS = [contiguous, contiguous, strided, expanded, with_graph, double, half, None]
+    KERAS = [{}, {"clipnorm": 0.5}, {"use_ema": True}, {"gradient_accumulation_steps": 2}]
+    numbers = st.sampled_from([0.0, 1e-6, 0.03])
+    one_variable = st.tuples(
+        st.sampled_from([(), (1,), (3,), (2, 4), (0, 2), (5, 7)]),
+        st.sampled_from(["float32", "float32", "float32", "float64", "bfloat16", "float16"]),
+        st.tuples(numbers, numbers),
+        st.sampled_from([1.0, 1.0, 0.5, 2.0, 0.0]),
+        st.lists(st.sampled_from(KINDS), min_size=3, max_size=3),
+    )
+
+    @settings(max_examples=150)
+    @given(
+        name=st.sampled_from(list(OPTIMIZERS)),
+        drawn=st.lists(one_variable, min_size=1, max_size=5),
+        keras_arguments=st.sampled_from(KERAS),
+        piece=st.sampled_from([4, 7, 2**16]),
+        rates=st.lists(st.sampled_from([None, 0.0, 0.01, 0.2]), min_size=3, max_size=3),
+        grad_mode=st.sampled_from([contextlib.nullcontext, torch.no_grad, torch.enable_grad]),
+    )
+    @pytest.mark.filterwarnings("ignore:Gradients do not exist")
+    def test_random_mixtures(name, drawn, keras_arguments, piece, rates, grad_mode):
+        shapes, dtypes, decays, multipliers, kinds = zip(*drawn, strict=True)
+
+        def optimizer():
+            return make(
+                name,
+                weight_decay=0,
+                weight_decays={f"v{i}": pair for i, pair in enumerate(decays)},
+                lr_multipliers={f"v{i}": m for i, m in enumerate(multipliers)},
+                **keras_arguments,
+            )
+
+        def grads(k):
+            made = [
+                None if kind[k] is None else kind[k](normal(shape, 10 * k + i))
+                for i, (kind, shape) in enumerate(zip(kinds, shapes, strict=True))
+            ]
+            # of None alone Keras makes an error
+            return (
+                made
+                if any(g is not None for g in made)
+                else [as_tensor(normal(shapes[0])), *made[1:]]
+            )
+
+        every = keras_arguments.get("gradient_accumulation_steps", 1)
+        with pytest.MonkeyPatch.context() as patch, grad_mode():
+            patch.setattr(torch_kernels, "_PIECE", {"cpu": piece})
+            values = [normal(shape, i) for i, shape in enumerate(shapes)]
+            sides = Sides(optimizer, variables_of(*values, dtypes=dtypes))
+            for k, rate in enumerate(rates):
+                if rate is not None:
+                    sides.do(lambda o, _, rate=rate: setattr(o, "learning_rate", rate))
+                made = grads(k)
+                sides.updates += 1
+                sides.do(functools.partial(_apply, made))
+                assert len(sides.rests) == int((k + 1) % every == 0)
+
+    def _apply(grads, optimizer, variables):
+        optimizer.apply(list(grads), variables)
+
+    # --- rounding ---
+
+    @pytest.mark.parametrize("decay", [1e-4, 1e-6])
+    @pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw"])
+    def test_a_decay_that_float32_can_hardly_tell_from_none(name, decay):
+        """torch multiplies by float32(1 − decay), which at 1e-6 is 1 − 0.954e-6: 5% off."""
+        optimizer = make(name, weight_decay=decay)
+        values = np.float32(1 + 0.7 * np.random.default_rng(0).random(2000))
+        (variable,) = variables_of(values)()
+        updates = 3000
+        for _ in range(updates):
+            optimizer.apply([torch.zeros(2000)], [variable])
+        lost = np.mean(1 - variable.numpy() / np.float64(values))
+        np.testing.assert_allclose(lost, 1 - (1 - decay) ** updates, rtol=0.01)
+
+    # --- memory ---
+
+    TWO_RULES = {"weight_decay": 0.03, "weight_decays": {"v1": (0.01, 0.02)}}
+
+    def peak(optimizer, variables, gradients):
+        """Bytes that an update holds at most at one time beyond what is there before, by torch's own count."""
+        optimizer.apply(gradients, variables)
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile:
+            optimizer.apply(gradients, variables)
+        events = profile.profiler.kineto_results.events()
+        memory = [e for e in events if e.name() == "[memory]"]
+        changes = [e.nbytes() for e in sorted(memory, key=lambda e: e.start_ns())]
+        assert changes
+        return int(np.cumsum([0, *changes]).max())
+
+    @pytest.mark.parametrize("name", ["adamw", "adamw-amsgrad", "nadamw", "sgdw-nesterov"])
+    def test_peak_memory(name):
+        """10.5M parameters, 42 MB, of which a step in one pass would need as much again."""
+        shapes = [(2048, 4096), (1000, 2000), *[(300,)] * 100]
+        variables = variables_of(*(np.ones(s, "float32") for s in shapes))()
+        optimizer = make(name, **TWO_RULES)
+        optimizer.build(variables)
+        gradients = [torch.ones(s) for s in shapes]
+        assert peak(optimizer, variables, gradients) <= 2e6
+        if name == "adamw":  # the measure sees what it is meant to see
+            optimizer._fused = None
+            assert peak(optimizer, variables, gradients) >= 30e6
+
+    @pytest.mark.parametrize("rate", [-0.1, float("nan"), float("inf")])
+    @pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw"])
+    def test_a_rate_that_turns_bad(name, rate):
+        """As `update_step`: below zero everything goes backwards, the decay too; and no error in mid-update."""
+        after = []
+        for fused in (True, False):
+            rates = [0.1]
+            optimizer = make(name, learning_rate=lambda rates=rates: rates[0], weight_decay=0.5)
+            (variable,) = variables_of(np.ones(3, "float32"))()
+            optimizer.build([variable])
+            if not fused:
+                optimizer._fused = None
+            rates[0] = rate
+            optimizer.apply([torch.full((3,), 0.5)], [variable])
+            after.append(variable.numpy())
+        finite = np.isfinite(after[1])
+        np.testing.assert_array_equal(np.isfinite(after[0]), finite)
+        np.testing.assert_allclose(after[0][finite], after[1][finite], rtol=1e-5)
