@@ -251,7 +251,6 @@ def assert_float64(name, runner):
 
 JAX_WITH_FLOAT64 = """
 import sys
-from pathlib import Path
 sys.path[:0] = {path!r}
 import test_low_precision
 for name in test_low_precision.NAMES:
