@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,14 +15,6 @@ from keras_decoupled.checks import flag, integer, real
 _INT32_MAX = 2**31 - 1  # JAX counts in int32, so every backend does: steps 0 … 2³¹ − 2
 _MAX_CYCLES = 100_000
 _RADIX = 2048  # of the cycle index, for m_mul^i: at most 3 digits
-
-
-class _Place(NamedTuple):
-    """Where a step lies, in int32."""
-
-    i: Any  # index of the cycle
-    elapsed: Any  # updates since the cycle began; beyond T after the only cycle
-    T: Any  # updates in the cycle
 
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")
@@ -37,9 +30,8 @@ class CosineWarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
     and once, before the first cycle, `η = eta_max·(k + 1)/(warmup_steps + 1)` for the steps
     `k < warmup_steps`. The boundaries come from integer arithmetic, for steps up to 2³¹ − 2.
 
-    Every method takes an integer or an array of them: Python, NumPy, a variable, or a tensor, also
-    a traced one. It returns a backend tensor: η and the rate in float32 (float64 where that is
-    `keras.config.floatx()`, never less), counts in int32.
+    Every method takes an integer or an array of them, also a variable or a traced tensor, and
+    returns a tensor: η and the rate in float32 (float64 under that floatx), counts in int32.
 
     Args:
         initial_learning_rate: learning rate at η = 1, the base learning rate α; ≥ 0.
@@ -50,15 +42,13 @@ class CosineWarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
         eta_max: η at the start of the first cycle; ≥ `eta_min`. Default 1.
         warmup_steps: updates of linear warm-up before the first cycle; ≥ 0. Default 0.
         endpoint: True (default): the last update of a cycle is at `eta_min` exactly. False: the
-            restart comes where `eta_min` would be reached, as in SGDR, Keras'
-            `CosineDecayRestarts` and torch's `CosineAnnealingWarmRestarts`.
+            restart comes where `eta_min` would be reached, as in SGDR, Keras and torch.
         autorestart: False: one cycle only, after which η stays at `eta_min`. Default True.
         name: a label, kept in the config.
 
     Raises:
         TypeError: an argument of a wrong type; booleans are no numbers here.
-        ValueError: an argument out of its range or not finite, or a `t_mul` > 1 so close to 1 that
-            more than 100,000 cycles begin before step 2³¹ − 1.
+        ValueError: an argument out of range or not finite; `t_mul` > 1 with over 100,000 cycles.
 
     Example:
     >>> schedule = CosineWarmRestarts(0.1, first_decay_steps=3, t_mul=2.0)
@@ -69,8 +59,7 @@ class CosineWarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
     >>> optimizer = keras.optimizers.SGD(schedule)
 
     References:
-        Loshchilov & Hutter, SGDR, eq. 5: https://arxiv.org/abs/1608.03983;
-        Decoupled Weight Decay Regularization, Appendix B.2: https://arxiv.org/abs/1711.05101
+        Loshchilov & Hutter: https://arxiv.org/abs/1608.03983, eq. 5; 1711.05101, Appendix B.2
     """
 
     def __init__(
@@ -87,10 +76,7 @@ class CosineWarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
         name: str | None = None,
     ) -> None:
         self.initial_learning_rate = real(
-            "initial_learning_rate",
-            initial_learning_rate,
-            minimum=0,
-            cure="Pass the learning rate at η = 1, such as 0.001.",
+            "initial_learning_rate", initial_learning_rate, minimum=0, cure="It is the rate at η=1."
         )
         self.endpoint = flag("endpoint", endpoint, cure="True ends a cycle at eta_min exactly.")
         self.autorestart = flag("autorestart", autorestart, cure="False stays at eta_min.")
@@ -98,34 +84,19 @@ class CosineWarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
             "first_decay_steps",
             first_decay_steps,
             minimum=2 if self.endpoint else 1,
-            cure="Pass the updates in the first cycle (epochs · batches per epoch); "
-            "with endpoint=True a cycle needs 2, its peak and its end.",
+            cure="It counts updates; with endpoint=True a cycle needs 2, its peak and its end.",
         )
-        self.t_mul = real(
-            "t_mul",
-            t_mul,
-            minimum=1,
-            cure="Pass 1 for cycles of equal length, more for longer ones.",
-        )
-        self.m_mul = real(
-            "m_mul", m_mul, minimum=0, cure="Pass 1 for equal peaks, less for falling ones."
-        )
-        self.eta_min = real(
-            "eta_min", eta_min, minimum=0, cure="Pass a fraction of the base rate, such as 0."
-        )
-        self.eta_max = real(
-            "eta_max", eta_max, minimum=0, cure="Pass a multiple of the base rate, such as 1."
-        )
+        self.t_mul = real("t_mul", t_mul, minimum=1, cure="Pass 1 for cycles of equal length.")
+        self.m_mul = real("m_mul", m_mul, minimum=0, cure="Pass 1 for peaks of equal height.")
+        self.eta_min = real("eta_min", eta_min, minimum=0, cure="It is η at the end of a cycle.")
+        self.eta_max = real("eta_max", eta_max, minimum=0, cure="It is η at the first peak.")
+        self.warmup_steps = integer("warmup_steps", warmup_steps, minimum=0, cure="0 is none.")
         if self.eta_min > self.eta_max:
             raise ValueError(
                 "`eta_min` must be ≤ `eta_max`: a cycle falls from eta_max to eta_min. "
-                f"Received: eta_min={eta_min!r}, eta_max={eta_max!r}. "
-                "Lower eta_min or raise eta_max."
+                f"Received: eta_min={eta_min!r}, eta_max={eta_max!r}. Lower eta_min."
             )
-        self.warmup_steps = integer(
-            "warmup_steps", warmup_steps, minimum=0, cure="Pass the updates of warm-up, 0 for none."
-        )
-        if not isinstance(name, (str, type(None))):
+        if not (name is None or isinstance(name, str)):
             raise TypeError(
                 f"`name` must be a string or None. Received: name={name!r} of type "
                 f"{type(name).__name__}. It is a label: leave it out or pass a string."
@@ -135,66 +106,62 @@ class CosineWarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
         # Boundaries are Python's integers. Only the last T can pass int32: the table holds it
         # there, and what is beyond is kept apart.
         self._warmup = min(self.warmup_steps, _INT32_MAX)
-        starts, lengths, cycles = self._cycles(_INT32_MAX - self._warmup)
-        self._starts = None if starts is None else np.array(starts, "int32")
+        limit = _INT32_MAX - self._warmup
+        starts, lengths = self._cycles(limit)
+        self._starts = np.array(starts, "int32")
         self._lengths = np.array([min(T, _INT32_MAX) for T in lengths], "int32")
         self._excess = float(max(lengths[-1] - _INT32_MAX, 0))
-        self._last_cycle = cycles - 1
+        self._equal = self.autorestart and self.t_mul == 1  # the one length is that of all cycles
+        self._last_cycle = max(limit - 1, 0) // lengths[0] if self._equal else len(starts) - 1
         # m_mul^i is a product with one factor per digit of i, each a float64 rounded once: good to
         # the last bits for any of the 2³¹ cycles of t_mul=1, which a power in float32 is not.
-        units = [1] + [unit for unit in (_RADIX, _RADIX**2) if unit < cycles]
         self._m_powers = []
-        if self.m_mul != 1:
-            for unit in units:
-                digits = np.arange(min(_RADIX, -(-cycles // unit)), dtype="float64")
+        for unit in (1, _RADIX, _RADIX**2):
+            if self.m_mul != 1 and unit <= self._last_cycle:
+                digits = np.arange(min(_RADIX, self._last_cycle // unit + 1), dtype="float64")
                 with np.errstate(over="ignore"):
                     self._m_powers.append((unit, self.m_mul ** (unit * digits)))
 
-    def _cycles(self, limit: int) -> tuple[list[int] | None, list[int], int]:
-        """Starts (None: multiples of T), lengths and number of cycles that start before `limit`."""
-        first = self.first_decay_steps
-        if not self.autorestart:
-            return [0], [first], 1
-        if self.t_mul == 1:
-            return None, [first], max(-(-limit // first), 1)
-        starts, lengths = [0], [first]
-        while (start := starts[-1] + lengths[-1]) < limit:
+    def _cycles(self, limit: int) -> tuple[list[int], list[int]]:
+        """Starts and lengths of the cycles that start before `limit`; the first of equal ones."""
+        starts, lengths = [0], [self.first_decay_steps]
+        growing = self.autorestart and self.t_mul > 1
+        while growing and (start := starts[-1] + lengths[-1]) < limit:
             if len(starts) == _MAX_CYCLES:
                 raise ValueError(
                     f"`t_mul` > 1 must make at most {_MAX_CYCLES:,} cycles before step 2**31 - 1. "
-                    f"Received: t_mul={self.t_mul!r} with first_decay_steps={first!r}. "
+                    f"Received: t_mul={self.t_mul!r} with first_decay_steps={lengths[0]!r}. "
                     "Pass t_mul=1 for cycles of equal length, or a larger t_mul."
                 )
-            length = min(first * self.t_mul ** len(starts), 2.0**62)  # round(inf) would raise
+            length = min(lengths[0] * self.t_mul ** len(starts), 2.0**62)  # round(inf) would raise
             starts.append(start)
             lengths.append(round(length))
-        return starts, lengths, len(starts)
+        return starts, lengths
 
-    def _place(self, step: Any) -> _Place:
-        """The place of an int32 step; in the warm-up that of the first update after it."""
+    def _place(self, step: Any) -> tuple[Any, Any, Any]:
+        """(i, s, T) at an int32 step; s is 0 in the warm-up, and passes T after the only cycle."""
         k = step - self._warmup
         k = ops.maximum(k, ops.zeros_like(k))
-        if self._starts is None:
+        if self._equal:
             T = int(self._lengths[0])
-            i = k // T
-            return _Place(i, k - i * T, ops.full_like(k, T))
+            return k // T, k % T, ops.full_like(k, T)
         starts, lengths = _tensor(self._starts), _tensor(self._lengths)
         vector = ops.reshape(k, (-1,))  # TensorFlow searches for nothing else
         i = ops.reshape(ops.searchsorted(starts, vector, side="right") - 1, ops.shape(k))
-        return _Place(i, k - ops.take(starts, i), ops.take(lengths, i))
+        return i, k - ops.take(starts, i), ops.take(lengths, i)
 
     def cycle(self, step: Any) -> Any:
         """The index i of the cycle at `step`, from 0."""
-        return self._place(_int32(step)).i
+        return self._place(_int32(step))[0]
 
     def position(self, step: Any) -> Any:
         """The position s in the cycle at `step`: 0 in the warm-up, T − 1 after the only cycle."""
-        place = self._place(_int32(step))
-        return ops.minimum(place.elapsed, place.T - 1)
+        _, elapsed, T = self._place(_int32(step))
+        return ops.minimum(elapsed, T - 1)
 
     def cycle_steps(self, step: Any) -> Any:
         """T of the cycle at `step`, in updates (a T beyond int32 is given as 2³¹ − 1)."""
-        return self._place(_int32(step)).T
+        return self._place(_int32(step))[2]
 
     def multiplier(self, step: Any) -> Any:
         """η at `step`: the learning rate over `initial_learning_rate`."""
@@ -230,18 +197,8 @@ class CosineWarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments, as `from_config` takes them."""
-        return {
-            "initial_learning_rate": self.initial_learning_rate,
-            "first_decay_steps": self.first_decay_steps,
-            "t_mul": self.t_mul,
-            "m_mul": self.m_mul,
-            "eta_min": self.eta_min,
-            "eta_max": self.eta_max,
-            "warmup_steps": self.warmup_steps,
-            "endpoint": self.endpoint,
-            "autorestart": self.autorestart,
-            "name": self.name,
-        }
+        names = inspect.signature(CosineWarmRestarts).parameters
+        return {name: getattr(self, name) for name in names}
 
 
 def _int32(step: Any) -> Any:

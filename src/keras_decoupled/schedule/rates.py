@@ -9,7 +9,8 @@ would give 1.00000005 where 1 is meant.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -19,23 +20,18 @@ from keras_decoupled import checks
 
 from .cosine import CosineWarmRestarts
 
-# A schedule that nowhere says what its peak is gets asked at these steps.
-_PROBES = (0, *(10**j for j in range(10)))
+_POWERS = [0, *(10**j for j in range(10))]  # asked whether a schedule rises
+_SEARCHED = sorted({0, *(round(10 ** (6 * i / 199)) for i in range(200))})  # asked for its top
 
 
 class Rate(LearningRateSchedule):
-    """Base: a constant rate, α at every step."""
+    """Base of all kinds, called with s: a Keras schedule, as Keras' constructor takes no other."""
 
-    def __init__(self, base: float) -> None:
-        self.base = base  # α
-
-    def __call__(self, step: Any) -> Any:
-        """Return schedule(s), the rate before the factor r."""
-        return self.base
+    base: float  # α
 
     def multiplier(self, step: Any) -> Any:
         """Return schedule(s)/α."""
-        return 1.0
+        return self(step) / self.base
 
     @property
     def known_base(self) -> float | None:
@@ -52,6 +48,21 @@ class Rate(LearningRateSchedule):
         return {}
 
 
+class ConstantRate(Rate):
+    """A number: α at every step."""
+
+    def __init__(self, base: float) -> None:
+        self.base = base
+
+    def __call__(self, step: Any) -> Any:
+        """Return α."""
+        return self.base
+
+    def multiplier(self, step: Any) -> Any:
+        """Return 1."""
+        return 1.0
+
+
 class CallableRate(Rate):
     """A bare callable: α is its value when the optimizer is built."""
 
@@ -60,7 +71,7 @@ class CallableRate(Rate):
         self._base = base
         # TensorFlow builds inside a traced step, where a tensor has no value to be read: then
         # it is the value here. A config has α, so that reading one calls nothing.
-        self._first: float | None = self._ask() if base is None else None
+        self._first = self._ask() if base is None else None
 
     @property
     def base(self) -> float:  # type: ignore[override]
@@ -70,6 +81,11 @@ class CallableRate(Rate):
         now = self._ask()
         value = self._first if now is None else now
         return _reference(math.nan if value is None else value, "the callable's value at build")
+
+    @property
+    def known_base(self) -> float | None:
+        """α where the callable was asked already."""
+        return self._base
 
     def fix_base(self) -> None:
         """Take the callable's value now, at build, as α."""
@@ -85,40 +101,37 @@ class CallableRate(Rate):
             # No eager value here, or the callable is not ready to be asked.
             return None
 
-    @property
-    def known_base(self) -> float | None:
-        """α where the callable was asked already."""
-        return self._base
-
     def __call__(self, step: Any) -> Any:
         """Return what the callable says now."""
         return self.function()
-
-    def multiplier(self, step: Any) -> Any:
-        """Return the callable's value over α."""
-        return self.function() / self.base
 
 
 class ScheduleRate(Rate):
     """Any Keras schedule."""
 
     def __init__(self, schedule: LearningRateSchedule, base: float | None) -> None:
-        super().__init__(_schedule_reference(schedule) if base is None else base)
         self.schedule = schedule
-
-    @property
-    def peak(self) -> float:
-        """What the schedule says of itself, else the highest of some values."""
-        own = _own_reference(self.schedule)
-        return own or max(value for _, value in _probe(self.schedule))
+        if base is None:
+            base, source, rises = _top(schedule)
+            _reference(base, source)
+            if rises:
+                warnings.warn(
+                    "`learning_rate` is a schedule that rises, and no `base_learning_rate` says at "
+                    f"which rate η is 1 and the weight decay acts in full. {base:g} is taken for "
+                    f"it: {source}. Pass that or another one as `base_learning_rate`.",
+                    UserWarning,
+                    stacklevel=6,  # where the optimizer is made
+                )
+        self.base = base
 
     def __call__(self, step: Any) -> Any:
         """Return schedule(s)."""
         return self.schedule(step)
 
-    def multiplier(self, step: Any) -> Any:
-        """Return schedule(s)/α."""
-        return self.schedule(step) / self.base
+    @property
+    def peak(self) -> float:
+        """The rate that would be α, had no other been given."""
+        return _top(self.schedule)[0]
 
 
 class CosineRate(ScheduleRate):
@@ -136,7 +149,7 @@ class CosineRate(ScheduleRate):
         return self.schedule.initial_learning_rate * self.schedule.eta_max
 
 
-def make_rate(learning_rate: Any, base_learning_rate: Any) -> tuple[Rate, float]:
+def make_rate(learning_rate: Any, base_learning_rate: Any = None) -> tuple[Rate, float]:
     """Return the rate of a `learning_rate` argument and the factor r that it starts with.
 
     A float that differs from `base_learning_rate` starts with r = learning_rate/base: so a config
@@ -144,13 +157,13 @@ def make_rate(learning_rate: Any, base_learning_rate: Any) -> tuple[Rate, float]
     """
     base = None
     if base_learning_rate is not None:
-        base = _reference(
-            checks.real(
-                "base_learning_rate", base_learning_rate, cure="It is the rate at which η is 1."
-            ),
-            "`base_learning_rate`",
-        )
+        cure = "It is the rate at which η is 1."
+        base = checks.real("base_learning_rate", base_learning_rate, cure=cure)
+        _reference(base, "`base_learning_rate`")
     if isinstance(learning_rate, CosineWarmRestarts):
+        if base is None:  # nothing to search: its η is a multiple of this, whatever its eta_max
+            base = learning_rate.initial_learning_rate
+            _reference(base, "the schedule's `initial_learning_rate`")
         return CosineRate(learning_rate, base), 1.0
     if isinstance(learning_rate, LearningRateSchedule):
         checks.of_one_number("learning_rate", learning_rate)
@@ -170,7 +183,7 @@ def make_rate(learning_rate: Any, base_learning_rate: Any) -> tuple[Rate, float]
         cure="Pass a number, a `LearningRateSchedule` or a callable without arguments.",
     )
     base = _reference(rate, "`learning_rate`") if base is None else base
-    return Rate(base), rate / base
+    return ConstantRate(base), rate / base
 
 
 def _reference(value: float, source: str) -> float:
@@ -183,42 +196,53 @@ def _reference(value: float, source: str) -> float:
     return value
 
 
-def _schedule_reference(schedule: LearningRateSchedule) -> float:
-    """α of a schedule: the end of its warm-up, else its initial rate, else its value at step 0."""
-    if getattr(schedule, "warmup_target", None) is not None:
-        return _reference(float(schedule.warmup_target), "the schedule's `warmup_target`")
-    own = _own_reference(schedule)
+def _top(schedule: LearningRateSchedule) -> tuple[float, str, bool]:
+    """Return the rate at which a schedule's η is 1, what that is in it, and whether it rises to it.
+
+    It is the end of its warm-up, else its initial rate, else its value at step 0; where the
+    schedule rises far above the latter two, its largest value as far as a search can tell.
+    """
+    target, own = (getattr(schedule, x, None) for x in ("warmup_target", "initial_learning_rate"))
+    if target is not None:
+        return float(target), "the schedule's `warmup_target`", False
+
+    def values(*steps: int) -> dict[int, float]:
+        found: dict[int, float] = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for step in steps:
+                try:  # with a tensor, as in an update: of Python's 0, 0 ** -0.5 is an error
+                    rate = schedule(keras.ops.convert_to_tensor(step, "int32"))
+                    found[step] = float(keras.ops.convert_to_numpy(rate))
+                except Exception:
+                    if own is None and step == 0:
+                        raise
+                    break  # a table, say, that ends before this step
+        return found
+
     if own is None:
-        start = _reference(_value_at(schedule, 0), "the schedule's value at step 0")
-    else:
-        start = _reference(own, "the schedule's `initial_learning_rate`")
-    # An initial rate is the base, unless the schedule is a warm-up in the shape of a decay.
-    tolerated = 1.01 if own is None else 2.01
-    for step, later in _probe(schedule):
-        if later > tolerated * start:
-            raise ValueError(
-                "`learning_rate` is a schedule that does not say what its base learning rate is, "
-                f"and it rises: {start:g} at step 0, {later:g} at step {step}; η would exceed 1. "
-                f"Received: learning_rate={schedule}. Pass `base_learning_rate`, the rate at which "
-                "the weight decay is meant to act in full."
-            )
-    return start
+        start, source = values(0)[0], "the schedule's value at step 0"
+        limit, asked = 1.01 * start, sorted({*_POWERS, *_SEARCHED})
+    else:  # it is the base, unless the schedule is a warm-up in the shape of a decay
+        start, source = float(own), "the schedule's `initial_learning_rate`"
+        limit, asked = 2.01 * start, _POWERS
+    if start > 0 and not any(rate > limit for rate in values(*asked).values()):
+        return start, source, False
 
-
-def _own_reference(schedule: LearningRateSchedule) -> float | None:
-    for name in ("warmup_target", "initial_learning_rate"):
-        if getattr(schedule, name, None) is not None:
-            return float(getattr(schedule, name))
-    return None
-
-
-def _probe(schedule: LearningRateSchedule) -> Iterator[tuple[int, float]]:
-    for step in _PROBES:
-        try:
-            yield step, _value_at(schedule, step)
-        except Exception:
-            return  # a table, say, that ends before this step
-
-
-def _value_at(schedule: LearningRateSchedule, step: int) -> float:
-    return float(keras.ops.convert_to_numpy(schedule(step)))
+    known = {0: start}
+    known |= {step: rate for step, rate in values(*_SEARCHED).items() if not math.isnan(rate)}
+    best = max(known, key=known.__getitem__)
+    i = _SEARCHED.index(best)
+    low, high = _SEARCHED[max(i - 1, 0)], _SEARCHED[min(i + 1, len(_SEARCHED) - 1)]
+    while max(best - low, high - best) > 1:  # between its neighbours: halve the wider side
+        middle = (low + best if best - low > high - best else best + high) // 2
+        known |= values(middle)
+        if known.get(middle, 0.0) > known[best]:
+            low, best, high = (low, middle, best) if middle < best else (best, middle, high)
+        elif middle < best:
+            low = middle
+        else:
+            high = middle
+    if known[best] > start:
+        return known[best], f"the schedule's largest value, at step {best}", True
+    return start, source, True

@@ -1,16 +1,39 @@
-"""What the arguments about time mean: the schedule, where it starts, and the T of normalization."""
+"""What keras-adamw's arguments about time mean: a schedule, where it starts, and a T."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 from keras import ops
 
 from keras_decoupled import checks
 
 from .cosine import CosineWarmRestarts
-from .rates import CosineRate, Rate, ScheduleRate, make_rate
+from .rates import ConstantRate, CosineRate, Rate, ScheduleRate, make_rate
+
+_count = partial(checks.integer, minimum=1, cure="It counts weight updates.")
+
+
+def _position(name: str, value: Any) -> int:
+    cure = "0 is the first update of a cycle, and so is keras-adamw's -1."
+    return max(checks.integer(name, value, minimum=-1, cure=cure), 0)
+
+
+# Each with its default and its check; a default of None stands for "not given" and is not checked.
+_GIVEN: dict[str, tuple[Any, Callable[[str, Any], Any]]] = {
+    "total_iterations": (None, _count),
+    "total_iterations_wd": (None, _count),
+    "normalize_weight_decay": (None, partial(checks.flag, cure="None normalizes if T is given.")),
+    "use_cosine_annealing": (False, partial(checks.flag, cure="False leaves the rate alone.")),
+    "autorestart": (None, partial(checks.flag, cure="None is True with cosine annealing.")),
+    "eta_min": (0.0, partial(checks.real, minimum=0.0, cure="It is η at a cycle's end.")),
+    "eta_max": (1.0, partial(checks.real, minimum=0.0, cure="It is η at a cycle's start.")),
+    "t_cur": (0, _position),
+}
+ARGUMENTS = ("base_learning_rate", *_GIVEN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,118 +49,55 @@ class Timing:
     eta_max: float
     t_cur: int
     rate: Rate
-    factor: float  # r of the first update
-    normalized_over: int | None  # a fixed T; 0: the T of the current cycle; None: no normalization
+    rate_factor: float  # r of the first update
+    normalize_by: int | Literal["cycle"] | None  # T: fixed, the current cycle's, or none
 
     @classmethod
-    def read(
-        cls,
-        learning_rate: Any,
-        base_learning_rate: Any = None,
-        *,
-        total_iterations: Any = None,
-        total_iterations_wd: Any = None,
-        normalize_weight_decay: bool | None = None,
-        use_cosine_annealing: bool = False,
-        autorestart: bool | None = None,
-        eta_min: Any = 0.0,
-        eta_max: Any = 1.0,
-        t_cur: Any = 0,
-    ) -> Timing:
-        """Check the arguments, each alone and together."""
-        if autorestart is not None:
-            autorestart = checks.flag(
-                "autorestart", autorestart, cure="None is True with cosine annealing."
-            )
-        if normalize_weight_decay is not None:
-            normalize_weight_decay = checks.flag(
-                "normalize_weight_decay",
-                normalize_weight_decay,
-                cure="None normalizes where total_iterations is given; T is total_iterations_wd.",
-            )
-        rate, factor = make_rate(learning_rate, base_learning_rate)
-        total_iterations = _iterations("total_iterations", total_iterations)
-        total_iterations_wd = _iterations("total_iterations_wd", total_iterations_wd)
-        eta_min = checks.real("eta_min", eta_min, minimum=0.0, cure="It is η at a cycle's end.")
-        eta_max = checks.real("eta_max", eta_max, minimum=0.0, cure="It is η at a cycle's start.")
-        t_cur = _position("t_cur", t_cur)
-        use_cosine_annealing = checks.flag(
-            "use_cosine_annealing", use_cosine_annealing, cure="False leaves the rate alone."
-        )
+    def read(cls, learning_rate: Any, base_learning_rate: Any = None, **given: Any) -> Timing:
+        """Check the arguments, each alone and together; those left out have their defaults."""
+        rate, rate_factor = make_rate(learning_rate, base_learning_rate)
+        for name, (default, check) in _GIVEN.items():
+            value = given.get(name, default)
+            given[name] = None if value is None and default is None else check(name, value)
+        total, eta_min, eta_max = given["total_iterations"], given["eta_min"], given["eta_max"]
         if eta_min > eta_max:
             raise ValueError(
                 "`eta_min` must not exceed `eta_max`: η falls from eta_max to eta_min in a cycle. "
                 f"Received: eta_min={eta_min}, eta_max={eta_max}. Swap them."
             )
-        if total_iterations is not None and isinstance(rate, CosineRate):
+        if total is not None and isinstance(rate, CosineRate):
             raise ValueError(
                 "`total_iterations` and a `CosineWarmRestarts` both say how long a cycle is. "
-                f"Received: total_iterations={total_iterations}, learning_rate={learning_rate}. "
-                "For normalized decay pass `normalize_weight_decay=True` (T of the current cycle) "
-                "or `total_iterations_wd` (a fixed T) instead."
+                f"Received: total_iterations={total}, learning_rate={learning_rate}. For normalized "
+                "decay pass `normalize_weight_decay=True` or `total_iterations_wd` (a fixed T)."
             )
-        if use_cosine_annealing:
-            if type(rate) is not Rate:
-                raise ValueError(
-                    "`use_cosine_annealing=True` makes the schedule itself and needs a number as "
-                    f"`learning_rate`. Received: learning_rate={learning_rate}. Pass the base rate, "
-                    "or leave use_cosine_annealing out and keep your schedule."
-                )
-            if total_iterations is None or total_iterations < 2:
-                raise ValueError(
-                    "`use_cosine_annealing=True` needs `total_iterations`, the updates in a "
-                    f"cycle, and at least 2. Received: total_iterations={total_iterations}. Pass "
-                    "the number of updates per epoch, say."
-                )
-            if t_cur >= total_iterations:
-                raise ValueError(
-                    "`t_cur` is the position of the first update in a cycle and must be in "
-                    f"0 … total_iterations - 1 = {total_iterations - 1}. Received: t_cur={t_cur}. "
-                    "Take it modulo total_iterations."
-                )
-            rate = CosineRate(
-                CosineWarmRestarts(
-                    rate.base,
-                    total_iterations,
-                    eta_min=eta_min,
-                    eta_max=eta_max,
-                    autorestart=autorestart is not False,
-                ),
-                rate.base,
-            )
+        if given["use_cosine_annealing"]:
+            rate = _annealed(rate, learning_rate, given)
         else:
-            _refuse_without_annealing(autorestart, eta_min, eta_max, t_cur)
-        return cls(
-            total_iterations,
-            total_iterations_wd,
-            normalize_weight_decay,
-            use_cosine_annealing,
-            autorestart,
-            eta_min,
-            eta_max,
-            t_cur,
-            rate,
-            factor,
-            _normalized_over(rate, total_iterations, total_iterations_wd, normalize_weight_decay),
-        )
+            for name in ("autorestart", "eta_min", "eta_max", "t_cur"):
+                if given[name] != _GIVEN[name][0] and given[name] is not False:
+                    raise ValueError(
+                        f"`{name}` belongs to cosine annealing and needs `use_cosine_annealing="
+                        f"True`. Received: {name}={given[name]}. Set use_cosine_annealing=True and "
+                        "total_iterations, or give it to the `CosineWarmRestarts`."
+                    )
+        normalize_by = _normalize_by(rate, given)
+        return cls(**given, rate=rate, rate_factor=rate_factor, normalize_by=normalize_by)
 
-    def normalization(self, position: Any) -> Any:
-        """Return √(1/T) (Appendix B.1), a Python 1.0 where decay is not normalized."""
-        if self.normalized_over is None:
-            return 1.0
-        if self.normalized_over:
-            return self.normalized_over**-0.5
-        return ops.rsqrt(ops.cast(self._cosine.cycle_steps(position), "float32"))
+    def normalization(self, s: Any) -> Any:
+        """Return √(1/T) (Appendix B.1) at step `s`, a Python 1.0 where decay is not normalized."""
+        if self.normalize_by == "cycle":
+            return ops.rsqrt(ops.cast(self._cosine.cycle_steps(s), "float32"))
+        return 1.0 if self.normalize_by is None else self.normalize_by**-0.5
 
     def first_normalization(self) -> float:
         """Return √(1/T) of the first cycle."""
-        if self.normalized_over == 0:
-            return float(self._cosine.first_decay_steps) ** -0.5
-        return float(self.normalization(0))
+        T = self._cosine.first_decay_steps if self.normalize_by == "cycle" else self.normalize_by
+        return 1.0 if T is None else float(T) ** -0.5
 
-    def position(self, step: Any) -> Any:
+    def position(self, s: Any) -> Any:
         """Return the position in the current cycle; without a cosine, the step itself."""
-        return self._cosine.position(step) if isinstance(self.rate, CosineRate) else step
+        return self._cosine.position(s) if isinstance(self.rate, CosineRate) else s
 
     def step_at(self, position: Any) -> int:
         """Return the step s at which the first cycle is at `position`."""
@@ -165,46 +125,35 @@ class Timing:
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments as given."""
-        own = {"rate", "factor", "normalized_over"}
-        return {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in own
-        }
+        return {name: getattr(self, name) for name in _GIVEN}
 
 
-def _iterations(name: str, value: Any) -> int | None:
-    if value is None:
-        return None
-    return checks.integer(name, value, minimum=1, cure="It counts weight updates.")
+def _annealed(rate: Rate, learning_rate: Any, given: dict[str, Any]) -> CosineRate:
+    total, t_cur = given["total_iterations"], given["t_cur"]
+    if not isinstance(rate, ConstantRate):
+        raise ValueError(
+            "`use_cosine_annealing=True` makes the schedule itself and needs a number as "
+            f"`learning_rate`. Received: learning_rate={learning_rate}. Pass the base rate, "
+            "or leave use_cosine_annealing out and keep your schedule."
+        )
+    if total is None or total < 2:
+        raise ValueError(
+            "`use_cosine_annealing=True` needs `total_iterations`, the updates in a cycle, and at "
+            f"least 2. Received: total_iterations={total}. Pass the updates per epoch, say."
+        )
+    if t_cur >= total:
+        raise ValueError(
+            "`t_cur` is the position of the first update in a cycle and must be in 0 … total_"
+            f"iterations - 1 = {total - 1}. Received: t_cur={t_cur}. Take it modulo that T."
+        )
+    eta = {name: given[name] for name in ("eta_min", "eta_max")}
+    once = given["autorestart"] is False
+    return CosineRate(CosineWarmRestarts(rate.base, total, autorestart=not once, **eta), rate.base)
 
 
-def _position(name: str, value: Any) -> int:
-    cure = "0 is the first update of a cycle, and so is keras-adamw's -1."
-    return max(checks.integer(name, value, minimum=-1, cure=cure), 0)
-
-
-def _refuse_without_annealing(
-    autorestart: bool | None, eta_min: float, eta_max: float, t_cur: int
-) -> None:
-    given = {
-        "autorestart": autorestart if autorestart else False,
-        "eta_min": eta_min if eta_min != 0 else False,
-        "eta_max": eta_max if eta_max != 1 else False,
-        "t_cur": t_cur if t_cur != 0 else False,
-    }
-    for name, value in given.items():
-        if value is not False:
-            raise ValueError(
-                f"`{name}` belongs to cosine annealing and needs `use_cosine_annealing=True`. "
-                f"Received: {name}={value}. Set use_cosine_annealing=True and total_iterations, "
-                "or give it to the `CosineWarmRestarts`."
-            )
-
-
-def _normalized_over(
-    rate: Rate, total: int | None, total_wd: int | None, normalize: bool | None
-) -> int | None:
+def _normalize_by(rate: Rate, given: dict[str, Any]) -> int | Literal["cycle"] | None:
+    total, total_wd = given["total_iterations"], given["total_iterations_wd"]
+    normalize = given["normalize_weight_decay"]
     if normalize is False:
         if total_wd is not None:
             raise ValueError(
@@ -215,8 +164,8 @@ def _normalized_over(
         return None
     if total_wd is not None:
         return total_wd
-    if isinstance(rate, CosineRate):
-        return 0 if normalize or total is not None else None
+    if isinstance(rate, CosineRate) and (normalize or total is not None):
+        return "cycle"
     if total is None and normalize:
         raise ValueError(
             "`normalize_weight_decay=True` multiplies decays by √(1/T) and finds no T. Received: "
