@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
@@ -30,7 +30,7 @@ def real(
     too_low = minimum is not None and number < minimum
     too_high = below is not None and number >= below
     if not math.isfinite(number) or too_low or too_high:
-        raise ValueError(_message(name, _short(value), rule, cure))
+        _refuse(name, value, rule, cure)
     return number
 
 
@@ -39,14 +39,14 @@ def integer(name: str, value: Any, *, minimum: int, cure: str) -> int:
     rule = f"an integer ≥ {minimum}"
     number = _number(name, value, rule, cure)
     if not number.is_integer() or number < minimum:  # inf and nan are no integers
-        raise ValueError(_message(name, _short(value), rule, cure))
+        _refuse(name, value, rule, cure)
     return int(value)
 
 
 def flag(name: str, value: Any, *, cure: str) -> bool:
     """`value` as a bool; 0 and 1 are numbers."""
     if not isinstance(value, (bool, np.bool_)):
-        raise _type_error(name, value, "True or False", cure)
+        _refuse(name, value, "True or False", cure, TypeError)
     return bool(value)
 
 
@@ -57,54 +57,50 @@ def of_one_number(name: str, schedule: Any) -> None:
     except Exception:
         return
     if shape != ():
-        received = f"{schedule!r}, which returns an array of shape {shape} for step 0"
-        rule = "a schedule that returns one number"
-        raise ValueError(_message(name, received, rule, "Give one schedule for each number."))
+        rule = f"a schedule that returns one number, and no array of shape {shape}"
+        _refuse(name, schedule, rule, "Give one schedule for each number.")
 
 
-# What a file holds. It may be anything, so that each part is looked at before it is used.
+# What a file holds. It may be anything, so each part is checked before it is used.
 
 OF_A_FILE = "It is part of a saved config or state, and not as this package writes it."
 
 
 def shallow(name: str, value: Any, most: int = 64) -> None:
-    """Refuse lists and dicts inside each other beyond any sense: code that follows them is recursive."""
-    layer = [value] if isinstance(value, (Mapping, list, tuple)) else []
+    """Refuse lists and dicts that are nested deeper than recursive code can follow."""
+    level = [value]
     for _ in range(most):
-        layer = [
-            inner
-            for outer in layer
-            for inner in (outer.values() if isinstance(outer, Mapping) else outer)
-            if isinstance(inner, (Mapping, list, tuple))
-        ]
-        if not layer:
-            return
-    raise ValueError(
-        f"`{name}` must not nest lists and dicts more than {most} deep. "
-        f"Received: more than that. {OF_A_FILE}"
-    )
+        inside = [x.values() if isinstance(x, Mapping) else x for x in level if _is_nested(x)]
+        level = [x for values in inside for x in values]
+    if any(map(_is_nested, level)):
+        raise ValueError(
+            f"`{name}` must not nest lists and dicts more than {most} deep. "
+            f"Received: more than that. {OF_A_FILE}"
+        )
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, (Mapping, list, tuple))
 
 
 def fields(name: str, value: Any, keys: Sequence[str]) -> list[Any]:
     """The entries of a dict that has these keys at least."""
-    rule = f"a dict with {', '.join(map(repr, keys))}" if keys else "a dict"
     if not isinstance(value, Mapping) or not all(key in value for key in keys):
-        raise ValueError(_message(name, _short(value), rule, OF_A_FILE))
+        _refuse(name, value, f"a dict with {', '.join(map(repr, keys))}" if keys else "a dict")
     return [value[key] for key in keys]
 
 
 def listed(name: str, value: Any, *, length: int | None = None) -> list[Any]:
     """`value` as a list, of that length where one is given."""
-    rule = "a list" if length is None else f"a list of {length}"
     if not isinstance(value, (list, tuple)) or length not in (None, len(value)):
-        raise ValueError(_message(name, _short(value), rule, OF_A_FILE))
+        _refuse(name, value, "a list" if length is None else f"a list of {length}")
     return list(value)
 
 
 def text(name: str, value: Any, *, cure: str = OF_A_FILE) -> str:
     """`value`, a string."""
     if not isinstance(value, str):
-        raise ValueError(_message(name, _short(value), "a string", cure))
+        _refuse(name, value, "a string", cure)
     return value
 
 
@@ -117,26 +113,26 @@ def shape(name: str, value: Any) -> tuple[int, ...]:
 def _number(name: str, value: Any, rule: str, cure: str) -> float:
     """`value` as a float, infinite where float64 cannot hold it."""
     if isinstance(value, bool) or not isinstance(value, Real):  # Python counts a bool as an int
-        raise _type_error(name, value, rule, cure)
+        _refuse(name, value, rule, cure, TypeError)
     try:
         return float(value)
     except OverflowError:
         return math.inf
 
 
-def _type_error(name: str, value: Any, rule: str, cure: str) -> TypeError:
-    kind = type(value).__name__
-    return TypeError(_message(name, f"{_short(value)} of type {kind}", rule, cure))
-
-
-def _short(value: Any) -> str:
-    """The value's text: all of a number's or a name's, the beginning of a long one's."""
+def _refuse(
+    name: str,
+    value: Any,
+    rule: str,
+    cure: str = OF_A_FILE,
+    error: type[TypeError | ValueError] = ValueError,
+) -> NoReturn:
     try:
-        shown = repr(value)
+        received = repr(value)
     except ValueError:  # an int of thousands of digits
-        return f"a {type(value).__name__} that is too long to show"
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
-
-
-def _message(name: str, received: str, rule: str, cure: str) -> str:
-    return f"`{name}` must be {rule}. Received: {name}={received}. {cure}"
+        received = f"a {type(value).__name__} that is too long to show"
+    if len(received) > _SHOWN:
+        received = f"{received[:_SHOWN]}…"
+    if error is TypeError:
+        received += f" of type {type(value).__name__}"
+    raise error(f"`{name}` must be {rule}. Received: {name}={received}. {cure}")

@@ -1,10 +1,14 @@
 """Gradients and variables out of the ordinary: none, overwriting, constrained, frozen, raw."""
 
+import warnings
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
 
 from cases import BACKEND, COMPILED, OPTIMIZERS, eager, make_variable, numpy
+from keras_decoupled.core.gradients import check_variables
 from training import X, linear, make, oracle_of, state, tensors, values
 
 RUNNERS = {"eager": eager, **COMPILED}
@@ -180,3 +184,55 @@ if BACKEND == "tensorflow":
         optimizer = make(name, weight_decays={"Variable#2": 0})
         optimizer.build(variables)
         assert optimizer.weight_decays == {"Variable": (0.0, 0.03)}
+
+
+# --- what is no variable of Keras ---
+
+
+class NoVariable:
+    value = 1.0
+
+
+def test_what_is_no_variable_is_refused():
+    check_variables([make_variable("w", np.ones(2))])
+    for wrong in (np.ones(2), NoVariable(), keras.ops.ones(2), None):
+        with pytest.raises(
+            TypeError,
+            match=rf"keras variables.*model\.trainable_variables\. Received: a {type(wrong).__module__}\.",
+        ):
+            check_variables([make_variable("w", np.ones(2)), wrong])
+
+
+if BACKEND == "tensorflow":
+
+    def test_a_raw_tf_variable_is_one():
+        import tensorflow as tf
+
+        check_variables([tf.Variable(1.0)])
+
+
+if BACKEND == "torch":
+
+    def test_torch_parameters_are_refused():
+        import torch
+
+        parameter = torch.nn.Parameter(torch.ones(2))
+        with pytest.raises(
+            TypeError, match=r"Received: a torch.*\.Parameter.*`variable.value.grad`"
+        ):
+            check_variables([parameter])
+        with pytest.raises(TypeError, match=r"Received: a torch.*\.Parameter"):
+            make("adamw").apply([torch.ones(2)], [parameter])
+
+    def test_torch_compile_has_nothing_to_warn_of(monkeypatch):
+        """Of nothing in this package, that is. Without Inductor, whose half minute traces nothing."""
+        import torch
+
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+        model = linear()
+        model.compile(make("adamw"), loss="mse", jit_compile=True)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(X, X[:, :2], verbose=0, batch_size=len(X))
+        ours = [str(w.message) for w in caught if "keras_decoupled" in f"{w.filename} {w.message}"]
+        assert ours == []

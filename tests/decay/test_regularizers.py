@@ -7,7 +7,7 @@ from keras import layers, regularizers
 from keras.regularizers import L1, L1L2, L2
 
 from keras_decoupled import fill_dict_in_order, get_weight_decays
-from keras_decoupled.decay.regularizers import read_penalty, take_penalties, take_penalty
+from keras_decoupled.decay.regularizers import read_penalty, remove_penalties, remove_penalty
 
 PROJECTIONS = ("query", "key", "value", "attention_output")
 register = keras.saving.register_keras_serializable(package="test_regularizers")
@@ -500,7 +500,7 @@ def test_a_hard_coded_penalty_leaves_and_can_be_taken_again(tmp_path):
     assert loss_of(model) == 0
     model = reloaded(model, tmp_path)
     assert len(penalized(model)) == 1  # made again, for the optimizer's build to take out
-    take_penalty(model.trainable_variables[0])
+    remove_penalty(model.trainable_variables[0])
     assert loss_of(model) == 0
     assert list(get_weight_decays(model).values()) == [(0.0, 0.25)]
 
@@ -520,15 +520,15 @@ def test_read_penalty_of_one_variable():
     model = dense()
     kernel = model.get_layer("b").kernel
     assert read_penalty(kernel) == (0.5, 0.125)
-    take_penalties(model)
+    remove_penalties(model)
     assert kernel.regularizer is None
     assert read_penalty(kernel) == (0.5, 0.125)
     assert read_penalty(model.get_layer("b").bias) is None
     assert read_penalty(object()) is None  # a raw tf.Variable has no regularizer either
-    take_penalty(object())
+    remove_penalty(object())
 
 
-@pytest.mark.parametrize("function", [get_weight_decays, take_penalties])
+@pytest.mark.parametrize("function", [get_weight_decays, remove_penalties])
 def test_what_is_no_model(function):
     for wrong in (None, "model", layers.Dense(2)):
         with pytest.raises(TypeError, match=r"`model` must be a keras\.Model\. Received: model="):

@@ -1,5 +1,7 @@
 """Which saved entry a variable continues: what Keras does to paths, what people do to models, and what stays open."""
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -166,6 +168,25 @@ def test_a_message_shows_at_most_five():
 def test_shapes_may_be_lists():
     """As they come out of JSON."""
     assert align([("m/a", [2, 3]), ("x", [1])], [("a", (2, 3))], what="the saved decays") == [0]
+
+
+MANY = [f"m/dense_{i}/k" for i in range(20_000)]
+
+
+@pytest.mark.parametrize(
+    ("saved", "new", "expected"),
+    [
+        (MANY, MANY, [*range(20_000)]),
+        (MANY, [*MANY[:50], "m/head/k", *MANY[50:]], [*range(50), None, *range(50, 20_000)]),
+        ([*MANY, "m/head/k"], MANY, [*range(20_000)]),
+        (MANY, [*(path[2:] for path in MANY), "head/k"], [*range(20_000), None]),
+    ],
+    ids=["the same", "one more", "one less", "dropped, new head"],
+)
+def test_twenty_thousand_variables_of_one_shape(saved, new, expected):
+    start = time.process_time()
+    assert aligned(saved, new) == expected
+    assert time.process_time() - start < 5
 
 
 # Properties. Few letters, so that paths are often tails of one another.

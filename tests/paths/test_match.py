@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_decoupled.paths.match import components, labels, resolve
+from keras_decoupled.paths.match import components, labels, nearest, resolve
 
 PATHS = [
     "lstm_1/lstm_cell/kernel",
@@ -244,6 +244,53 @@ def test_a_message_shows_at_most_five_paths():
     assert "`lr_multipliers`" in str(error.value)
 
 
+def test_a_key_that_hits_nothing_may_mean_a_layer():
+    """A frozen layer, or a nested model, whose name is in no variable's path."""
+    with pytest.raises(ValueError, match=r"the key itself: \{model\.get_layer\('backbone'\): …\}"):
+        hit("backbone")
+
+
+LAYER = ("enc/conv1d_0/kernel", "head/kernel#2")
+
+
+def test_a_layer_hits_exactly_its_variables():
+    assert hit(LAYER) == [*LAYER]
+    assert hit(("head/kernel",)) == ["head/kernel"]
+    assert hit(("head",), strict=False) == hit(("ernel",), strict=False) == []
+    assert hit(("dense",), ["dense", "dense/kernel", "dense_1/kernel"]) == ["dense"]
+    assert hit(("dense/kernel",), ["dense/kernel", "dense_1/kernel"]) == ["dense/kernel"]
+    assert hit((*LAYER, "gone/kernel")) == [*LAYER]
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ({LAYER: 1, "kernel": 2}, [2, 2]),
+        ({"kernel": 2, LAYER: 1}, [1, 1]),
+        ({LAYER: 1, LAYER[:1]: 3}, [3, 1]),
+        ({LAYER[0]: 4, LAYER: 1}, [4, 1]),
+    ],
+)
+def test_a_layer_ranks_below_an_exact_path_and_else_by_order(rules, expected):
+    assert resolve(rules, LAYER, argument="weight_decays") == expected
+
+
+def test_a_layer_of_no_variable():
+    with pytest.raises(
+        ValueError, match=r"`weight_decays` has to have.*Received: a layer with 'a/b', 'a/c', of"
+    ):
+        hit(("a/b", "a/c"))
+    assert hit(("a/b", "a/c"), others=["a/c"]) == []
+    assert hit(("a/b", "a/c"), strict=False) == []
+    assert hit(()) == []  # its variables wait for a later build
+
+
+def test_the_nearest_paths_of_a_text():
+    assert nearest("kernal", PATHS[:2]) == "The nearest paths: 'lstm_1/lstm_cell/kernel'."
+    assert nearest("qqq", ["a/b"]) == "No path is near it; there are: 'a/b'."
+    assert nearest("qqq", []) == "There are no variables."
+
+
 def test_no_variables():
     assert resolve({}, [], argument="weight_decays") == []
     with pytest.raises(ValueError, match=r"Received: 'kernel'\. There are no variables\."):
@@ -265,6 +312,15 @@ def test_a_thousand_variables_under_two_hundred_rules():
     assert time.process_time() - start < 5
     assert values[:3] == [0, 0, 0]
     assert values[999] == 99
+
+
+def test_twenty_thousand_variables_under_five_rules():
+    names = [f"m/block_{i // 10}/dense_{i}/{'kernel' if i % 2 else 'bias'}" for i in range(20_000)]
+    rules = {"kernel": 1, "block_7": 2, "se_19": 3, names[30]: 4, tuple(names[100:9000]): 5}
+    start = time.process_time()
+    values = resolve(rules, names, argument="weight_decays", others=names)
+    assert time.process_time() - start < 0.5
+    assert [values[i] for i in (19, 30, 70, 101, 19_100, 19_901)] == [3, 4, 2, 5, None, 1]
 
 
 # Properties. Few letters and digits, so that keys and paths meet often.

@@ -1,8 +1,8 @@
-"""Gradients as the update wants them: dense tensors of one dtype."""
+"""Gradients and variables as an update needs them: dense tensors of one dtype, of Keras variables."""
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -17,21 +17,35 @@ _TORCH = keras.backend.backend() == "torch"
 _SPARSE: dict[type, bool] = {}
 
 
-class Wanted:
-    """What a variable's gradient has to be: of its shape, and in its slots' type."""
+def check_variables(variables: Iterable[Any]) -> None:
+    """Refuse what is no variable of Keras; a raw `tf.Variable` has what an optimizer needs, too."""
+    for variable in variables:
+        if not (hasattr(variable, "assign") and hasattr(variable, "trainable")):
+            kind = type(variable)
+            cure = "Take model.trainable_variables"
+            if _TORCH:
+                cure += "; the gradient of one of them is `variable.value.grad`"
+            raise TypeError(
+                "An optimizer updates keras variables, such as model.trainable_variables. Received: "
+                f"a {kind.__module__}.{kind.__qualname__} among them. {cure}."
+            )
 
-    __slots__ = ("dtype", "seen", "shape")
+
+class GradientSpec:
+    """What a variable's gradient has to be: of its shape, and of its slots' dtype."""
+
+    __slots__ = ("as_expected", "dtype", "shape")
 
     def __init__(self, variable: Any) -> None:
         dtype = _dtype_name(variable.dtype)
         self.dtype = "float32" if dtype in LOW_PRECISION else dtype
         self.shape = tuple(variable.shape)
-        # Type, dtype and shape of the last gradient that was fine as it came, as most are.
-        self.seen: tuple[Any, ...] = ()
+        # Type, dtype, shape and layout of the last gradient that needed no change. Most need none.
+        self.as_expected: tuple[Any, ...] = ()
 
 
-def dense(gradient: Any, variable: Any, wanted: Wanted) -> Any:
-    """Return the gradient dense, and in the type of its variable's slots.
+def dense(gradient: Any, variable: Any, spec: GradientSpec) -> Any:
+    """Return the gradient as a dense tensor of the spec's dtype.
 
     A sparse gradient stands for a dense one: moments and decay reach every row. Keras adds
     gradients to their accumulators as they are, so they need one dtype.
@@ -44,9 +58,7 @@ def dense(gradient: Any, variable: Any, wanted: Wanted) -> Any:
     kind = type(gradient)
     layout = getattr(gradient, "layout", None) if _TORCH else None
     signature = (kind, getattr(gradient, "dtype", None), getattr(gradient, "shape", None), layout)
-    if signature == wanted.seen:
-        return gradient
-    if getattr(variable, "overwrite_with_gradient", False):
+    if signature == spec.as_expected or getattr(variable, "overwrite_with_gradient", False):
         return gradient
     if kind not in _SPARSE:
         _SPARSE[kind] = not ops.is_tensor(gradient) or any(
@@ -54,17 +66,16 @@ def dense(gradient: Any, variable: Any, wanted: Wanted) -> Any:
         )
     if _SPARSE[kind]:
         if hasattr(gradient, "dense_shape") and hasattr(gradient, "indices"):  # tf.IndexedSlices
-            gradient = ops.scatter(
-                ops.expand_dims(gradient.indices, -1), gradient.values, wanted.shape
-            )
+            rows = ops.expand_dims(gradient.indices, -1)
+            gradient = ops.scatter(rows, gradient.values, spec.shape)
         gradient = ops.convert_to_tensor(gradient, sparse=False)
     elif layout is not None and str(layout) != "torch.strided":
         gradient = gradient.to_dense()
-    _check_shape(gradient, variable, wanted.shape)
-    if _dtype_name(gradient.dtype) != wanted.dtype:
-        return ops.cast(gradient, wanted.dtype)
+    _check_shape(gradient, variable, spec.shape)
+    if _dtype_name(gradient.dtype) != spec.dtype:
+        return ops.cast(gradient, spec.dtype)
     if not _SPARSE[kind] and (layout is None or gradient.layout is layout):
-        wanted.seen = signature
+        spec.as_expected = signature
     return gradient
 
 
@@ -72,9 +83,10 @@ def _check_shape(gradient: Any, variable: Any, shape: tuple[int, ...]) -> None:
     if getattr(gradient.shape, "rank", 0) is None:  # a traced TensorFlow step may not know it
         return
     given = tuple(gradient.shape)
-    if len(given) != len(shape) or any(
-        n not in (None, m) for n, m in zip(given, shape, strict=True)
-    ):
+    known = len(given) == len(shape) and all(
+        n in (None, m) for n, m in zip(given, shape, strict=True)
+    )
+    if not known:
         raise ValueError(
             "A gradient must have the shape of its variable: another would be broadcast. Received: "
             f"a gradient of shape {given} for {path_of(variable)}, which has shape {shape}. Give "
@@ -82,6 +94,6 @@ def _check_shape(gradient: Any, variable: Any, shape: tuple[int, ...]) -> None:
         )
 
 
-@functools.cache
 def _dtype_name(dtype: Any) -> str:
+    # Not cached: `torch.compile` warns of a cache, and of most gradients this is asked once.
     return str(keras.backend.standardize_dtype(dtype))

@@ -1,16 +1,16 @@
-"""Decays from a model's L1/L2 regularizers, and taking those penalties out of its loss.
+"""Decays from a model's L1/L2 regularizers, and the removal of those penalties from its loss.
 
-A Keras penalty sits in two places. `variable.regularizer` makes `model.losses`; an attribute of a
-layer (`layer.kernel_regularizer`) goes into `get_config()`, so it brings the penalty back with the
-next `load_model`. Taking a penalty out empties both, and remembers (l1, l2) on the variable. The
+A Keras penalty is in two places. `variable.regularizer` makes `model.losses`; an attribute of a
+layer (`layer.kernel_regularizer`) goes into `get_config()`, and so brings the penalty back with the
+next `load_model`. Removing a penalty sets both to None, and keeps (l1, l2) on the variable. The
 regularizer object is never changed: it belongs to the user, and other models may share it.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -20,35 +20,27 @@ from keras_decoupled.paths.match import labels
 
 # Exact types: a subclass computes something else, and (l1, l2) would not say what.
 _KINDS = (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
+Penalty: TypeAlias = tuple[float, float]  # (l1, l2)
 
 
-def get_weight_decays(
-    model: keras.Model, zero_penalties: bool = False
-) -> dict[str, tuple[float, float]]:
+def get_weight_decays(model: keras.Model, zero_penalties: bool = False) -> dict[str, Penalty]:
     """Return the L1 and L2 factors of a model's weight regularizers.
 
-    A penalty that was taken out earlier is found again, for as long as the model object lives. A
+    A penalty that was removed earlier is found again, for as long as the model object lives. A
     regularizer of another kind, a subclass of the three included, is left in place, with a warning.
 
     Args:
         model: a built `keras.Model`.
-        zero_penalties: also take the penalties out of the loss, those of frozen variables included.
-            They stay out after saving and loading, and no layer's `get_config()` shows them;
-            activity regularizers and your regularizer objects stay as they are. A layer that two
-            models share loses its penalty in both. A training function compiled earlier keeps the
-            old loss, so call this before `model.compile`. A layer that makes its regularizer
-            itself (`add_weight(regularizer=L2(1e-4))`) makes it again when it is loaded; loaded
-            together with the model, this package's optimizers take it out again.
+        zero_penalties: also remove the penalties from the loss, those of frozen variables included.
+            Call this before `model.compile`: a training function keeps the loss it was compiled
+            with. The penalties stay out after saving and loading. Activity regularizers stay. A
+            layer that two models share loses its penalty in both. A layer that makes its
+            regularizer itself (`add_weight(regularizer=L2(1e-4))`) makes it again when it is
+            loaded; loaded with the model, this package's optimizers remove it again.
 
     Returns:
         `{variable.path: (l1, l2)}` in the order of `model.trainable_variables`, for each variable
-        whose regularizer is `L1`, `L2` or `L1L2`, factors of 0 included. `L2(0.01)` gives
-        `(0.0, 0.01)`.
-        Of variables that share a path the later ones are "path#2", "path#3".
-
-    Raises:
-        TypeError: `model` is no `keras.Model`.
-        ValueError: `model` is not built.
+        whose regularizer is `L1`, `L2` or `L1L2`. Further variables of a path are "path#2" and so on.
 
     Example:
         >>> head = keras.layers.Dense(2, kernel_regularizer="l2", name="head")
@@ -64,7 +56,8 @@ def get_weight_decays(
         if penalty is not None:
             decays[label] = penalty
         elif variable.regularizer is not None:
-            others.append(f"{label} ({_name(variable.regularizer)})")
+            name = getattr(variable.regularizer, "__name__", type(variable.regularizer).__name__)
+            others.append(f"{label} ({name})")
     if others:
         warnings.warn(
             "Only regularizers that are exactly L1, L2 or L1L2 can become weight decay. These stay "
@@ -74,7 +67,7 @@ def get_weight_decays(
             stacklevel=2,
         )
     if zero_penalties:
-        take_penalties(model)
+        remove_penalties(model)
     return decays
 
 
@@ -85,10 +78,6 @@ def fill_dict_in_order(wd_dict: Mapping[str, Any], values: Iterable[Any]) -> dic
         wd_dict: what `get_weight_decays` returned; it is not changed.
         values: one `(l1, l2)`, or one number l2, for each key.
 
-    Raises:
-        TypeError: `wd_dict` is no dict, `values` is no list, or a decay is no number.
-        ValueError: `values` has another length, or a decay is negative or not finite.
-
     Example:
         >>> decays = {"lstm/kernel": (0.0, 0.0), "lstm/bias": (0.0, 0.0)}
         >>> fill_dict_in_order(decays, [(0, 1e-4), (1e-6, 0)])
@@ -96,99 +85,83 @@ def fill_dict_in_order(wd_dict: Mapping[str, Any], values: Iterable[Any]) -> dic
     """
     if not isinstance(wd_dict, Mapping):
         raise TypeError(
-            "`wd_dict` must be a dict. "
-            f"Received: wd_dict={wd_dict!r}. Take it from get_weight_decays(model)."
+            f"`wd_dict` must be a dict from get_weight_decays(model). Received: wd_dict={wd_dict!r}."
         )
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise TypeError(
-            "`values` must be a list. "
-            f"Received: values={values!r}. Give one (l1, l2) for each key of `wd_dict`, in order."
+            "`values` must be a list, with one (l1, l2) for each key of `wd_dict`, in order. "
+            f"Received: values={values!r}."
         )
     values = list(values)
     if len(values) != len(wd_dict):
         raise ValueError(
             f"`values` must hold one (l1, l2) for each of the {len(wd_dict)} keys of `wd_dict`. "
-            f"Received: {len(values)} values. The keys, in order, are {list(wd_dict)}; "
-            "(0, 0) is no decay."
+            f"Received: {len(values)} values. The keys are {list(wd_dict)}; (0, 0) is no decay."
         )
     return {key: _decay(f"values[{i}]", values[i]) for i, key in enumerate(wd_dict)}
 
 
-def read_penalty(variable: Any) -> tuple[float, float] | None:
-    """Return (l1, l2) of a variable's regularizer, or of the one that was taken out of it.
-
-    None where there is neither, and where the variable has a regularizer of another kind.
-    """
-    # getattr: an optimizer may be built on a raw tf.Variable, which has no regularizer.
+def read_penalty(variable: Any) -> Penalty | None:
+    """Return (l1, l2) of a variable's L1, L2 or L1L2 regularizer, also of one that was removed."""
+    # getattr: a raw tf.Variable has no regularizer.
     regularizer = getattr(variable, "regularizer", None)
     if regularizer is None:
         return getattr(variable, "_keras_decoupled_penalty", None)
     return _factors(regularizer) if type(regularizer) in _KINDS else None
 
 
-def take_penalty(variable: Any) -> None:
-    """Take an L1, L2 or L1L2 penalty out of a variable, and remember it there."""
+def remove_penalty(variable: Any) -> None:
+    """Remove an L1, L2 or L1L2 penalty from a variable, and keep its factors there."""
     regularizer = getattr(variable, "regularizer", None)
     if type(regularizer) in _KINDS:
         variable._keras_decoupled_penalty = _factors(regularizer)
         variable.regularizer = None
 
 
-def take_penalties(model: keras.Model) -> None:
-    """Take the L1, L2 and L1L2 penalties out of a model's variables and of what its layers save."""
+def remove_penalties(model: keras.Model) -> None:
+    """Remove the L1, L2 and L1L2 penalties from a model's variables and from its layers' configs."""
     _check_model(model)
-    regularizers = {id(v): v.regularizer for v in model.variables}  # as they were
+    before = {id(v): v.regularizer for v in model.variables}
     for variable in model.variables:
-        take_penalty(variable)
+        remove_penalty(variable)
     for layer in _layers(model):
-        taken = [v for v in layer.variables if hasattr(v, "_keras_decoupled_penalty")]
-        objects = {id(regularizers.get(id(v))) for v in taken}
-        penalties = {v._keras_decoupled_penalty for v in taken}
+        without = [v for v in layer.variables if hasattr(v, "_keras_decoupled_penalty")]
+        objects = {id(before.get(id(v))) for v in without}
+        penalties = {v._keras_decoupled_penalty for v in without}
         emptied = {}
         # vars: `LSTM.kernel_regularizer` is a property, the attribute is its cell's.
         for name, value in list(vars(layer).items()):
             if type(value) not in _KINDS or name.endswith("activity_regularizer"):
                 continue
-            # The very object, under any name; or a copy of it, as of a layer that hands its
-            # sublayers copies. Anything else may be a penalty that the layer adds in `call`,
-            # which would be lost.
-            copied = name.endswith("_regularizer") and _factors(value) in penalties
-            if copied or id(value) in objects:
+            # Empty only the object itself, under any name, or a copy of it, which a layer may hand
+            # to its sublayers. Anything else may be a penalty that the layer adds in `call`.
+            is_copy = name.endswith("_regularizer") and _factors(value) in penalties
+            if is_copy or id(value) in objects:
                 emptied[name] = value
                 setattr(layer, name, None)
-        if emptied and not _has_config(layer):
-            # It reads `self.regularizer.l2`, say, and could not be saved with None.
-            for name, value in emptied.items():
-                setattr(layer, name, type(value)(0.0))
+        if emptied:
+            try:
+                layer.get_config()
+            except Exception:  # it reads `self.regularizer.l2`, say, and needs an object there
+                for name, value in emptied.items():
+                    setattr(layer, name, type(value)(0.0))
 
 
-def _layers(model: keras.Model) -> Iterator[keras.Layer]:
-    """The model and every layer inside it, each once.
-
-    `model.layers` has one level only, and a layer that is no model (a wrapper, an RNN, an
-    attention) has no such property. So this looks where Keras finds sublayers: in the attributes
-    of a layer, and in lists, tuples, dicts and sets there.
-    """
+def _layers(model: keras.Model) -> list[keras.Layer]:
+    """Return the model and every layer inside it; not every layer with sublayers has `layers`."""
     stack: list[Any] = [model]
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}
     while stack:
         item = stack.pop()
-        if id(item) in seen:
+        if id(item) in seen or not isinstance(item, keras.Layer | dict | list | tuple | set):
             continue
-        if isinstance(item, keras.Layer):
-            stack.extend(vars(item).values())
-        elif isinstance(item, dict):
-            stack.extend(item.values())
-        elif isinstance(item, list | tuple | set):
-            stack.extend(item)
-        else:
-            continue
-        seen.add(id(item))
-        if isinstance(item, keras.Layer):
-            yield item
+        seen[id(item)] = item
+        inside = vars(item) if isinstance(item, keras.Layer) else item
+        stack.extend(inside.values() if isinstance(inside, dict) else inside)
+    return [item for item in seen.values() if isinstance(item, keras.Layer)]
 
 
-def _factors(regularizer: Any) -> tuple[float, float]:
+def _factors(regularizer: Any) -> Penalty:
     config = regularizer.get_config()  # floats; the attribute of L1 is a tensor
     l1, l2 = float(config.get("l1", 0.0)), float(config.get("l2", 0.0))
     if isinstance(regularizer, keras.regularizers.L1):
@@ -197,23 +170,11 @@ def _factors(regularizer: Any) -> tuple[float, float]:
     return l1, l2
 
 
-def _has_config(layer: keras.Layer) -> bool:
-    try:
-        layer.get_config()
-    except Exception:
-        return False
-    return True
-
-
-def _name(regularizer: Any) -> str:
-    return getattr(regularizer, "__name__", type(regularizer).__name__)
-
-
 def _check_model(model: Any) -> None:
     if not isinstance(model, keras.Model):
         raise TypeError(
-            f"`model` must be a keras.Model. Received: model={model!r} (of type "
-            f"{type(model).__name__}). Give the built model whose regularizers are meant."
+            f"`model` must be a keras.Model. Received: model={model!r} of type "
+            f"{type(model).__name__}. Give the built model whose regularizers are meant."
         )
     if not model.built:
         raise ValueError(
@@ -222,8 +183,7 @@ def _check_model(model: Any) -> None:
         )
 
 
-def _decay(name: str, value: Any) -> float | tuple[float, float]:
-    """`value`, a number l2 or a pair (l1, l2), in floats."""
+def _decay(name: str, value: Any) -> float | Penalty:
     cure = "It is a fraction of the weight removed per update; (0, 0) is no decay."
     if not isinstance(value, list | tuple):
         return checks.real(name, value, minimum=0.0, cure=f"Give a pair (l1, l2). {cure}")

@@ -9,21 +9,20 @@ a wrapping model adds some, and automatic numbers depend on what else the proces
                                                  ignored
     3. candidates left on both sides             an error: moments and decays of the wrong layer would go unnoticed
 
-Pure Python; knows nothing of Keras. No `:=` here: a TensorFlow step that builds runs this, and
-AutoGraph, which cannot read it, would say so at length.
+Pure Python; knows nothing of Keras. No `:=` here: AutoGraph, which reads this in a TensorFlow step that builds, warns.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
 
-from .match import components
+from keras_decoupled.paths.match import SHOWN, components, listed
 
-Entry = tuple[str, tuple[int, ...]]  # (label, shape); labels as `_rules.labels` makes them
-_Shapes = Sequence[tuple[int, ...]]
-_Pairs = dict[tuple[int, int], int]  # (new, saved): number of components that agree
+Entry = tuple[str, tuple[int, ...]]  # (label, shape); labels as `match.labels` makes them
+_Place = tuple[tuple[int, ...], tuple[str, ...]]  # (shape, path)
 
 _AUTOMATIC_NUMBER = re.compile(r"_\d+$")
 
@@ -55,113 +54,114 @@ def align(
         reordered = [shapes[i] == old_shapes[j] for i, j in found.items()] == [True] * len(new)
         return [found[i] if reordered else i for i in range(len(new))]
 
-    for simplify in _as_it_is, _without_number:
-        old_tails = [tuple(map(simplify, components(label))) for label, _ in saved]
-        tails = [tuple(map(simplify, components(label))) for label, _ in new]
-        agreeing = {
-            (i, j): _common_suffix(tails[i], old_tails[j]) for i, j in _same(shapes, old_shapes)
-        }
-        pairs = {pair: length for pair, length in agreeing.items() if length}
-        matched = _mutually_best(_open(pairs, found))
+    for numbers in True, False:
+        old_places = [_place(entry, numbers) for entry in saved]
+        places = [_place(entry, numbers) for entry in new]
+        open_saved = _Index(old_places, leave_out=set(found.values()))
+        open_new = _Index(places, leave_out=found)
+        if not (open_saved.which and open_new.which):
+            break
+        all_saved = _Index(old_places)
+        matched = _only_candidates(open_new, open_saved)
         while matched:
+            new_of = {j: i for i, j in found.items()}
             for i, j in matched:
-                crossing = _against_the_order(i, j, pairs, found)
-                if crossing:
-                    raise _ambiguous(what, crossing, saved, new)
-                found[i] = j
-            matched = _mutually_best(_open(pairs, found))
-    left = _open(pairs, found)
-    if left:
-        raise _ambiguous(what, left, saved, new)
+                rival = _against_the_order(i, j, places, new_of, all_saved)
+                if rival is not None:
+                    raise _ambiguous(what, new[i], [saved[j], saved[found[rival]]], [new[rival]])
+                found[i], new_of[j] = j, i
+                open_new.remove(i)
+                open_saved.remove(j)
+            matched = _only_candidates(open_new, open_saved)
+    for i in open_new.which:
+        olds = set(open_saved.agreeing(places[i]))
+        if olds:
+            others = (a for a in open_new.which if a != i)
+            rivals = (a for a in others if not olds.isdisjoint(open_saved.agreeing(places[a])))
+            shown = [new[a] for a in islice(rivals, SHOWN + 1)]
+            raise _ambiguous(what, new[i], [saved[j] for j in sorted(olds)], shown)
     return [found.get(i) for i in range(len(new))]
 
 
-def _as_it_is(component: str) -> str:
-    return component
+def _place(entry: Entry, numbers: bool) -> _Place:
+    label, shape = entry
+    path = components(label)
+    if not numbers:
+        path = tuple(_AUTOMATIC_NUMBER.sub("", part) for part in path)
+    return tuple(shape), path
 
 
-def _without_number(component: str) -> str:
-    return _AUTOMATIC_NUMBER.sub("", component)
+def _tails(place: _Place) -> list[_Place]:
+    shape, path = place
+    return [(shape, path[k:]) for k in range(len(path))]
 
 
-def _same(shapes: _Shapes, old_shapes: _Shapes) -> Iterable[tuple[int, int]]:
-    """The pairs (new, saved) of one shape."""
-    having = defaultdict(list)
-    for j, shape in enumerate(old_shapes):
-        having[shape].append(j)
-    return ((i, j) for i, shape in enumerate(shapes) for j in having[shape])
+class _Index:
+    """Entries of one side by shape and path. Two entries agree if the path of one is a tail of the other's."""
+
+    def __init__(self, places: Sequence[_Place], leave_out: Collection[int] = ()) -> None:
+        self.places = places
+        self.which = {k: None for k in range(len(places)) if k not in leave_out}  # in order
+        self._of_path: defaultdict[_Place, dict[int, None]] = defaultdict(dict)
+        self._of_tail: defaultdict[_Place, dict[int, None]] = defaultdict(dict)
+        for k in self.which:
+            self._of_path[places[k]][k] = None
+            for tail in _tails(places[k]):
+                self._of_tail[tail][k] = None
+
+    def remove(self, k: int) -> None:
+        del self.which[k], self._of_path[self.places[k]][k]
+        for tail in _tails(self.places[k]):
+            del self._of_tail[tail][k]
+
+    def _groups(self, place: _Place) -> Iterator[dict[int, None]]:
+        """The entries that agree with this one, in groups; those that share the longest tail first."""
+        yield self._of_tail.get(place, {})
+        for tail in _tails(place)[1:]:
+            yield self._of_path.get(tail, {})
+
+    def agreeing(self, place: _Place) -> Iterator[int]:
+        return (k for group in self._groups(place) for k in group)
+
+    def only_candidate(self, place: _Place) -> int | None:
+        """The entry that shares the longest tail with this one, None where there are several or none.
+
+        "m/sub/dense/kernel" continues "sub/dense/kernel" rather than "dense/kernel".
+        """
+        group = next(filter(None, self._groups(place)), {})
+        return next(iter(group)) if len(group) == 1 else None
 
 
-def _common_suffix(a: tuple[str, ...], b: tuple[str, ...]) -> int:
-    """The length of the shorter path, if it is the tail of the longer; else 0."""
-    length = min(len(a), len(b))
-    return length if a[-length:] == b[-length:] else 0
-
-
-def _open(pairs: _Pairs, found: dict[int, int]) -> _Pairs:
-    """The pairs of which neither side is aligned yet."""
-    used = set(found.values())
-    return {
-        (i, j): agreeing for (i, j), agreeing in pairs.items() if i not in found and j not in used
-    }
-
-
-def _mutually_best(pairs: _Pairs) -> list[tuple[int, int]]:
-    """The pairs in which each side is the other's only candidate.
-
-    A longer suffix goes first: "m/sub/dense/kernel" continues "sub/dense/kernel" rather than "dense/kernel".
-    """
-    of_new: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-    of_saved: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-    for (i, j), agreeing in pairs.items():
-        of_new[i].append((agreeing, j))
-        of_saved[j].append((agreeing, i))
-    best = {j: _best(candidates) for j, candidates in of_saved.items()}
-    return [
-        (i, mate)
-        for i, candidates in of_new.items()
-        if (mate := _best(candidates)) is not None and best[mate] == i
-    ]
-
-
-def _best(candidates: list[tuple[int, int]]) -> int | None:
-    """The candidate of the longest suffix, None where two are equally long."""
-    longest = max(candidates)[0]
-    first, *rest = [candidate for agreeing, candidate in candidates if agreeing == longest]
-    return None if rest else first
+def _only_candidates(new: _Index, saved: _Index) -> list[tuple[int, int]]:
+    """The pairs in which each side is the other's only candidate."""
+    pairs = [(i, saved.only_candidate(new.places[i])) for i in new.which]
+    return [(i, j) for i, j in pairs if j is not None and new.only_candidate(saved.places[j]) == i]
 
 
 def _against_the_order(
-    i: int, j: int, pairs: _Pairs, found: dict[int, int]
-) -> list[tuple[int, int]]:
-    """The pair (i, j) and those it stands against: an aligned pair with which it could change partners, to keep order.
+    i: int, j: int, places: Sequence[_Place], new_of: Mapping[int, int], saved: _Index
+) -> int | None:
+    """An aligned variable that could swap saved entries with i, which would restore the order; None if there is none.
 
-    dense_1, dense_2 that come back as dense_2, dense_3 are the case: the label says that saved dense_2 is the first of
-    them, the order says the second, and dense_3 would be left with saved dense_1.
+    Example: saved dense_1, dense_2; loaded dense_2, dense_3. The label matches dense_2 to dense_2, the order matches
+    it to dense_1. Ambiguous.
     """
-    for a, b in found.items():
-        if (i - a) * (j - b) < 0 and (i, b) in pairs and (a, j) in pairs:
-            return [(i, j), (i, b), (a, j), (a, b)]
-    return []
+    for b in saved.agreeing(places[i]):
+        a = new_of.get(b)
+        if a is not None and (i - a) * (j - b) < 0 and j in saved.agreeing(places[a]):
+            return a
+    return None
 
 
 def _ambiguous(
-    what: str, left: Iterable[tuple[int, int]], saved: Sequence[Entry], new: Sequence[Entry]
+    what: str, variable: Entry, olds: Sequence[Entry], rivals: Sequence[Entry]
 ) -> ValueError:
-    """The error for the first variable left, with its saved candidates and the other variables that may be theirs."""
-    left = list(left)
-    i = left[0][0]
-    olds = dict.fromkeys(b for a, b in left if a == i)
-    rivals = dict.fromkeys(a for a, b in left if b in olds and a != i)
-    received = f"{new[i][0]!r} of shape {tuple(new[i][1])}, which may continue the saved {_listed(saved, list(olds))}"
+    label, shape = variable
+    received = f"{label!r} of shape {tuple(shape)}, which may continue the saved {listed([name for name, _ in olds])}"
     if rivals:
-        received += f", as may {_listed(new, list(rivals))}"
+        received += f", as may {listed([name for name, _ in rivals])}"
     return ValueError(
         f"Each variable has to continue one entry of {what}, found by path and shape, and here they leave open which. "
         f"Received: {received}. Give these layers names of their own (`name=...`) before saving and after it, or build "
         "on the same variables in the same order as when saving."
     )
-
-
-def _listed(entries: Sequence[Entry], which: Sequence[int]) -> str:
-    return ", ".join(repr(entries[i][0]) for i in which[:5]) + (", …" if len(which) > 5 else "")

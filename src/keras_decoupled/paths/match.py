@@ -1,13 +1,15 @@
-"""Rules: which of the user's keys speaks for which variable. Pure Python; knows nothing of Keras.
+"""Which key of the user speaks for which variable. Pure Python; knows nothing of Keras.
 
-A key is tried in three ways, and the first that hits anything is what it means:
+A string is tried in three ways. The first that hits anything is what it means:
 
     exact       the label of one variable                         "lstm_1/lstm_cell/kernel", "dense/kernel#2"
     component   a run of whole components of the path             "lstm_1", "bias", "lstm_cell/kernel", "dense/"
     substring   a part of the path that cuts no number in two     "conv1d" hits conv1d_0 and conv1d_1
 
+A tuple of labels is the variables of a layer, and hits exactly these.
+
 A label is the variable's path, or "path#2", "path#3" where variables share one. For one variable an exact key beats
-every other; among the rest the entry given last wins.
+every other; among the rest the key given last wins.
 """
 
 from __future__ import annotations
@@ -15,27 +17,25 @@ from __future__ import annotations
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 V = TypeVar("V")
 
 _ORDINAL = re.compile(r"#\d+$")
 _AUTO_NUMBERED = re.compile(r"(.+)_\d+")
-_SHOWN = 5  # paths in a message
+SHOWN = 5  # paths in a message
 
 
 def labels(paths: Sequence[str]) -> list[str]:
     """Unique names in the order of `paths`: of variables that share a path the later ones are "path#2", "path#3"."""
-    taken = set(
-        paths
-    )  # a path that itself reads "x#2" keeps its name, and the second x becomes "x#3"
+    given = set(paths)  # a path that itself reads "x#2" keeps its name, and the second x is "x#3"
     ordinals = dict.fromkeys(paths, 1)
     seen: set[str] = set()
     names = []
     for path in paths:
         name = path
-        while name in seen or (name != path and name in taken):
+        while name in seen or (name != path and name in given):
             ordinals[path] += 1
             name = f"{path}#{ordinals[path]}"
         seen.add(name)
@@ -48,13 +48,18 @@ def path_of(variable: Any) -> str:
     return getattr(variable, "path", None) or str(variable.name).removesuffix(":0")
 
 
+def path_in(label: str) -> str:
+    """The path in a label: "a/kernel#2" gives "a/kernel"."""
+    return _ORDINAL.sub("", label)
+
+
 def components(label: str) -> tuple[str, ...]:
     """The components of a label's path: "a/kernel#2" gives ("a", "kernel")."""
-    return tuple(_ORDINAL.sub("", label).split("/"))
+    return tuple(path_in(label).split("/"))
 
 
 def resolve(
-    rules: Mapping[str, V],
+    rules: Mapping[str | tuple[str, ...], V],
     names: Sequence[str],
     *,
     argument: str,
@@ -64,7 +69,8 @@ def resolve(
     """The value that `rules` give to each variable.
 
     Args:
-        rules: `{key: value}`; see the module's docstring for what a key hits.
+        rules: `{key: value}`; the module's docstring says what a key hits. An empty tuple hits nothing: a layer that
+            has none of these variables.
         names: labels of the variables to be resolved, as `labels` makes them.
         argument: what the user calls `rules`, for the messages.
         others: labels of variables that exist but are not resolved now (frozen ones). A key that hits only these is
@@ -76,50 +82,53 @@ def resolve(
         For each name the value of the winning key, None where no key hits.
 
     Raises:
-        TypeError: a key is no string.
+        TypeError: a key is neither a string nor a tuple.
         ValueError: a key is empty, hits nothing (if `strict`), or is a component with auto-numbered siblings.
     """
     paths = _Paths([*names, *others])
     exact: dict[int, V] = {}
     general: dict[int, V] = {}
     for key, value in rules.items():
-        _check(key, argument)
-        if key in paths.position:
-            exact[paths.position[key]] = value
-            continue
-        hits = paths.with_components(key)
-        if hits:
-            # Without strict, a rule that decides nothing now may be as unclear as it likes.
-            if strict or hits[0] < len(names):
+        if isinstance(key, tuple):
+            hits = [paths.position[label] for label in key if label in paths.position]
+            if strict and key and not hits:
+                raise _no_layer(key, argument)
+        else:
+            _check(key, argument)
+            if key in paths.position:
+                exact[paths.position[key]] = value
+                continue
+            hits = paths.with_components(key)
+            if not hits and not key.endswith("/"):
+                hits = paths.with_substring(key)
+            # If not strict, a key that decides nothing now may be as unclear as it likes.
+            elif hits and (strict or hits[0] < len(names)):
                 _check_siblings(key, paths, argument)
-        elif not key.endswith("/"):
-            hits = paths.with_substring(key)
-        if strict and not hits:
-            raise ValueError(
-                f"Each key of `{argument}` has to match the path of at least one variable. Received: {key!r}. "
-                f"{paths.nearest(key)} A key is a path, whole components of one or a part of one that does not cut "
-                "a number in two: correct this key or leave it out."
-            )
+            if strict and not hits:
+                raise _no_path(key, paths, argument)
         general.update(dict.fromkeys(hits, value))
     values = general | exact
     return [values.get(i) for i in range(len(names))]
 
 
-class _Paths:
-    """The variables' labels, indexed once, so that a rule looks only at those that may match."""
+def nearest(text: str, names: Iterable[str]) -> str:
+    """A sentence with the labels among `names` that look most like the text."""
+    return _Paths(names).nearest(text)
 
-    def __init__(self, names: Sequence[str]) -> None:
+
+class _Paths:
+    """The variables' labels, indexed once, so that a key looks only at those that may match."""
+
+    def __init__(self, names: Iterable[str]) -> None:
         self.labels = list(dict.fromkeys(names))
         self.position = {label: i for i, label in enumerate(self.labels)}
         self.components = [components(label) for label in self.labels]
-        self._paths = ["/".join(parts) for parts in self.components]
         self._having: defaultdict[str, list[int]] = defaultdict(list)
-        self.siblings: defaultdict[str, list[str]] = defaultdict(
-            list
-        )  # "dense": ["dense_1", "dense_2"]
         for i, parts in enumerate(self.components):
             for part in dict.fromkeys(parts):
                 self._having[part].append(i)
+        # "dense": ["dense_1", "dense_2"]
+        self.siblings: defaultdict[str, list[str]] = defaultdict(list)
         for part in self._having:
             if numbered := _AUTO_NUMBERED.fullmatch(part):
                 self.siblings[numbered[1]].append(part)
@@ -136,10 +145,9 @@ class _Paths:
         begin = r"(?<!\d)" if key[0].isdecimal() else ""
         end = r"(?!\d)" if key[-1].isdecimal() else ""
         search = re.compile(begin + re.escape(key) + end).search
-        return [i for i, path in enumerate(self._paths) if search(path)]
+        return [i for i, label in enumerate(self.labels) if search(path_in(label))]
 
     def nearest(self, key: str) -> str:
-        """A sentence with the paths that look most like the key."""
         if not self.labels:
             return "There are no variables."
         # "dens_1" is nowhere near "model/dense_1/kernel", but near one of its components.
@@ -148,11 +156,11 @@ class _Paths:
         for label, parts in zip(self.labels, self.components, strict=True):
             for run in _runs(parts, min(length, len(parts))):
                 similar["/".join(run).casefold()].append(label)
-        near = difflib.get_close_matches(key.strip("/").casefold(), similar, n=_SHOWN)
+        near = difflib.get_close_matches(key.strip("/").casefold(), similar, n=SHOWN)
         found = list(dict.fromkeys(label for run in near for label in similar[run]))
         if found:
-            return f"The nearest paths: {_listed(found)}."
-        return f"No path is near it; there are: {_listed(self.labels)}."
+            return f"The nearest paths: {listed(found)}."
+        return f"No path is near it; there are: {listed(self.labels)}."
 
 
 def _runs(parts: tuple[str, ...], length: int) -> list[tuple[str, ...]]:
@@ -177,10 +185,28 @@ def _check_siblings(key: str, paths: _Paths, argument: str) -> None:
     if key in paths.siblings:
         raise ValueError(
             f"A key of `{argument}` may not be a component that has auto-numbered siblings, because automatic names "
-            f"differ from run to run. Received: {key!r}, beside {_listed(paths.siblings[key])}. Give the layer a name "
+            f"differ from run to run. Received: {key!r}, beside {listed(paths.siblings[key])}. Give the layer a name "
             f"and use that, or a whole path, or {key + '/'!r} for exactly this component."
         )
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:_SHOWN])) + (", …" if len(names) > _SHOWN else "")
+def _no_path(key: str, paths: _Paths, argument: str) -> ValueError:
+    return ValueError(
+        f"Each key of `{argument}` has to match the path of at least one variable. Received: {key!r}. "
+        f"{paths.nearest(key)} A key is a path, whole components of one or a part of one that does not cut a number "
+        "in two: correct this key or leave it out. A frozen layer, or a model inside the model (whose name is in no "
+        f"path), can be the key itself: {{model.get_layer('backbone'): …}}."
+    )
+
+
+def _no_layer(key: tuple[str, ...], argument: str) -> ValueError:
+    return ValueError(
+        f"A layer that is a key of `{argument}` has to have at least one of the optimizer's variables. Received: a "
+        f"layer with {listed(key)}, of which there is none. Take a layer of the model that is trained, or leave this "
+        "key out."
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of these, for a message."""
+    return ", ".join(map(repr, names[:SHOWN])) + (", …" if len(names) > SHOWN else "")
