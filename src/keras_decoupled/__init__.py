@@ -1,16 +1,18 @@
-"""AdamW, NadamW and SGDW for Keras 3 with weight decay that the learning rate does not scale."""
+"""Keras 3 optimizers with independent weight decay: the learning rate never multiplies it."""
 
-from .decay.regularizers import fill_dict_in_order as fill_dict_in_order
-from .decay.regularizers import get_weight_decays as get_weight_decays
-from .optimizers.adamw import AdamW as AdamW
-from .optimizers.nadamw import NadamW as NadamW
-from .optimizers.sgdw import SGDW as SGDW
-from .schedule.cosine import CosineWarmRestarts as CosineWarmRestarts
+from keras_decoupled.decay.kinds import Decay as Decay
+from keras_decoupled.decay.regularizers import fill_dict_in_order as fill_dict_in_order
+from keras_decoupled.decay.regularizers import get_weight_decays as get_weight_decays
+from keras_decoupled.optimizers.adamw import AdamW as AdamW
+from keras_decoupled.optimizers.nadamw import NadamW as NadamW
+from keras_decoupled.optimizers.sgdw import SGDW as SGDW
+from keras_decoupled.schedule.cosine import CosineWarmRestarts as CosineWarmRestarts
 
 __all__ = [
     "SGDW",
     "AdamW",
     "CosineWarmRestarts",
+    "Decay",
     "NadamW",
     "fill_dict_in_order",
     "get_weight_decays",

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 import keras
 
 from keras_decoupled import checks
 
-_norm = functools.partial(checks.real, minimum=0.0, cure="None clips nothing.")
+Check: TypeAlias = Callable[[str, Any], Any]  # (name, value) → the value as it is kept
+
+
+def fraction(cure: str) -> Check:
+    """Return the check of a number in [0, 1)."""
+    return functools.partial(checks.real, minimum=0.0, below=1.0, cure=cure)
+
+
+def at_least_0(cure: str) -> Check:
+    """Return the check of a number ≥ 0."""
+    return functools.partial(checks.real, minimum=0.0, cure=cure)
+
+
+def flag(cure: str) -> Check:
+    """Return the check of True or False."""
+    return functools.partial(checks.flag, cure=cure)
+
+
+_norm = at_least_0("None clips nothing.")
 _count = functools.partial(checks.integer, minimum=1, cure="None leaves it out.")
-_KERAS_ARGUMENTS: dict[str, Callable[[str, Any], Any]] = {
+KERAS_ARGUMENTS: dict[str, Check] = {
     "name": functools.partial(checks.text, cure="None takes the class's."),
     "clipnorm": _norm,
     "clipvalue": _norm,
@@ -36,8 +54,8 @@ _RENAMED = {
 class Shared(TypedDict, total=False):
     """The keyword arguments beside `weight_decay` that every optimizer takes; see `Decoupled`."""
 
-    weight_decays: Mapping[str, Any] | None
-    lr_multipliers: Mapping[str, float] | None
+    weight_decays: Mapping[Any, Any] | None
+    lr_multipliers: Mapping[Any, float] | None
     model: keras.Model | None
     zero_penalties: bool
     total_iterations: int | None
@@ -61,14 +79,45 @@ class Shared(TypedDict, total=False):
     gradient_accumulation_steps: int | None
 
 
-def checked_keras_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def keras_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that Keras takes, of the types it expects; their ranges it checks itself."""
-    for name in kwargs.keys() - _KERAS_ARGUMENTS.keys():
+    for name in kwargs.keys() - KERAS_ARGUMENTS.keys():
         cure = _RENAMED.get(name, "See help() of the class for its arguments.")
         raise ValueError(
             f"Argument not recognized: `{name}`. Received: {name}={kwargs[name]!r}. {cure}"
         )
     return {
-        name: None if value is None else _KERAS_ARGUMENTS[name](name, value)
+        name: None if value is None else KERAS_ARGUMENTS[name](name, value)
         for name, value in kwargs.items()
     }
+
+
+SHARED_ARGUMENTS = """
+    Shared arguments, by keyword:
+        weight_decays: `{key: decay}`; a decay is a number l2, a pair (l1, l2), a schedule or a
+            `Decay`. A key is a variable's path, some whole components of it ("lstm_1", "bias",
+            "lstm_cell/kernel", "dense/"), or else a part of it; or a built layer or model, which
+            means its variables. An exact path beats other keys, and of these the one given last
+            wins. Variables that no key names get `weight_decay`.
+        lr_multipliers: `{key: multiplier}` of the learning rate, not of the decay; 0 freezes.
+        model: a built model whose L1, L2 and L1L2 regularizers become decays.
+        zero_penalties: whether to take these penalties out of the model's loss. A layer that two
+            models share loses its penalty in both. Defaults to `True`.
+        total_iterations: T, updates per cycle. When given, decays are multiplied by √(1/T).
+        total_iterations_wd: T for that normalization alone.
+        normalize_weight_decay: None (normalized where total_iterations or total_iterations_wd is
+            given), True (with a `CosineWarmRestarts`: T of its current cycle) or False.
+        use_cosine_annealing: make a `CosineWarmRestarts` over `total_iterations`.
+        autorestart: whether that one starts again after a cycle, or stays at eta_min.
+        eta_min: η at the end of a cycle. Defaults to `0.0`.
+        eta_max: η at the start of a cycle. Defaults to `1.0`.
+        t_cur: position of the first update in its cycle. Defaults to `0`.
+        base_learning_rate: α, the rate at which η = 1. Defaults to the number given; to a
+            schedule's `warmup_target`, else its `initial_learning_rate`, else its value at step 0;
+            where the schedule rises above that, to its highest value; to a callable's value at
+            build.
+        init_verbose: print each variable's decay and multiplier at build. Defaults to `False`.
+        name, clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum,
+            ema_overwrite_frequency, loss_scale_factor, gradient_accumulation_steps: as in
+            `keras.optimizers.Optimizer`.
+    """

@@ -1,11 +1,12 @@
-"""Optimizer variables: one set per variable, kept through builds, in float32 at least, by name.
+"""Optimizer variables that go by variable, not by position: through builds, saves and loads.
 
-Keras has the moving average, the gradient accumulators and a subclass's slots all made by
-`add_variable_from_reference`; so what is said of slots here holds for each of them.
+Keras makes the moving averages, the gradient accumulators and a subclass's slots all by
+`add_variable_from_reference`, so what is said of slots here holds for each of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -13,35 +14,38 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_decoupled.core.entry import AVERAGE, MASTER, REFERENCE, Slots
+from keras_decoupled.core.gradients import LOW_PRECISION, GradientSpec
+from keras_decoupled.core.scheduled import Scheduled
 from keras_decoupled.saving import state
-from keras_decoupled.schedule.timing import Timing
-
-from .gradients import LOW_PRECISION
-from .scheduled import Clocked
 
 
-class Stateful(Clocked):
-    """An optimizer that can be built again, and whose state goes by variable, not by position."""
+class Persistent(Scheduled):
+    """An optimizer that can be built again, and that keeps what it knows of each variable."""
 
-    def __init__(self, timing: Timing, **kwargs: Any) -> None:
-        super().__init__(timing, **kwargs)
-        self._slots = state.Slots()
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._slots = Slots()
+
+    # Making optimizer variables.
 
     def add_variable_from_reference(
         self, reference_variable: Any, name: str | None = None, initializer: Any = "zeros"
     ) -> Any:
         """Add a variable's slot of that name, or return the one that an earlier build made."""
-        key = self._var_key(reference_variable)
+        key = self.key_of(reference_variable)
         slot = self._slots.get(key, name)
         if slot is None:
-            if name == state.AVERAGE and (self.built or _eager()):
+            scope = contextlib.nullcontext()
+            if name in (AVERAGE, REFERENCE):
+                initializer = lambda shape, dtype=None: _copy(reference_variable, dtype)  # noqa: E731
                 # Keras starts an average at its variable in update 0 alone: too late for one that
-                # is new after it, or that was frozen before it and comes back.
-                initializer = lambda shape, dtype=None: ops.copy(  # noqa: E731
-                    ops.cast(reference_variable, dtype)
-                )
-            slot = super().add_variable_from_reference(reference_variable, name, initializer)
-            self._slots.add(key, name, slot)
+                # is new after it. A traced TensorFlow step cannot read the variable: what is made
+                # in this scope starts outside the trace, when the scope ends.
+                scope = keras.StatelessScope()
+            with scope:
+                slot = super().add_variable_from_reference(reference_variable, name, initializer)
+            self._slots.add(reference_variable, key, name, slot)
         return slot
 
     def add_variable(
@@ -60,100 +64,157 @@ class Stateful(Clocked):
         dtype = "float32" if dtype in LOW_PRECISION else dtype
         return super().add_variable(shape, initializer, dtype, aggregation, layout, name)
 
+    def _add_slots(self, variables: Sequence[Any], decays: Sequence[Any]) -> None:
+        """Add what each variable needs: the optimizer's own slots, a master copy, a reference."""
+        self.add_optimizer_variables(variables, list(self.slot_names))
+        for variable, decay in zip(variables, decays, strict=True):
+            if keras.backend.standardize_dtype(variable.dtype) in LOW_PRECISION:
+                self.add_variable_from_reference(variable, name=MASTER)
+            if decay.towards == "initial":
+                self.add_variable_from_reference(variable, name=REFERENCE)
+
+    @property
+    def slot_names(self) -> tuple[str, ...]:
+        """Names of the optimizer variables per variable that `step` takes and returns."""
+        return ()
+
+    def reset_reference(self) -> None:
+        """Take the present weights as the reference of `Decay(towards="initial")`."""
+        for entry in self._slots.entries:
+            if entry.reference is not None:
+                entry.reference.assign(_copy(entry.variable, entry.reference.dtype))
+
+    # Which variables there are.
+
+    def _is_built_on(self, variables: Sequence[Any]) -> bool:
+        """Tell whether these are the optimizer's variables, in its order."""
+        built = self.built_on
+        return len(variables) == len(built) and all(map(operator.is_, variables, built))
+
+    def _build_on_new(self, variables: list[Any]) -> None:
+        """Build again where unknown variables came in; those that are known stay."""
+        if not self.built or self._is_built_on(variables):
+            return
+        keys = {self.key_of(variable) for variable in variables}
+        if all(map(self.knows, keys)):
+            return
+        kept = [v for v in self.built_on if self.key_of(v) not in keys]
+        self.build([*kept, *variables])
+
+    def _gradient_specs(self, variables: Sequence[Any]) -> Sequence[GradientSpec]:
+        """Return what the gradient of each variable has to be."""
+        entries = self._slots.entries
+        if self._is_built_on(variables):
+            return [entry.gradient for entry in entries]
+        return [
+            entries[self.index_of(v)].gradient if self.knows(self.key_of(v)) else GradientSpec(v)
+            for v in variables
+        ]
+
     def stateless_apply(
         self, optimizer_variables: Any, grads: Any, trainable_variables: Any
     ) -> tuple[list[Any], list[Any]]:
         """Return the updated variables and optimizer variables, as in Keras."""
         if self.built:
-            self._check_same_variables(trainable_variables)
+            self._check_values(trainable_variables)
         return super().stateless_apply(optimizer_variables, grads, trainable_variables)
 
-    def _check_same_variables(self, values: Sequence[Any]) -> None:
-        """Refuse values of other variables: here they come without their names."""
-        built = self._trainable_variables
-        same = len(values) == len(built) and all(
-            tuple(value.shape) == tuple(variable.shape)
-            for value, variable in zip(values, built, strict=True)
+    def _check_values(self, values: Sequence[Any]) -> None:
+        """Check count and shapes: `stateless_apply` gets values, without their variables."""
+        entries = self._slots.entries
+        same = len(values) == len(entries) and all(
+            tuple(value.shape) == tuple(entry.variable.shape)
+            for value, entry in zip(values, entries, strict=True)
         )
-        frozen = [v for v, trained in zip(built, self._slots.trainable, strict=True) if trained]
-        frozen = [v for v in frozen if not v.trainable]
+        frozen = [e for e in entries if e.trainable and not e.variable.trainable]
         if not same or frozen:
             raise ValueError(
                 f"The optimizer was built on other variables. Received: {len(values)} trainable "
-                f"variables for {len(built)} built on, of which {len(frozen)} are frozen by now. If layers were "
-                "frozen or unfrozen, call `optimizer.build(model.trainable_variables)` after "
-                "`model.compile`: variables that it knows keep their state. If the model comes "
-                "from an .h5 file, save it as .keras: Keras builds the optimizer on nothing there."
+                f"variables for {len(entries)} built on, of which {len(frozen)} are frozen by now. "
+                "If layers were frozen or unfrozen, call "
+                "`optimizer.build(model.trainable_variables)` after `model.compile`: variables "
+                "that it knows keep their state. If the model comes from an .h5 file, save it as "
+                ".keras: Keras builds the optimizer on nothing there."
             )
 
-    def _built_on(self, variables: Sequence[Any]) -> bool:
-        """Tell whether these are the optimizer's variables, in its order."""
-        built = self._trainable_variables
-        return len(variables) == len(built) and all(map(operator.is_, variables, built))
+    # Moving averages.
 
-    def _build_on_new(self, variables: list[Any], grads: Sequence[Any]) -> None:
-        """Build again where unknown variables came in; those that are known stay."""
-        if not self.built or self._built_on(variables):
-            return
-        keys = {self._var_key(variable) for variable in variables}
-        if keys <= self._trainable_variables_indices.keys():
-            return
-        symbolic = any(g is not None and not hasattr(g, "numpy") for g in grads)
-        if self.use_ema and keras.backend.backend() == "tensorflow" and symbolic:
-            raise ValueError(
-                "With `use_ema`, variables that are new to the optimizer need an average that "
-                "starts at their value, which a traced TensorFlow step cannot read. Received: new "
-                "variables in a traced step. Call `optimizer.build(model.trainable_variables)` "
-                "after `model.compile`: variables that it knows keep their state."
-            )
-        kept = [v for v in self._trainable_variables if self._var_key(v) not in keys]
-        self.build([*kept, *variables])
-
-    def _update_model_variables_moving_average(self, trainable_variables: Sequence[Any]) -> None:
-        """Average in float32 what has less, from its master copy.
-
-        Keras computes in the variable's precision, where a momentum of 0.999 is 1, and with the +
-        of its variables, which fails on TensorFlow on the shape (0, 3). Two hooks, as there a
-        float32 average cannot be assigned to a variable below that as it is.
-        """
-        momentum = self.ema_momentum * ops.cast(self.iterations != 0, self._scalar_dtype)
-        averages = self._model_variables_moving_average
-        for (_, master), variable, average in zip(
-            self._slots.rows, trainable_variables, averages, strict=True
+    def update_averages(self, variables: Sequence[Any]) -> None:
+        """Average in float32 what has less precision, from its master copy."""
+        momentum = self.ema_momentum * ops.cast(self.iterations != 0, self._on_tensors.dtype)
+        for entry, variable, average in zip(
+            self._slots.entries, variables, self.averages, strict=True
         ):
-            if average is not None:
-                theta = read(variable, master)
-                kept = ops.cast(momentum, theta.dtype)
-                self.assign(
-                    average,
-                    kept * ops.stop_gradient(ops.convert_to_tensor(average)) + (1 - kept) * theta,
-                )
+            if average is None:
+                continue
+            theta = read(variable, entry.master)
+            kept = ops.cast(momentum, theta.dtype)
+            # Not `average` itself: the + of Keras' variables fails on TensorFlow on shape (0, 3).
+            old = ops.stop_gradient(ops.convert_to_tensor(average))
+            self.assign(average, kept * old + (1 - kept) * theta)
 
-    def _overwrite_model_variables_with_average_value(
-        self, trainable_variables: Sequence[Any]
-    ) -> None:
-        """Set each variable to its own average; Keras pairs them by position.
-
-        After layers were frozen, the model's list is not the optimizer's. A copy, as JAX could not
-        donate one buffer to two variables in the next step.
-        """
-        for variable in trainable_variables:
-            average = self._model_variables_moving_average[self._get_variable_index(variable)]
+    def overwrite_with_averages(self, variables: Sequence[Any]) -> None:
+        """Set each variable to its own average, cast to the variable's precision."""
+        for variable in variables:
+            average = self.averages[self.index_of(variable)]
             if average is not None:
+                # A copy: JAX cannot donate one buffer to two variables in the next step.
                 self.assign(variable, ops.cast(ops.copy(average), variable.dtype))
+
+    # Saving.
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Set all optimizer variables, in the order of `variables`; all are checked first."""
+        weights, variables = list(weights), self.variables
+        expected = [tuple(variable.shape) for variable in variables]
+        received = [tuple(ops.shape(weight)) for weight in weights]
+        if received != expected:
+            place = next(
+                (i for i, (a, b) in enumerate(zip(received, expected, strict=False)) if a != b),
+                min(len(received), len(expected)),
+            )
+            what = variables[place].path if place < len(variables) else "nothing more"
+            raise ValueError(
+                f"`set_weights` needs {len(expected)} values with the shapes of "
+                f"`optimizer.variables`. Received: {len(received)} values; the first that does not "
+                f"fit is number {place}, where {what} is expected. Values of another optimizer, or "
+                "of this one built on other variables, do not fit."
+            )
+        for variable, weight in zip(variables, weights, strict=True):
+            variable.assign(weight)
 
     def save_own_variables(self, store: Any) -> None:
         """Write the state, each slot with its variable's path."""
-        state.save(self, store)
+        state.save(store, self.variables, self._layout())
 
     def load_own_variables(self, store: Any) -> None:
         """Read the state, each slot into the variable that it belongs to."""
-        state.load(self, store)
+        loaded = state.load(store, self.variables, self._layout(), self.name, self.built)
+        if loaded is None:
+            return
+        self._take_settings(loaded.settings)
+        by_label = {entry.row.path: entry for entry in self._slots.entries}
+        for variable, name, label in loaded.fresh:
+            if name in (AVERAGE, REFERENCE) and label in by_label:
+                entry = by_label[label]
+                variable.assign(_copy(entry.variable, variable.dtype))
+
+    def _layout(self) -> dict[str, Any]:
+        return self._slots.layout(self.variables) | {"given": self._given_settings()}
+
+    def _given_settings(self) -> dict[str, float | None]:
+        """Return what the settable numbers were made with."""
+        return {"learning_rate": self._timing.rate.base if self._constant_rate else None}
+
+    def _take_settings(self, settings: dict[str, Any]) -> None:
+        """Set the settable numbers of a file."""
+        if settings["learning_rate_factor"] is not None:
+            self._set_factor(settings["learning_rate_factor"])
 
 
-def _eager() -> bool:
-    """Tell whether variables have values here: a traced TensorFlow step builds without any."""
-    return keras.backend.backend() != "tensorflow" or hasattr(ops.zeros(()), "numpy")
+def _copy(variable: Any, dtype: Any) -> Any:
+    """Return a variable's value in a buffer of its own: JAX donates a buffer once."""
+    return ops.copy(ops.cast(ops.convert_to_tensor(variable), dtype))
 
 
 def read(variable: Any, master: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The learning rate r·schedule(s), η, and the position s that restarts move.
+"""The learning rate r·schedule(s), η, the uniform decay λ, and the position s that restarts move.
 
 k counts weight updates, never micro-batches; s = k − cycle_start. Everything that moves is an
 optimizer variable, so it is saved with the others.
@@ -14,20 +14,27 @@ import numpy as np
 from keras import ops
 
 from keras_decoupled import checks
-from keras_decoupled.schedule.rates import ScheduleRate
+from keras_decoupled.core.keras_hooks import KerasHooks
+from keras_decoupled.core.numbers import OnTensors
+from keras_decoupled.schedule.rates import CallableRate, ScheduleRate
 from keras_decoupled.schedule.timing import Timing
 
 
-class Clocked(keras.optimizers.Optimizer):
+class Scheduled(KerasHooks):
     """A Keras optimizer whose rate is r·schedule(s), whatever the schedule."""
 
     def __init__(self, timing: Timing, **kwargs: Any) -> None:
         super().__init__(learning_rate=timing.rate, **kwargs)
         self._timing = timing
-        # Scalars are computed in float32 at least: in bfloat16 0.999 is 1.
-        self._scalar_dtype = "float64" if keras.config.floatx() == "float64" else "float32"
-        # r: callbacks and assignments move it.
-        self._factor = self._add_scalar("learning_rate_factor", timing.factor, self._scalar_dtype)
+        self._on_tensors = OnTensors("float64" if keras.config.floatx() == "float64" else "float32")
+        r = timing.rate_factor
+        if self._constant_rate:
+            # As in stock Keras: a variable that callbacks assign. It is α·r.
+            self._rate = self._add_scalar("learning_rate", timing.rate.base * r, "float32")
+            self.use_rate_variable(self._rate)
+        else:
+            # r, which callbacks and assignments move.
+            self._rate = self._add_scalar("learning_rate_factor", r, self._on_tensors.dtype)
         self._cycle_start = self._add_scalar("cycle_start", -timing.t_cur, "int")
         self._warned_of_peak = False
 
@@ -42,14 +49,54 @@ class Clocked(keras.optimizers.Optimizer):
         )
 
     @property
+    def _constant_rate(self) -> bool:
+        return not isinstance(self._timing.rate, ScheduleRate | CallableRate)
+
+    # Reading. `on` computes with tensors or, on torch, with floats of the host.
+
+    def _counts(self, on: Any) -> tuple[Any, Any]:
+        """Return k and s of the next update."""
+        self._check_state()
+        updates = on.count(self.update_counter) // (self.gradient_accumulation_steps or 1)
+        return updates, updates - on.count(self._cycle_start)
+
+    def _factor(self, on: Any) -> Any:
+        """Return r."""
+        now = on.read(self._rate)
+        return now / float(np.float32(self._timing.rate.base)) if self._constant_rate else now
+
+    def _eta(self, on: Any, step: Any) -> Any:
+        return self._factor(on) * on.evaluate(self._timing.rate.multiplier, step)
+
+    def _current_rate(self, on: Any, step: Any) -> Any:
+        return self._factor(on) * on.evaluate(self._timing.rate, step)
+
+    def _check_state(self) -> None:
+        try:
+            ops.convert_to_tensor(self.update_counter)
+        except (TypeError, AttributeError) as error:  # the variable holds no value
+            raise RuntimeError(
+                "The optimizer's state is not here: inside an epoch, Keras' `fit` on JAX keeps it "
+                "outside the optimizer. In a callback go through `self.model.optimizer`, which "
+                "brings it back first. A loss or a metric cannot read it on JAX: log it from a "
+                "callback, in on_epoch_end or on_train_batch_end."
+            ) from error
+
+    @property
     def learning_rate(self) -> Any:
-        """r·schedule(s): the rate that the next update uses, before layer multipliers."""
-        step = self._counters()[1]
-        return self._times_factor(self._timing.rate(step))
+        """The rate that the next update uses, before layer multipliers.
+
+        Where a number was given, a `keras.Variable`, as in stock Keras. Under a schedule a tensor,
+        r·schedule(s); setting it moves r, and with it the whole schedule.
+        """
+        self._check_state()
+        if self._constant_rate:
+            return self._rate
+        return self._current_rate(self._on_tensors, self._counts(self._on_tensors)[1])
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
-        if callable(value):
+        if callable(value) and not isinstance(value, keras.Variable):
             raise TypeError(
                 "`learning_rate` can be set to a number only: it moves the factor r over the "
                 f"schedule that the optimizer was made with. Received: {value!r}. For another "
@@ -58,9 +105,13 @@ class Clocked(keras.optimizers.Optimizer):
         value = checks.real(
             "learning_rate", as_number(value), minimum=0.0, cure="0 stops all steps and decay."
         )
+        self._check_state()
+        if self._constant_rate:
+            self._rate.assign(value)
+            return
         rate = self._timing.rate
         # Not rate(step): a float32 rate over a float32 schedule is not exactly r.
-        now = rate.base * float(as_number(rate.multiplier(self._counters()[1])))
+        now = rate.base * float(as_number(rate.multiplier(self._counts(self._on_tensors)[1])))
         if now == 0:
             if value > 0:
                 raise ValueError(
@@ -72,9 +123,9 @@ class Clocked(keras.optimizers.Optimizer):
         if abs(value - as_number(self.learning_rate)) <= 5e-7 * value:
             return  # the rate as it was read, rounded: written back, it must not move r
         factor = value / now
-        if factor > 1 + 1e-6 and isinstance(self._timing.rate, ScheduleRate):
+        if factor > 1 + 1e-6 and isinstance(rate, ScheduleRate):
             self._warn_of_peak(factor)
-        self._factor.assign(factor)
+        self._rate.assign(factor)
 
     def _warn_of_peak(self, factor: float) -> None:
         if not self._warned_of_peak:
@@ -87,6 +138,21 @@ class Clocked(keras.optimizers.Optimizer):
             )
         self._warned_of_peak = True
 
+    def _set_factor(self, factor: float) -> None:
+        """Set r, of a file."""
+        alpha = float(np.float32(self._timing.rate.base)) if self._constant_rate else 1.0
+        self._rate.assign(factor * alpha)
+
+    def _learning_rate_to_config(self) -> Any:
+        rate = self._timing.rate
+        if isinstance(rate, CallableRate):
+            return keras.saving.serialize_keras_object(rate.function)
+        if isinstance(rate, ScheduleRate) and not self._timing.use_cosine_annealing:
+            return keras.optimizers.schedules.serialize(rate.schedule)
+        if self._constant_rate:
+            return as_given(rate.base * self._timing.rate_factor, self._rate)
+        return rate.base * as_given(self._timing.rate_factor, self._rate)
+
     @property
     def lr_t(self) -> Any:
         """The same as `learning_rate` (keras-adamw's name)."""
@@ -95,12 +161,12 @@ class Clocked(keras.optimizers.Optimizer):
     @property
     def eta_t(self) -> Any:
         """η of the next update: r·multiplier(s)."""
-        return self._eta(self._counters()[1])
+        return self._eta(self._on_tensors, self._counts(self._on_tensors)[1])
 
     @property
     def t_cur(self) -> Any:
         """Position of the next update in its cycle; without a cosine, the schedule's step s."""
-        return self._timing.position(self._counters()[1])
+        return self._timing.position(self._counts(self._on_tensors)[1])
 
     @t_cur.setter
     def t_cur(self, position: int) -> None:
@@ -118,31 +184,16 @@ class Clocked(keras.optimizers.Optimizer):
                 `self.model.optimizer`.
         """
         step = self._timing.step_at(position)
-        updates, _ = self._counters()
+        updates, _ = self._counts(self._on_tensors)
         self._cycle_start.assign(updates - step)
 
-    def _eta(self, step: Any) -> Any:
-        return self._times_factor(self._timing.rate.multiplier(step))
 
-    def _times_factor(self, number: Any) -> Any:
-        return ops.cast(self._factor, self._scalar_dtype) * self._cast(number)
-
-    def _cast(self, number: Any) -> Any:
-        # A Python number stays one: exact to the digits of what it will be multiplied with, where
-        # TensorFlow's cast to float64 goes through float32.
-        return number if isinstance(number, float) else ops.cast(number, self._scalar_dtype)
-
-    def _counters(self) -> tuple[Any, Any]:
-        """k and s of the next update; both count weight updates, never micro-batches."""
-        try:
-            updates = ops.convert_to_tensor(self.iterations)
-            return updates, updates - ops.convert_to_tensor(self._cycle_start)
-        except (TypeError, AttributeError) as error:  # the variable holds no value
-            raise RuntimeError(
-                "The optimizer's state is not here: inside an epoch, Keras' `fit` on JAX keeps it "
-                "outside the optimizer. In a callback go through `self.model.optimizer`, which "
-                "brings it back first."
-            ) from error
+def as_given(given: float, variable: Any) -> float:
+    """Return a variable's value, to the digit as it was given where nothing moved it."""
+    now = as_number(variable)
+    if now == given or np.float32(now) == np.float32(given):
+        return given
+    return float(str(np.float32(now))) if variable.dtype == "float32" else now
 
 
 def as_number(value: Any) -> Any:

@@ -1,23 +1,217 @@
-"""A weight decay of one variable: a number or a schedule of the update count."""
+"""The decay rule and its kinds: `Decay` says what is subtracted, `decayed` subtracts it.
+
+This is the only place where the rule is written. To add a kind, add a field to `Decay`, a line to
+`decayed` and a line to the tests' oracle.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import keras
+from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
 
-Decay: TypeAlias = float | LearningRateSchedule
-Pair: TypeAlias = tuple[float, Decay]  # (l1, l2)
+Number: TypeAlias = float | LearningRateSchedule
+_TOWARDS = ("zero", "initial")
 
 
-def checked(name: str, value: Any) -> Decay:
-    """Return an l2 decay as the package keeps it."""
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Decay:
+    r"""A weight decay: how much, towards what, and under which condition.
+
+    With θ the weight before the update, u the optimizer's step, ref 0 or the initial value,
+    d = θ − ref, η = (learning rate now)/α, and T the updates per cycle where decay is normalized
+    (else 1):
+
+        h = η^eta_power · √(1/T)
+        c = h·(l2·d + l1·sign d)          cautious: only where u·d ≥ 0, element by element
+        θ ← θ − u − c
+
+    and with `soft_threshold`, which sets weights to exactly ref,
+
+        x = d − u − h·l2·d
+        θ ← ref + sign(x)·max(|x| − h·l1, 0)
+
+    A number λ where a decay is expected means `Decay(λ)`, a pair (l1, l2) means `Decay(l2, l1)`.
+
+    Args:
+        l2: fraction of the weight removed per update at η = 1; ≥ 0. A number, or a
+            `LearningRateSchedule` of the update count. Defaults to `0.0`.
+        l1: amount that the weight moves towards ref per update at η = 1, in the weight's unit;
+            ≥ 0. Defaults to `0.0`.
+        towards: "zero", or "initial": the weight's value when the optimizer was first built on it
+            (L2-SP, for fine-tuning). Defaults to `"zero"`.
+        cautious: decay only where it does not work against the step. Defaults to `False`.
+        eta_power: power of η in the decay; ≥ 0. 1 is the paper's, 2 the corrected decay of AdamC,
+            0 a decay that no schedule moves. Defaults to `1`.
+        soft_threshold: apply l1 last, as a proximal step: weights become exactly ref, and stay.
+            Defaults to `False`.
+
+    Raises:
+        ValueError: a value is out of its range, or `soft_threshold` and `cautious` are combined
+            with l1 > 0.
+        TypeError: a value has the wrong type.
+
+    Example:
+    >>> from keras_decoupled import AdamW, Decay
+    >>> optimizer = AdamW(1e-3, weight_decay=Decay(1e-4, cautious=True))
+
+    Sources: Loshchilov & Hutter, arXiv 1711.05101 (`eta_power=1`); Defazio, arXiv 2506.02285
+    (2); TensorFlow Addons (0); Chen et al., arXiv 2510.12402 (cautious); Li et al., L2-SP, arXiv
+    1802.01483 (towards="initial").
+    """
+
+    l2: Number = 0.0
+    l1: float = 0.0
+    _: dataclasses.KW_ONLY
+    towards: str = "zero"
+    cautious: bool = False
+    eta_power: float = 1
+    soft_threshold: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the fields, and keep them in one type each."""
+        power = checks.real(
+            "eta_power", self.eta_power, minimum=0.0, below=100.0, cure="1 is the paper's."
+        )
+        checked = {
+            "l2": checked_l2("l2", self.l2),
+            "l1": checked_l1("l1", self.l1),
+            "cautious": checks.flag("cautious", self.cautious, cure="False is plain decay."),
+            "eta_power": int(power) if power.is_integer() else power,
+            "soft_threshold": checks.flag(
+                "soft_threshold", self.soft_threshold, cure="False is plain decay."
+            ),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if not isinstance(self.towards, str) or self.towards not in _TOWARDS:
+            raise ValueError(
+                f"`towards` must be one of {', '.join(map(repr, _TOWARDS))}. Received: "
+                f"towards={self.towards!r}. 'initial' is the value at the first build."
+            )
+        if self.soft_threshold and self.cautious and self.l1 > 0:
+            raise ValueError(
+                "`soft_threshold` and `cautious` cannot be combined with l1 > 0: a soft threshold "
+                "applies l1 after the step, when there is no step left to compare it with. "
+                f"Received: l1={self.l1}. Leave one of the two out."
+            )
+
+    @property
+    def plain(self) -> bool:
+        """Whether the decay is just (l1, l2)."""
+        return {name for name, _ in self._changed()} <= {"l1", "l2"}
+
+    @property
+    def linear(self) -> bool:
+        """Whether the decay depends on θ alone, not on the step or a reference."""
+        return self.towards == "zero" and not (self.cautious or self.soft_threshold)
+
+    @property
+    def zero(self) -> bool:
+        """Whether nothing is decayed."""
+        return self.l1 == 0 and not isinstance(self.l2, LearningRateSchedule) and self.l2 == 0
+
+    def with_amounts(self, l2: Number, l1: float | None = None) -> Decay:
+        """Return the same kind of decay with another l2, and with another l1 where it is given."""
+        return dataclasses.replace(self, l2=l2, l1=self.l1 if l1 is None else l1)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the fields as JSON."""
+        config = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return config | {"l2": number_to_config(self.l2)}
+
+    def to_config(self) -> Any:
+        """Return the shortest JSON that `as_decay` reads: a number, a list (l1, l2), or a dict."""
+        if not self.plain:
+            return self.get_config()
+        l2 = number_to_config(self.l2)
+        return [self.l1, l2] if self.l1 else l2
+
+    def __repr__(self) -> str:
+        """Return the call that makes it, without defaults."""
+        return f"Decay({', '.join(f'{name}={value!r}' for name, value in self._changed())})"
+
+    def _changed(self) -> list[tuple[str, Any]]:
+        fields = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]
+        return [(field.name, value) for field, value in fields if value != field.default]
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the fields; schedules by their config."""
+        return self is other or (isinstance(other, Decay) and self._identity == other._identity)
+
+    def __hash__(self) -> int:
+        """Agree with `==`."""
+        return hash(self._identity)
+
+    @functools.cached_property
+    def _identity(self) -> str:
+        return json.dumps(self.get_config(), sort_keys=True, default=str)
+
+
+def decayed(
+    theta: Any, step: Any, decay: Decay, l2: Any = None, l1: Any = None, reference: Any = None
+) -> Any:
+    """Return the new weight: θ less the optimizer's step and the decay.
+
+    Args:
+        theta: θ, the weight before the update.
+        step: u, what the optimizer subtracts.
+        decay: the kind of decay.
+        l2: h·l2; None is 0.
+        l1: h·l1; None is 0.
+        reference: ref; None is 0.
+    """
+    d = theta if reference is None else theta - reference
+    change = 0.0 if l2 is None else l2 * d
+    if l1 is not None and not decay.soft_threshold:
+        change = change + l1 * ops.sign(d)
+    if decay.cautious:
+        # Not u·d, which can underflow to 0.
+        change = ops.where(step * ops.sign(d) >= 0, change, 0.0)
+    # The decay is added to the step first: beside θ, a small one would be lost to rounding.
+    change = step + change
+    if not decay.soft_threshold:
+        return theta - change
+    x = d - change
+    if l1 is not None:
+        x = ops.sign(x) * ops.relu(ops.abs(x) - l1)
+    return x if reference is None else reference + x
+
+
+def as_decay(name: str, value: Any) -> Decay:
+    """Return the decay of an argument: a number, a schedule, a pair (l1, l2), a `Decay` or its dict."""
+    if isinstance(value, Decay):
+        return value
+    if isinstance(value, Mapping):
+        fields = {field.name for field in dataclasses.fields(Decay)}
+        if not value.keys() <= fields:
+            raise ValueError(
+                f"`{name}` must be a decay, and a dict has the fields of `Decay`: "
+                f"{', '.join(sorted(fields))}. Received: {dict(value)!r:.300}. Write Decay(...)."
+            )
+        return Decay(**value)
+    if not isinstance(value, tuple | list):
+        return Decay(checked_l2(name, value))
+    if len(value) != 2:
+        raise ValueError(
+            f"`{name}` must be a number l2, a pair (l1, l2) or a `Decay`. Received: {value!r}. "
+            "Write (l1, 0) for l1 alone."
+        )
+    l1, l2 = value
+    return Decay(checked_l2(name, l2), checked_l1(name, l1))
+
+
+def checked_l2(name: str, value: Any) -> Number:
+    """Return an l2 as the package keeps it."""
     if isinstance(value, LearningRateSchedule):
         checks.of_one_number(name, value)
         return value
@@ -32,14 +226,10 @@ def checked(name: str, value: Any) -> Decay:
 
 
 def checked_l1(name: str, value: Any) -> float:
-    """Return an l1 decay as the package keeps it."""
+    """Return an l1 as the package keeps it."""
     return checks.real(
-        name, value, minimum=0.0, below=checks.FLOAT32, cure="It is the pair's l1, a number."
+        name, value, minimum=0.0, below=checks.FLOAT32, cure="It is the l1 of a decay, a number."
     )
-
-
-def is_zero(decay: Decay) -> bool:
-    return isinstance(decay, float) and decay == 0
 
 
 def half_life(decay: float) -> float:
@@ -47,41 +237,6 @@ def half_life(decay: float) -> float:
     return math.log(0.5) / math.log1p(-decay) if decay < 1 else 0.0
 
 
-def to_config(decay: Decay) -> Any:
-    """Return a decay as JSON."""
-    return decay if isinstance(decay, float) else keras.saving.serialize_keras_object(decay)
-
-
-def reader(custom_objects: Any) -> Callable[[Any], Any]:
-    """Return the reverse of `to_config`; equal schedules come back as one object.
-
-    So a schedule that a hundred variables share is evaluated once per step after a load, too.
-    A number is still to be checked.
-    """
-    known: dict[str, Any] = {}
-
-    def read(saved: Any) -> Any:
-        if not isinstance(saved, dict):
-            return saved
-        text = json.dumps(saved, sort_keys=True)
-        if text not in known:
-            known[text] = deserialize(saved, custom_objects)
-            if isinstance(known[text], LearningRateSchedule):
-                checks.of_one_number("a weight decay of the config", known[text])
-        return known[text]
-
-    return read
-
-
-def deserialize(saved: Any, custom_objects: Any) -> Any:
-    """Return the object of a config, as Keras makes it; what Keras stumbles over is refused, too."""
-    try:
-        return keras.saving.deserialize_keras_object(saved, custom_objects)
-    except (ValueError, TypeError):
-        raise
-    except Exception as error:
-        raise ValueError(
-            "A learning rate or weight decay in a config must be a number, or an object as "
-            f"keras.saving.serialize_keras_object() writes it. Received: {saved!r:.500}. "
-            f"It led to {type(error).__name__}: {error}."
-        ) from error
+def number_to_config(number: Number) -> Any:
+    """Return a number or schedule as JSON."""
+    return number if isinstance(number, float) else keras.saving.serialize_keras_object(number)

@@ -1,91 +1,108 @@
-"""The table of what each variable gets: decays and learning-rate multiplier."""
+"""The table of what each variable gets: its decay and its learning-rate multiplier."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import json
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
+from keras_decoupled.decay import kinds
+from keras_decoupled.decay.kinds import Decay, Number
 
-from . import kinds
-from .kinds import Decay, is_zero
+# In a file of 0.1 a row has these fields. Later ones may be missing: see `_row`.
+_FIRST_FIELDS = ("path", "shape", "l1", "l2", "multiplier", "taken")
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one variable gets: (l1, l2) before normalization, and its multiplier."""
+    """What one variable gets. The decay is the one before normalization."""
 
     path: str
     shape: tuple[int, ...]
-    l1: float = 0.0
-    l2: Decay = 0.0
+    decay: Decay
     multiplier: float = 1.0
-    taken: tuple[float, float] | None = None  # the penalty that was taken out of the loss
+    uniform: bool = False  # no key and no regularizer decides: it gets `weight_decay`
+    removed_penalty: tuple[float, float] | None = None  # of the loss, by `model=`
 
-    @property
-    def decays(self) -> bool:
-        """Whether this variable is decayed at all."""
-        return self.l1 != 0 or not is_zero(self.l2)
+    def get_config(self) -> dict[str, Any]:
+        """Return the row as JSON."""
+        return {
+            "path": self.path,
+            "shape": list(self.shape),
+            **self.decay.get_config(),
+            "multiplier": self.multiplier,
+            "uniform": self.uniform,
+            "taken": self.removed_penalty and list(self.removed_penalty),
+        }
 
 
-@dataclasses.dataclass(frozen=True)
+class Amount(NamedTuple):
+    """A number that an update scales by η^power·√(1/T); the number None is the optimizer's λ."""
+
+    number: Number | None
+    power: float
+
+
+class Places(NamedTuple):
+    """Where the numbers of a row stand in the table's `multipliers` and `amounts`."""
+
+    rate: int
+    l2: int | None
+    l1: int | None
+
+
 class Table:
-    """The rows, and the distinct numbers in them, so that a step scales each number once."""
+    """The rows, and the distinct numbers in them, so that an update computes each number once.
 
-    rows: tuple[Row, ...] = ()
-    multipliers: tuple[float, ...] = dataclasses.field(init=False)
-    decays: tuple[Decay, ...] = dataclasses.field(init=False)
-    # Per row: where its multiplier, l1 and l2 stand in those two; None where there is no decay.
-    indices: tuple[tuple[int, int | None, int | None], ...] = dataclasses.field(init=False)
+    Args:
+        rows: one row for each variable.
+        settable: whether λ is an optimizer variable, which uniform rows then follow.
+    """
 
-    def __post_init__(self) -> None:
-        multipliers, decays = _Distinct(), _Distinct()
-        indices = tuple(
-            (
+    def __init__(self, rows: Sequence[Row] = (), settable: bool = False) -> None:
+        self.rows = tuple(rows)
+        multipliers, amounts = _Distinct(), _Distinct()
+
+        def amount(number: Number | None, power: float) -> int | None:
+            return None if number == 0 else amounts.place(Amount(number, power))
+
+        self.places = tuple(
+            Places(
                 multipliers.place(row.multiplier),
-                None if row.l1 == 0 else decays.place(row.l1),
-                None if is_zero(row.l2) else decays.place(row.l2),
+                amount(None if settable and row.uniform else row.decay.l2, row.decay.eta_power),
+                amount(row.decay.l1, row.decay.eta_power),
             )
             for row in self.rows
         )
-        object.__setattr__(self, "multipliers", tuple(multipliers.values))
-        object.__setattr__(self, "decays", tuple(decays.values))
-        object.__setattr__(self, "indices", indices)
+        self.multipliers: tuple[float, ...] = tuple(multipliers.values)
+        self.amounts: tuple[Amount, ...] = tuple(amounts.values)
 
     def get_config(self) -> list[dict[str, Any]]:
         """Return the rows as JSON."""
-        return [
-            dataclasses.asdict(dataclasses.replace(row, l2=0.0))
-            | {
-                "shape": list(row.shape),
-                "l2": kinds.to_config(row.l2),
-                "taken": row.taken and list(row.taken),
-            }
-            for row in self.rows
-        ]
-
-    @classmethod
-    def from_config(cls, config: Any, read: Callable[[Any], Any], *, name: str) -> Table:
-        """Read `get_config`'s list, of a file; `read` is a `_decays.reader`, `name` for messages."""
-        rows = checks.listed(name, config)
-        return cls(tuple(_row(f"{name}[{i}]", row, read) for i, row in enumerate(rows)))
+        return [row.get_config() for row in self.rows]
 
     def __str__(self) -> str:
         """Return the table as `init_verbose` prints it."""
-        head = ("variable", "shape", "l1", "l2", "lr multiplier")
+        head = ("variable", "shape", "l1", "l2", "lr multiplier", "kind")
         cells = [
             (
                 row.path,
                 str(row.shape),
-                f"{row.l1:g}",
-                f"{row.l2:g}" if isinstance(row.l2, float) else type(row.l2).__name__,
+                f"{row.decay.l1:g}",
+                type(row.decay.l2).__name__
+                if isinstance(row.decay.l2, LearningRateSchedule)
+                else f"{row.decay.l2:g}",
                 f"{row.multiplier:g}",
+                "" if row.decay.plain else repr(row.decay.with_amounts(0.0, 0.0)),
             )
             for row in self.rows
         ]
+        if not any(line[-1] for line in cells):
+            head, cells = head[:-1], [line[:-1] for line in cells]
         widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -94,36 +111,64 @@ class Table:
 
 
 class _Distinct:
-    """Values without repetition; a schedule is one thing and no other."""
+    """Values without repetition. Schedules are told apart by identity: they may have no hash."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
-        self._places: dict[Any, int] = {}
+        self._places: dict[Hashable, int] = {}
 
     def place(self, value: Any) -> int:
         """Return where the value stands, which is at the end if it is new."""
-        key = value if isinstance(value, float) else (id(value),)  # a schedule may have no hash
+        key: Hashable = value
+        if isinstance(value, Amount) and isinstance(value.number, LearningRateSchedule):
+            key = ("schedule", id(value.number), value.power)
         place = self._places.setdefault(key, len(self.values))
         if place == len(self.values):
             self.values.append(value)
         return place
 
 
-def _row(name: str, config: Any, read: Callable[[Any], Any]) -> Row:
-    keys = [field.name for field in dataclasses.fields(Row)]
-    path, shape, l1, l2, multiplier, taken = checks.fields(name, config, keys)
-    if taken is not None:
-        l1_taken, l2_taken = checks.listed(f"{name}['taken']", taken, length=2)
-        taken = (
-            kinds.checked_l1(f"{name}['taken'][0]", l1_taken),
-            kinds.checked_l1(f"{name}['taken'][1]", l2_taken),
+def read_rows(
+    config: Any, read: Callable[[Any], Any], uniform: Decay | None, *, name: str
+) -> list[Row]:
+    """Read the rows of a config, which may hold anything.
+
+    Args:
+        config: the list of rows.
+        read: reads a number or schedule.
+        uniform: the uniform decay. A file of 0.1 does not say which rows follow it: those with
+            the same decay.
+        name: what to call the list in a message.
+    """
+    made: dict[str, Decay] = {}  # rows share their decays, so that a schedule is checked once
+    rows = checks.listed(name, config)
+    return [_row(f"{name}[{i}]", row, read, uniform, made) for i, row in enumerate(rows)]
+
+
+def _row(
+    name: str,
+    config: Any,
+    read: Callable[[Any], Any],
+    uniform: Decay | None,
+    made: dict[str, Decay],
+) -> Row:
+    path, shape, _, _, multiplier, penalty = checks.fields(name, config, _FIRST_FIELDS)
+    fields = {f.name: config[f.name] for f in dataclasses.fields(Decay) if f.name in config}
+    text = json.dumps(fields, sort_keys=True, default=repr)
+    if text not in made:
+        made[text] = Decay(
+            kinds.checked_l2(f"{name}['l2']", read(fields.pop("l2"))),
+            kinds.checked_l1(f"{name}['l1']", fields.pop("l1")),
+            **fields,
         )
-    l2 = read(l2)  # which has looked at a schedule, once for all rows that share it
+    if penalty is not None:
+        parts = checks.listed(f"{name}['taken']", penalty, length=2)
+        l1, l2 = (kinds.checked_l1(f"{name}['taken'][{i}]", part) for i, part in enumerate(parts))
+        penalty = (l1, l2)
     return Row(
         path=checks.text(f"{name}['path']", path),
         shape=checks.shape(f"{name}['shape']", shape),
-        l1=kinds.checked_l1(f"{name}['l1']", l1),
-        l2=l2 if isinstance(l2, LearningRateSchedule) else kinds.checked(f"{name}['l2']", l2),
+        decay=made[text],
         multiplier=checks.real(
             f"{name}['multiplier']",
             multiplier,
@@ -131,5 +176,10 @@ def _row(name: str, config: Any, read: Callable[[Any], Any]) -> Row:
             below=checks.FLOAT32,
             cure=checks.OF_A_FILE,
         ),
-        taken=taken,
+        uniform=checks.flag(
+            f"{name}['uniform']",
+            config.get("uniform", made[text] == uniform),
+            cure=checks.OF_A_FILE,
+        ),
+        removed_penalty=penalty,
     )

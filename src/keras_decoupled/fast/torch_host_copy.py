@@ -3,41 +3,85 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 
-class Mirror:
+class HostCopy:
     """A scalar variable's value on the host, read again only when someone wrote to it."""
 
     def __init__(self, variable: Any) -> None:
         self._variable = variable
         self._tensor: Any = None
-        self._written: int | None = None
+        self._version: int | None = None
         self._number = math.nan
 
     def read(self) -> float:
+        """Return the value."""
         tensor = self._variable._value
-        written = writes(tensor)
-        if written is None or tensor is not self._tensor or written != self._written:
-            self.know(tensor.item())
+        version = version_of(tensor)
+        if version is None or tensor is not self._tensor or version != self._version:
+            self.set(tensor.item())
         return self._number
 
-    def know(self, number: float) -> None:
+    def set(self, number: float) -> None:
         """Take the number as what the variable holds now."""
         self._tensor = self._variable._value
-        self._written, self._number = writes(self._tensor), number
+        self._version, self._number = version_of(self._tensor), number
 
-    def advance(self, before: int | None) -> None:
-        """Take the one write since there were `before` for an increment by 1."""
+    def note_increment(self, before: int | None) -> None:
+        """If the variable was written exactly once since version `before`, assume Keras' `+= 1`."""
         tensor = self._variable._value
-        if before is None or tensor is not self._tensor or before != self._written:
+        if before is None or tensor is not self._tensor or before != self._version:
             return
-        if writes(tensor) == before + 1:
-            self.know(self._number + 1)
+        if version_of(tensor) == before + 1:
+            self.set(self._number + 1)
 
 
-def writes(tensor: torch.Tensor) -> int | None:
+class OnHost:
+    """Computes the numbers of an update with floats: the methods are those of `OnTensors`."""
+
+    math = math  # exp and expm1
+
+    def __init__(self) -> None:
+        self._copies: dict[int, HostCopy] = {}
+
+    def copy_of(self, variable: Any) -> HostCopy:
+        """Return a variable's copy."""
+        if id(variable) not in self._copies:
+            self._copies[id(variable)] = HostCopy(variable)
+        return self._copies[id(variable)]
+
+    def count(self, variable: Any) -> int:
+        """Return the value of a variable that counts."""
+        return int(self.copy_of(variable).read())
+
+    def read(self, variable: Any) -> float:
+        """Return the value of a scalar variable."""
+        return self.copy_of(variable).read()
+
+    def evaluate(self, function: Callable[[Any], Any], count: int) -> float:
+        """Return a schedule's value at a count; schedules compute with tensors."""
+        return float(function(torch.tensor(count)))
+
+    def number(self, value: Any) -> float:
+        """Return a number or tensor as a float."""
+        return float(value)
+
+    def where(self, condition: bool, value: float, otherwise: float) -> float:
+        """Return the value where the condition holds."""
+        return value if condition else otherwise
+
+    def write(self, variable: Any, value: float) -> None:
+        """Assign a scalar variable, and know what it holds."""
+        tensor = variable._value.fill_(value)
+        # What a run that is loaded will read: rounded, where the variable is float32.
+        rounded = torch.tensor(value, dtype=tensor.dtype).item()
+        self.copy_of(variable).set(rounded)
+
+
+def version_of(tensor: torch.Tensor) -> int | None:
     """Return how often the tensor was written to; None: made in inference mode, torch did not count."""
     return None if tensor.is_inference() else tensor._version

@@ -1,11 +1,11 @@
 """PyTorch's fused kernels for all variables of an update together.
 
 Eager PyTorch makes one pass over memory for each operation of `update_step`, and Keras runs it
-variable by variable. Here an update is one or two kernels over many tensors. What they compute is
-what `update_step` computes, which is the reference and does what does not fit here.
+variable by variable. Here an update is one or two kernels over many tensors. They compute what
+`update_step` computes, which is the reference and does what does not fit here.
 
-The scalars are floats of the host, from k, s and r; these are read from their variables only when
-someone else has written to them, so that on a GPU no update waits for the device.
+The numbers of the update are floats of the host, read from their variables only when someone else
+has written to them, so that on a GPU no update waits for the device.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import operator
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import torch
 
-from keras_decoupled.schedule.rates import CallableRate
-
-from .torch_host_copy import Mirror, writes
-from .torch_kernels import KERNELS, Kernel, Part, Tensors, take_l1
+from keras_decoupled.decay.kinds import Decay
+from keras_decoupled.decay.table import Places
+from keras_decoupled.fast.torch_host_copy import OnHost, version_of
+from keras_decoupled.fast.torch_kernels import KERNELS, Kernel, Tensors
+from keras_decoupled.fast.torch_pieces import Pieces
 
 # Keras exports the scope but not this question, and what is written in a scope is not written to
 # the tensors.
@@ -33,21 +34,30 @@ _DEVICES = ("cpu", "cuda")
 _PLANS = 8  # kept: a model whose gradients are missing here and there has some lists of variables
 
 
-class Scalars(NamedTuple):
-    """The numbers of one update; see `_decoupled.Step`."""
-
-    updates: int  # k + 1
-    rates: tuple[float, ...]
-    decays: tuple[float, ...]
-
-
-class Group(NamedTuple):
+class Group:
     """Variables that one kernel call updates: of one multiplier, decay, type and device."""
 
-    decays: tuple[int, int | None, int | None]  # rate, l1, l2: see `Table.indices`
-    members: list[int]  # positions of their gradients
-    theta: Tensors
-    slots: tuple[Tensors, ...]
+    def __init__(self, places: Places, decay: Decay, members: list[tuple[int, Tensors]]) -> None:
+        self.places, self.decay = places, decay
+        self.positions = [position for position, _ in members]  # of their gradients
+        theta, *slots = map(list, zip(*(tensors for _, tensors in members), strict=True))
+        self.reference = slots.pop() if decay.towards == "initial" else None
+        self.theta, self.slots = theta, tuple(slots)
+        self._pieces: Pieces | None = None
+
+    @property
+    def pieces(self) -> Pieces:
+        """The tensors cut into pieces, for decays that the kernels do not know."""
+        if self._pieces is None:
+            self._pieces = Pieces(self.theta, self.slots, self.reference)
+        return self._pieces
+
+    def update(self, kernel: Kernel, gradients: Tensors, rate: float, l2: Any, l1: Any) -> None:
+        """Update these variables; l2 and l1 are None where there is none."""
+        if l1 is None and self.decay.linear and (rate != 0 or not l2):
+            kernel.step(self.theta, gradients, self.slots, rate, l2 or 0.0)
+        else:
+            self.pieces.update(kernel, gradients, rate, self.decay, l2, l1)
 
 
 class Plan:
@@ -56,17 +66,19 @@ class Plan:
     def __init__(self, optimizer: Any, variables: Sequence[Any]) -> None:
         self._holders: list[Any] = []
         self._tensors: Tensors = []  # which they hold
-        self._wanted: list[Any] = []  # signature of each gradient; None: not to be fused
+        self._expected: list[Any] = []  # signature of each gradient; None: not to be fused
         self._thetas: list[Any] = []
         groups: defaultdict[Any, list[tuple[int, Tensors]]] = defaultdict(list)
         seen = set()
         for position, variable in enumerate(variables):
-            index = optimizer._get_variable_index(variable)
-            slots, master = optimizer._slots.rows[index]
-            holders = [variable, *slots]
-            self._wanted.append(None)
+            index = optimizer.index_of(variable)
+            entry = optimizer._slots.entries[index]
+            holders = [variable, *entry.slots]
+            if entry.reference is not None and entry.row.decay.towards == "initial":
+                holders.append(entry.reference)
+            self._expected.append(None)
             self._thetas.append(None)
-            if index in seen or master is not None or None in slots:
+            if index in seen or entry.master is not None or None in holders:
                 continue
             seen.add(index)
             # The attribute and not `.value`, which costs a microsecond per variable: what that
@@ -79,13 +91,12 @@ class Plan:
             fused = theta.device.type in _DEVICES and theta.dtype in (torch.float32, torch.float64)
             if not (fused and all(_plain(t) and (t.dtype, t.device) == kind for t in tensors)):
                 continue
-            self._wanted[-1] = (torch.Tensor, torch.strided, *kind, theta.shape)
+            self._expected[-1] = (torch.Tensor, torch.strided, *kind, theta.shape)
             self._thetas[-1] = theta
-            groups[optimizer._table.indices[index], kind].append((position, tensors))
-        self.groups = []
-        for (decays, _), members in groups.items():
-            theta, *slots = map(list, zip(*(tensors for _, tensors in members), strict=True))
-            self.groups.append(Group(decays, [p for p, _ in members], theta, tuple(slots)))
+            if entry.row.multiplier != 0:
+                decay = entry.row.decay.with_amounts(0.0, 0.0)  # its kind alone
+                groups[entry.places, decay, kind].append((position, tensors))
+        self.groups = [Group(places, decay, g) for (places, decay, _), g in groups.items()]
 
     def valid(self) -> bool:
         """Tell whether all variables still hold the tensors that they held."""
@@ -95,25 +106,23 @@ class Plan:
         """Positions of the gradients that a kernel cannot take, or whose variable it cannot."""
         return [
             position
-            for position, (g, wanted, theta) in enumerate(
-                zip(grads, self._wanted, self._thetas, strict=True)
+            for position, (g, expected, theta) in enumerate(
+                zip(grads, self._expected, self._thetas, strict=True)
             )
-            if _signature(g) != wanted
+            if _signature(g) != expected
             or not g.is_contiguous()
             or g.is_neg()
             or g.data_ptr() == theta.data_ptr()  # it would change while it is read
         ]
 
 
-class Fused:
+class FastUpdate:
     """The accelerated update of one optimizer, as it is built."""
 
     def __init__(self, optimizer: Any, kernel: type[Kernel]) -> None:
         self._optimizer = optimizer
         self._kernel = kernel(optimizer)
-        self._iterations = Mirror(optimizer._iterations)
-        self._cycle_start = Mirror(optimizer._cycle_start)
-        self._factor = Mirror(optimizer._factor)
+        self._on = OnHost()
         self._plans: dict[tuple[int, ...], Plan] = {}
 
     def usable(self) -> bool:
@@ -133,17 +142,23 @@ class Fused:
             pairs = [pair for position, pair in enumerate(pairs) if position not in misfits]
             grads, variables = [g for g, _ in pairs], [v for _, v in pairs]
             plan = self._plan(variables)
-        table = self._optimizer._table
-        scalars = self._scalars(learning_rate)
-        self._kernel.begin(scalars.updates)
-        for (rate, l1, l2), members, theta, slots in plan.groups:
-            if table.multipliers[rate] == 0:  # frozen
-                continue
-            decays = (0.0 if decay is None else scalars.decays[decay] for decay in (l1, l2))
-            part = take_l1(theta, Part(scalars.rates[rate], *decays))
-            self._kernel.update(theta, [grads[position] for position in members], slots, part)
+        optimizer = self._optimizer
+        # Schedules compute with tensors: not on the GPU, which would have to be waited for.
+        with keras.device("cpu"):
+            numbers = optimizer.numbers(self._on, learning_rate)
+            updates, _ = optimizer._counts(self._on)
+        self._kernel.begin(updates + 1, numbers.scalars)
+        for group in plan.groups:
+            rate, l2, l1 = group.places
+            group.update(
+                self._kernel,
+                [grads[position] for position in group.positions],
+                numbers.rates[rate],
+                None if l2 is None else numbers.decays[l2],
+                None if l1 is None else numbers.decays[l1],
+            )
         if not rest:
-            self._kernel.end()
+            optimizer.end_of_update(numbers.scalars, self._on)
         return rest
 
     def _plan(self, variables: Sequence[Any]) -> Plan:
@@ -155,47 +170,22 @@ class Fused:
             plan = self._plans[key] = Plan(self._optimizer, variables)
         return plan
 
-    def counted(self, before: int | None) -> None:
+    def version(self) -> int | None:
+        """Return how often the iteration counter was written to, for `note_increment`."""
+        return version_of(self._optimizer.update_counter._value)
+
+    def note_increment(self, before: int | None) -> None:
         """Note that Keras has counted the iteration: that write to the counter is no news."""
-        self._iterations.advance(before)
-
-    def count_writes(self) -> int | None:
-        """Return how often the iteration counter was written to, for `counted`."""
-        return writes(self._optimizer._iterations._value)
-
-    def _scalars(self, learning_rate: Any) -> Scalars:
-        """Do `Decoupled._begin_step` on the host."""
-        optimizer, timing = self._optimizer, self._optimizer._timing
-        updates = int(self._iterations.read()) // (optimizer.gradient_accumulation_steps or 1)
-        factor = self._factor.read()
-        step = updates - int(self._cycle_start.read())
-        # Schedules compute with tensors: not on the GPU, which would have to be waited for.
-        with keras.device("cpu"):
-            count, position = torch.tensor(updates), torch.tensor(step)
-            if isinstance(timing.rate, CallableRate):  # called once per update, by Keras
-                rate = torch.as_tensor(learning_rate).item()
-                eta = rate / timing.rate.base
-            else:
-                rate = factor * float(timing.rate(position))
-                eta = factor * float(timing.rate.multiplier(position))
-            shrink = eta * float(timing.normalization(position))
-            return Scalars(
-                updates=updates + 1,
-                rates=tuple(rate * m for m in optimizer._table.multipliers),
-                decays=tuple(
-                    shrink * (decay if isinstance(decay, float) else float(decay(count)))
-                    for decay in optimizer._table.decays
-                ),
-            )
+        self._on.copy_of(self._optimizer.update_counter).note_increment(before)
 
 
-def make(optimizer: Any) -> Fused | None:
+def make(optimizer: Any) -> FastUpdate | None:
     """Return the accelerated update of a built optimizer, None for a class without a kernel.
 
     The class itself names it: one derived from it, by a user, may compute something else.
     """
-    kernel = vars(type(optimizer)).get("_fused_kernel")
-    return Fused(optimizer, KERNELS[kernel]) if kernel else None
+    kernel = vars(type(optimizer)).get("fused_kernel")
+    return FastUpdate(optimizer, KERNELS[kernel]) if kernel else None
 
 
 def _plain(tensor: torch.Tensor) -> bool:

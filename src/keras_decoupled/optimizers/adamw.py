@@ -1,38 +1,37 @@
-"""AdamW: Adam with decoupled weight decay."""
+"""AdamW: Adam with independent weight decay."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import keras
 from keras import ops
 
-from keras_decoupled import checks
-from keras_decoupled.core.arguments import Shared
+from keras_decoupled.core.arguments import Shared, at_least_0, flag, fraction
 from keras_decoupled.core.decoupled import Decoupled
 
 
 def adam(
-    g: Any, m: Any, v: Any, v_hat: Any, *, rate: Any, beta_1: float, beta_2: float, epsilon: float
+    g: Any, m: Any, v: Any, v_max: Any, *, rate: Any, beta_1: float, beta_2: float, epsilon: float
 ) -> tuple[Any, tuple[Any, ...]]:
     """Return Adam's step and its new moments; `rate` has the bias corrections in it."""
     m = m + (1 - beta_1) * (g - m)
     v = v + (1 - beta_2) * (ops.square(g) - v)
-    if v_hat is None:
+    if v_max is None:
         return rate * m / (ops.sqrt(v) + epsilon), (m, v)
-    v_hat = ops.where(v_hat > v, v_hat, v)  # ops.maximum gives float32 for float64 on torch
-    return rate * m / (ops.sqrt(v_hat) + epsilon), (m, v, v_hat)
+    v_max = ops.where(v_max > v, v_max, v)  # ops.maximum gives float32 for float64 on torch
+    return rate * m / (ops.sqrt(v_max) + epsilon), (m, v, v_max)
 
 
-def one_minus_power(beta: float, updates: Any) -> Any:
-    """Return 1 − β^updates; no cancellation where β is near 1 and updates are few."""
-    return 1.0 if beta == 0 else -ops.expm1(updates * math.log(beta))
+def one_minus_power(beta: float, i: Any, math_of: Any) -> Any:
+    """Return 1 − β^i; no cancellation where β is near 1 and i is small."""
+    return 1.0 if beta == 0 else -math_of.expm1(i * math.log(beta))
 
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")
 class AdamW(Decoupled):
-    r"""Adam with weight decay that the learning rate does not scale.
+    r"""Adam with independent weight decay: the learning rate never multiplies it.
 
     At update k, with i = k + 1, gradient g, moments m and v:
 
@@ -42,22 +41,19 @@ class AdamW(Decoupled):
 
     with θ on the right the value before the update, η = (learning rate now)/α, and m_v the
     variable's learning-rate multiplier. With `amsgrad`, v in the step is its maximum over time.
-    `keras.optimizers.AdamW(α, weight_decay=w)` is this with weight_decay = α·w.
+    `keras.optimizers.AdamW(α, weight_decay=w)` is this with weight_decay = α·w. `Decay` has other
+    kinds of decay.
 
     Args:
         learning_rate: α, or a `LearningRateSchedule`, or a callable. Defaults to `0.001`.
-        weight_decay: λ, the fraction of the weight removed per update at η = 1; a number, a
-            schedule or None. Defaults to `None`, no decay.
+        weight_decay: λ, the fraction of the weight removed per update at η = 1: a number, a
+            schedule, a `Decay` or None. Defaults to `None`, no decay.
         beta_1: β1, decay rate of m, in [0, 1). Defaults to `0.9`.
         beta_2: β2, decay rate of v, in [0, 1). Defaults to `0.999`.
         epsilon: ε ≥ 0, added to √v before the bias correction ("epsilon hat", as in
             `keras.optimizers.Adam`). Defaults to `1e-7`.
         amsgrad: whether to divide by the largest √v so far. Defaults to `False`.
-        **shared: the arguments that all optimizers here share: `weight_decays`,
-            `lr_multipliers`, `model`, `zero_penalties`, `total_iterations`,
-            `total_iterations_wd`, `normalize_weight_decay`, `use_cosine_annealing`,
-            `autorestart`, `eta_min`, `eta_max`, `t_cur`, `base_learning_rate`, `init_verbose`,
-            and those of `keras.optimizers.Optimizer`. The README describes each.
+        **shared: the arguments that all optimizers share; see below.
 
     Raises:
         ValueError: an argument is out of its range, or a key matches no variable (at build).
@@ -75,7 +71,17 @@ class AdamW(Decoupled):
     Algorithm 2; amsgrad: Reddi et al., arXiv 1904.09237.
     """
 
-    _fused_kernel = "adamw"  # in `_torch_kernels.py` and `_tensorflow_fused.py`
+    HYPERPARAMETERS: ClassVar = {
+        "beta_1": fraction("0.9 is usual."),
+        "beta_2": fraction("0.999 is usual."),
+        "epsilon": at_least_0("1e-7 is Keras' default."),
+        "amsgrad": flag("False is plain AdamW."),
+    }
+    fused_kernel = "adamw"
+    beta_1: float
+    beta_2: float
+    epsilon: float
+    amsgrad: bool
 
     def __init__(
         self,
@@ -87,47 +93,31 @@ class AdamW(Decoupled):
         amsgrad: bool = False,
         **shared: Unpack[Shared],
     ) -> None:
-        beta_1 = checks.real("beta_1", beta_1, minimum=0.0, below=1.0, cure="0.9 is usual.")
-        beta_2 = checks.real("beta_2", beta_2, minimum=0.0, below=1.0, cure="0.999 is usual.")
-        epsilon = checks.real("epsilon", epsilon, minimum=0.0, cure="1e-7 is Keras' default.")
-        amsgrad = checks.flag("amsgrad", amsgrad, cure="False is plain AdamW.")
-        super().__init__(learning_rate, weight_decay=weight_decay, **shared)
-        self.beta_1 = beta_1
-        self.beta_2 = beta_2
-        self.epsilon = epsilon
-        self.amsgrad = amsgrad
+        own = {"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon, "amsgrad": amsgrad}
+        super().__init__(learning_rate, own, weight_decay=weight_decay, **shared)
 
     @property
     def slot_names(self) -> tuple[str, ...]:
         """m, v, and with amsgrad the largest v."""
         return ("momentum", "velocity", "velocity_hat")[: 3 if self.amsgrad else 2]
 
-    def scalars(self, updates: Any) -> tuple[Any, ...]:
-        """√(1−β2^i)/(1−β1^i)."""
-        correction = one_minus_power(self.beta_2, updates) ** 0.5
-        return (correction / one_minus_power(self.beta_1, updates),)
+    def scalars(self, i: Any, on: Any) -> tuple[Any, ...]:
+        """√(1−β2^i)/(1−β1^i), and √(1−β2^i)."""
+        root = one_minus_power(self.beta_2, i, on.math) ** 0.5
+        return root / one_minus_power(self.beta_1, i, on.math), root
 
     def step(
         self, gradient: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
     ) -> tuple[Any, tuple[Any, ...]]:
         """Adam's step."""
-        m, v, *v_hat = slots
+        m, v, v_max = slots if self.amsgrad else (*slots, None)
         return adam(
             gradient,
             m,
             v,
-            v_hat[0] if v_hat else None,
+            v_max,
             rate=rate * scalars[0],
             beta_1=self.beta_1,
             beta_2=self.beta_2,
             epsilon=self.epsilon,
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the config as JSON."""
-        return super().get_config() | {
-            "beta_1": self.beta_1,
-            "beta_2": self.beta_2,
-            "epsilon": self.epsilon,
-            "amsgrad": self.amsgrad,
-        }

@@ -1,18 +1,16 @@
-"""NadamW: Adam with Nesterov momentum and decoupled weight decay."""
+"""NadamW: Adam with Nesterov momentum and independent weight decay."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import keras
 from keras import ops
 
-from keras_decoupled import checks
-from keras_decoupled.core.arguments import Shared
+from keras_decoupled.core.arguments import Shared, at_least_0, fraction
 from keras_decoupled.core.decoupled import Decoupled
-
-from .adamw import one_minus_power
+from keras_decoupled.optimizers.adamw import one_minus_power
 
 
 def nadam(
@@ -27,7 +25,7 @@ def nadam(
     beta_2: float,
     epsilon: float,
 ) -> tuple[Any, tuple[Any, ...]]:
-    """Return Nadam's step and its new moments; see `NadamW` for the three scalars."""
+    """Return Nadam's step and its new moments; see `NadamW.scalars` for the three scalars."""
     m = m + (1 - beta_1) * (g - m)
     v = v + (1 - beta_2) * (ops.square(g) - v)
     return (rate_m * m + rate_g * g) / (ops.sqrt(v / correction) + epsilon), (m, v)
@@ -35,7 +33,7 @@ def nadam(
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")
 class NadamW(Decoupled):
-    r"""Nadam with weight decay that the learning rate does not scale.
+    r"""Nadam with independent weight decay: the learning rate never multiplies it.
 
     At update k, with i = k + 1, μ_i = β1·(1 − ½·0.96^(i·momentum_decay)), Π_i = μ_1···μ_i:
 
@@ -45,7 +43,7 @@ class NadamW(Decoupled):
               − η·α·m_v · [ μ_(i+1)·m/(1−Π_(i+1)) + (1−μ_i)·g/(1−Π_i) ] / (√(v/(1−β2^i)) + ε)
 
     with θ on the right the value before the update, η = (learning rate now)/α, and m_v the
-    variable's learning-rate multiplier.
+    variable's learning-rate multiplier. `Decay` has other kinds of decay.
 
     Args:
         learning_rate: α, or a `LearningRateSchedule`, or a callable. Defaults to `0.001`.
@@ -54,9 +52,9 @@ class NadamW(Decoupled):
         epsilon: ε ≥ 0, added to the corrected √v. Defaults to `1e-7`.
         momentum_decay: ψ ≥ 0 in μ_i. `0.004` is Dozat's and `torch.optim.NAdam`'s; `1.0` is
             `keras.optimizers.Nadam`. Defaults to `0.004`.
-        weight_decay: λ, the fraction of the weight removed per update at η = 1; a number, a
-            schedule or None. Defaults to `None`, no decay.
-        **shared: the arguments that all optimizers here share; see `AdamW`.
+        weight_decay: λ, the fraction of the weight removed per update at η = 1: a number, a
+            schedule, a `Decay` or None. Defaults to `None`, no decay.
+        **shared: the arguments that all optimizers share; see below.
 
     Raises:
         ValueError: an argument is out of its range, or a key matches no variable (at build).
@@ -73,7 +71,17 @@ class NadamW(Decoupled):
     Loshchilov & Hutter, arXiv 1711.05101, Algorithm 2.
     """
 
-    _fused_kernel = "nadamw"  # in `_torch_kernels.py` and `_tensorflow_fused.py`
+    HYPERPARAMETERS: ClassVar = {
+        "beta_1": fraction("0.9 is usual."),
+        "beta_2": fraction("0.999 is usual."),
+        "epsilon": at_least_0("1e-7 is Keras' default."),
+        "momentum_decay": at_least_0("0.004 is Dozat's, 1.0 keras.optimizers.Nadam's."),
+    }
+    fused_kernel = "nadamw"
+    beta_1: float
+    beta_2: float
+    epsilon: float
+    momentum_decay: float
 
     def __init__(
         self,
@@ -86,20 +94,13 @@ class NadamW(Decoupled):
         weight_decay: Any = None,
         **shared: Unpack[Shared],
     ) -> None:
-        beta_1 = checks.real("beta_1", beta_1, minimum=0.0, below=1.0, cure="0.9 is usual.")
-        beta_2 = checks.real("beta_2", beta_2, minimum=0.0, below=1.0, cure="0.999 is usual.")
-        epsilon = checks.real("epsilon", epsilon, minimum=0.0, cure="1e-7 is Keras' default.")
-        momentum_decay = checks.real(
-            "momentum_decay",
-            momentum_decay,
-            minimum=0.0,
-            cure="0.004 is Dozat's, 1.0 is keras.optimizers.Nadam.",
-        )
-        super().__init__(learning_rate, weight_decay=weight_decay, **shared)
-        self.beta_1 = beta_1
-        self.beta_2 = beta_2
-        self.epsilon = epsilon
-        self.momentum_decay = momentum_decay
+        own = {
+            "beta_1": beta_1,
+            "beta_2": beta_2,
+            "epsilon": epsilon,
+            "momentum_decay": momentum_decay,
+        }
+        super().__init__(learning_rate, own, weight_decay=weight_decay, **shared)
 
     @property
     def slot_names(self) -> tuple[str, ...]:
@@ -108,25 +109,25 @@ class NadamW(Decoupled):
 
     def add_scalars(self) -> None:
         """Make Π, of the updates made: a product over all of them has no closed form in k."""
-        self._product = self._add_scalar("momentum_product", 1.0, self._scalar_dtype)
+        self._product = self._add_scalar("momentum_product", 1.0, self._on_tensors.dtype)
 
-    def scalars(self, updates: Any) -> tuple[Any, ...]:
+    def scalars(self, i: Any, on: Any) -> tuple[Any, ...]:
         """μ_(i+1)/(1−Π_(i+1)), (1−μ_i)/(1−Π_i), 1−β2^i, and Π_i to be kept."""
-        mu, mu_next = self._mu(updates), self._mu(updates + 1)
-        product = ops.cast(self._product, self._scalar_dtype) * mu
+        mu, mu_next = self._mu(i, on), self._mu(i + 1, on)
+        product = on.read(self._product) * mu
         return (
             mu_next / (1 - product * mu_next),
             (1 - mu) / (1 - product),
-            one_minus_power(self.beta_2, updates),
+            one_minus_power(self.beta_2, i, on.math),
             product,
         )
 
-    def _mu(self, i: Any) -> Any:
-        return self.beta_1 * (1 - 0.5 * ops.exp(i * (self.momentum_decay * math.log(0.96))))
+    def _mu(self, i: Any, on: Any) -> Any:
+        return self.beta_1 * (1 - 0.5 * on.math.exp(i * (self.momentum_decay * math.log(0.96))))
 
-    def end_of_update(self, scalars: tuple[Any, ...]) -> None:
+    def end_of_update(self, scalars: tuple[Any, ...], on: Any) -> None:
         """Keep Π_i."""
-        self._product.assign(scalars[3])
+        on.write(self._product, scalars[3])
 
     def step(
         self, gradient: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
@@ -143,12 +144,3 @@ class NadamW(Decoupled):
             beta_2=self.beta_2,
             epsilon=self.epsilon,
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the config as JSON."""
-        return super().get_config() | {
-            "beta_1": self.beta_1,
-            "beta_2": self.beta_2,
-            "epsilon": self.epsilon,
-            "momentum_decay": self.momentum_decay,
-        }

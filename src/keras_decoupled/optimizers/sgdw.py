@@ -1,13 +1,12 @@
-"""SGDW: stochastic gradient descent with momentum and decoupled weight decay."""
+"""SGDW: stochastic gradient descent with momentum and independent weight decay."""
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import keras
 
-from keras_decoupled import checks
-from keras_decoupled.core.arguments import Shared
+from keras_decoupled.core.arguments import Shared, flag, fraction
 from keras_decoupled.core.decoupled import Decoupled
 
 
@@ -23,7 +22,7 @@ def sgd(
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")
 class SGDW(Decoupled):
-    r"""SGD with momentum and weight decay that the learning rate does not scale.
+    r"""SGD with momentum and independent weight decay: the learning rate never multiplies it.
 
         buf ← momentum·buf − η·α·m_v·g
         θ ← θ − η·(l2·θ + l1·sign θ) + buf
@@ -31,15 +30,15 @@ class SGDW(Decoupled):
     or, with `nesterov`, + momentum·buf − η·α·m_v·g in place of the last term; θ on the right is
     the value before the update, η = (learning rate now)/α, m_v the variable's learning-rate
     multiplier. The learning rate is inside the buffer and the decay is not, as in Algorithm 1:
-    where η falls to 0, momentum still moves the weights.
+    where η falls to 0, momentum still moves the weights. `Decay` has other kinds of decay.
 
     Args:
         learning_rate: α, or a `LearningRateSchedule`, or a callable. Defaults to `0.01`.
         momentum: fraction of the buffer kept per update, in [0, 1). Defaults to `0.0`.
         nesterov: whether to step by the buffer of the update to come. Defaults to `False`.
-        weight_decay: λ, the fraction of the weight removed per update at η = 1; a number, a
-            schedule or None. Defaults to `None`, no decay.
-        **shared: the arguments that all optimizers here share; see `AdamW`.
+        weight_decay: λ, the fraction of the weight removed per update at η = 1: a number, a
+            schedule, a `Decay` or None. Defaults to `None`, no decay.
+        **shared: the arguments that all optimizers share; see below.
 
     Raises:
         ValueError: an argument is out of its range, or a key matches no variable (at build).
@@ -56,7 +55,13 @@ class SGDW(Decoupled):
     Algorithm 1.
     """
 
-    _fused_kernel = "sgdw"  # in `_torch_kernels.py` and `_tensorflow_fused.py`
+    HYPERPARAMETERS: ClassVar = {
+        "momentum": fraction("0 is none, 0.9 is usual."),
+        "nesterov": flag("False is plain momentum."),
+    }
+    fused_kernel = "sgdw"
+    momentum: float
+    nesterov: bool
 
     def __init__(
         self,
@@ -67,13 +72,8 @@ class SGDW(Decoupled):
         weight_decay: Any = None,
         **shared: Unpack[Shared],
     ) -> None:
-        momentum = checks.real(
-            "momentum", momentum, minimum=0.0, below=1.0, cure="0 is none, 0.9 is usual."
-        )
-        nesterov = checks.flag("nesterov", nesterov, cure="False is plain momentum.")
-        super().__init__(learning_rate, weight_decay=weight_decay, **shared)
-        self.momentum = momentum
-        self.nesterov = nesterov
+        own = {"momentum": momentum, "nesterov": nesterov}
+        super().__init__(learning_rate, own, weight_decay=weight_decay, **shared)
 
     @property
     def slot_names(self) -> tuple[str, ...]:
@@ -91,7 +91,3 @@ class SGDW(Decoupled):
             momentum=self.momentum,
             nesterov=self.nesterov,
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the config as JSON."""
-        return super().get_config() | {"momentum": self.momentum, "nesterov": self.nesterov}

@@ -1,30 +1,32 @@
-"""A saved config, read: it is data, and a file's may hold anything.
+"""Reading a saved config: it is data, and a file's may hold anything.
 
-`Decoupled.get_config` has the arguments as given and, as `resolved`, what they came to. All of it
-is checked here or by the constructor, as an argument is, before any of it is used. No function is
-called, but a callable learning rate, of one's own, where the config has no `base_learning_rate`.
+`Decoupled.get_config` writes the arguments and, as `resolved`, what they came to. All of it is
+checked here or by the constructor before any of it is used. No function is called, except a user's
+own callable learning rate where the config has no `base_learning_rate`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any, NamedTuple
 
 import keras
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
 from keras_decoupled.decay import kinds
 from keras_decoupled.decay.exclusions import Exclusions
-from keras_decoupled.decay.table import Table
+from keras_decoupled.decay.table import Row, read_rows
 
 
 class Resolved(NamedTuple):
     """What the arguments had come to when the config was written."""
 
     exclusions: Exclusions
-    table: Table
-    waiting: Table
+    table: list[Row]
+    waiting: list[Row]
     paths: list[str]  # of variables that had left: frozen, say
     factor: float | None  # r; None where the rate is a number: it is written as r left it
 
@@ -43,13 +45,12 @@ def read(
     checks.shallow("config", config)
     arguments = dict(config)
     resolved = arguments.pop("resolved", None)
-    decay = kinds.reader(custom_objects)
+    number = _number_reader(custom_objects)
     if "weight_decay" in arguments:
-        arguments["weight_decay"] = decay(arguments["weight_decay"])
+        arguments["weight_decay"] = _decay(arguments["weight_decay"], number)
     if isinstance(arguments.get("weight_decays"), Mapping):
         arguments["weight_decays"] = {
-            key: tuple(map(decay, given)) if isinstance(given, list) else decay(given)
-            for key, given in arguments["weight_decays"].items()
+            key: _decay(given, number) for key, given in arguments["weight_decays"].items()
         }
     if isinstance(arguments.get("learning_rate"), Mapping):
         arguments["learning_rate"] = _learning_rate(arguments["learning_rate"], custom_objects)
@@ -62,10 +63,12 @@ def read(
     factor = checks.real(
         f"{name}['learning_rate_factor']", factor, minimum=0.0, cure=checks.OF_A_FILE
     )
+    decay = arguments.get("weight_decay")
+    uniform = None if decay is None else kinds.as_decay("weight_decay", decay)
     return arguments, Resolved(
         Exclusions.from_config(exclusions, name=f"{name}['exclusions']"),
-        Table.from_config(table, decay, name=f"{name}['table']"),
-        Table.from_config(waiting, decay, name=f"{name}['waiting']"),
+        read_rows(table, number, uniform, name=f"{name}['table']"),
+        read_rows(waiting, number, uniform, name=f"{name}['waiting']"),
         [
             checks.text(f"{name}['paths']", path)
             for path in checks.listed(f"{name}['paths']", resolved.get("paths", []))
@@ -74,12 +77,53 @@ def read(
     )
 
 
+def _number_reader(custom_objects: Any) -> Callable[[Any], Any]:
+    """Return a function that reads a number or schedule; equal schedules come back as one object.
+
+    So a schedule that a hundred variables share is evaluated once per step after a load, too.
+    """
+    known: dict[str, Any] = {}
+
+    def read_number(saved: Any) -> Any:
+        if not isinstance(saved, dict):
+            return saved
+        text = json.dumps(saved, sort_keys=True)
+        if text not in known:
+            known[text] = _deserialize(saved, custom_objects)
+        return known[text]
+
+    return read_number
+
+
+def _decay(saved: Any, number: Callable[[Any], Any]) -> Any:
+    """Return a decay that the constructor takes: it checks it."""
+    if isinstance(saved, list):
+        return tuple(map(number, saved))
+    if isinstance(saved, Mapping) and "class_name" not in saved:  # the fields of a `Decay`
+        return {key: number(value) for key, value in saved.items()}
+    return number(saved)
+
+
+def _deserialize(saved: Any, custom_objects: Any) -> Any:
+    """Return the object of a config, as Keras makes it; what Keras stumbles over is refused, too."""
+    try:
+        return keras.saving.deserialize_keras_object(saved, custom_objects)
+    except (ValueError, TypeError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            "A learning rate or weight decay in a config must be a number, or an object as "
+            f"keras.saving.serialize_keras_object() writes it. Received: {saved!r:.500}. "
+            f"It led to {type(error).__name__}: {error}."
+        ) from error
+
+
 def _learning_rate(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None) -> Any:
-    rate = kinds.deserialize(config, custom_objects)
-    # A rate that is no schedule is called at each update. Of Keras' own things, which a file can
-    # name without anyone having registered them, none is a rate, and some do what nobody asked for.
-    # A lambda, which has Keras' module too, comes where safe mode is off: its user trusts the file.
-    schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+    rate = _deserialize(config, custom_objects)
+    # A rate that is no schedule is called at each update. None of Keras' own functions is a rate,
+    # but a file can name any of them, and some do what nobody asked for. A lambda, which has Keras'
+    # module too, comes only where its user has switched safe mode off.
+    schedule = isinstance(rate, LearningRateSchedule)
     if callable(rate) and not schedule and getattr(rate, "__name__", "") != "<lambda>":
         package = str(getattr(rate, "__module__", "")).split(".")[0]
         if package in ("keras", "keras_hub", "keras_cv", "keras_nlp"):

@@ -1,4 +1,4 @@
-"""Which optimizer variable belongs to which variable; saving and loading by that.
+"""Saving and loading the optimizer's arrays, each by the variable that it belongs to.
 
 Keras saves an optimizer's variables by position. The same positions are used here, so that any
 tool that reads a `.keras` file reads ours; beside them lies one array that says what each is.
@@ -9,142 +9,126 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_decoupled import checks
-from keras_decoupled.core.gradients import Wanted
 from keras_decoupled.paths.align import align
-from keras_decoupled.paths.match import labels, path_of
 
 LAYOUT = "layout"  # a uint8 array with JSON; "a/b" would become a nested HDF5 group
-MASTER = "master"
-AVERAGE = "average"  # Keras' name of its moving average's slots
-ACCUMULATOR = "gradient_accumulator"  # and of its accumulators'
 VERSION = 1  # of the layout
+_ACCUMULATOR = "gradient_accumulator"  # Keras' name of its gradient accumulators
+# Settable numbers. They are relative to what the optimizer was made with: see `_settings`.
+_SETTINGS = ("learning_rate", "learning_rate_factor", "weight_decay")
 # What cannot be below 0, and the most it can be.
-_COUNTED = {"iteration": 2**31 - 1, "learning_rate_factor": np.finfo("float32").max}
+_COUNTED = {"iteration": 2**31 - 1} | dict.fromkeys(_SETTINGS, float(np.finfo("float32").max))
 
 
-class Slots:
-    """The optimizer variables of each variable, by the variable's key and the slot's name.
+class Loaded(NamedTuple):
+    """What `load` did not assign itself."""
 
-    One plain object, so that Keras' tracking of lists and dicts does not copy what is in it.
-    Variables that left (frozen by now, say) keep their slots: they may come back.
-    """
-
-    def __init__(self) -> None:
-        self.keys: list[Any] = []  # in the order of the build
-        self.trainable: list[bool] = []  # at the build
-        self.wanted: list[Wanted] = []  # by index: what a gradient has to be
-        self.rows: list[tuple[tuple[Any, ...], Any]] = []  # (slots, master or None) by index
-        self._slots: dict[tuple[Any, str | None], Any] = {}
-        self._owners: dict[Any, Any] = {}  # by key, which is an id: so hold on to the variable
-
-    def get(self, key: Any, name: str | None) -> Any:
-        """Return a slot that was made already, or None."""
-        return self._slots.get((key, name))
-
-    def add(self, key: Any, name: str | None, slot: Any) -> None:
-        """Remember a slot."""
-        self._slots[key, name] = slot
-
-    def begin(self, keys: Sequence[Any], variables: Sequence[Any]) -> None:
-        """Start a build on these variables."""
-        self.keys = list(keys)
-        self.trainable = [bool(v.trainable) for v in variables]
-        self._owners.update(zip(keys, variables, strict=True))
-
-    def finish(self, names: Sequence[str]) -> None:
-        """End a build: line up each variable's slots."""
-        self.rows = [
-            (
-                tuple(self._slots.get((key, name)) for name in names),
-                self._slots.get((key, MASTER)),
-            )
-            for key in self.keys
-        ]
-
-    def layout(self, variables: Sequence[Any]) -> dict[str, Any]:
-        """Return what the optimizer's variables are.
-
-        `built` and `left` are [label, shape] of the model's variables, in the order of the last
-        build; `variables` is [name, label or None] of each optimizer variable.
-        """
-        keys = [*self.keys, *(key for key in self._owners if key not in set(self.keys))]
-        names = labels([path_of(self._owners[key]) for key in keys])
-        label_of = dict(zip(keys, names, strict=True))
-        entries = [
-            [name, list(self._owners[key].shape)] for key, name in zip(keys, names, strict=True)
-        ]
-        slots = {id(slot): [name, label_of[key]] for (key, name), slot in self._slots.items()}
-        return {
-            "version": VERSION,
-            "built": entries[: len(self.keys)],
-            "left": entries[len(self.keys) :],
-            "variables": [slots.get(id(v), [v.name, None]) for v in variables],
-        }
+    settings: dict[str, Any]  # "learning_rate_factor": r; "weight_decay": (given, now); or None
+    fresh: list[tuple[Any, str, str | None]]  # (variable, name, label) that the file does not have
 
 
-def save(optimizer: Any, store: Any) -> None:
-    """Write each variable under its position, and beside them what they are."""
-    layout = optimizer._slots.layout(optimizer.variables)
-    for i, (variable, (name, _)) in enumerate(
-        zip(optimizer.variables, layout["variables"], strict=True)
-    ):
+def save(store: Any, variables: Sequence[Any], layout: dict[str, Any]) -> None:
+    """Write each variable under its position, and beside them the layout."""
+    for i, (variable, (name, _)) in enumerate(zip(variables, layout["variables"], strict=True)):
         parts = _parts(variable, name)
         store[str(i)] = sum(part.numpy() for part in parts) if parts else variable.numpy()
-    store[LAYOUT] = np.frombuffer(json.dumps(layout).encode(), dtype=np.uint8)
+    text = json.dumps({"version": VERSION, **layout})
+    store[LAYOUT] = np.frombuffer(text.encode(), dtype=np.uint8)
 
 
-def load(optimizer: Any, store: Any) -> None:
-    """Read each variable from where the saved layout has it.
+def load(
+    store: Any, variables: Sequence[Any], layout: dict[str, Any], optimizer: str, built: bool
+) -> Loaded | None:
+    """Read each variable from where the saved layout has it; None where there is nothing to load.
 
     Slots go by the variable that they belong to: reordered layers find their moments, new
     variables start fresh. Nothing is assigned before all is checked.
+
+    Args:
+        store: Keras' store of the file.
+        variables: the optimizer's variables.
+        layout: what they are, see `Slots.layout`.
+        optimizer: the optimizer's name, for messages.
+        built: whether the optimizer is built.
     """
     if LAYOUT not in store.keys():  # noqa: SIM118 - Keras' stores have no `in`
-        # By position, as Keras reads them, a stock learning rate would become our factor r.
-        warnings.warn(
-            f"The state of optimizer '{optimizer.name}' was not loaded: another optimizer wrote "
-            "it, or a tool that left out what its arrays are. It starts fresh.",
-            UserWarning,
-            stacklevel=3,
+        _warn_of_nothing(
+            optimizer,
+            "another optimizer wrote it, or a tool that left out what its arrays are. It starts "
+            "fresh.",
         )
-        return
+        return None
     saved = _read_layout(store)
-    if saved["built"] and not optimizer.built:
-        warnings.warn(
-            f"The state of optimizer '{optimizer.name}' was not loaded: it is not built, so it has "
-            "no variables to load into. Call `optimizer.build(model.trainable_variables)` first.",
-            UserWarning,
-            stacklevel=3,
+    if saved["built"] and not built:
+        _warn_of_nothing(
+            optimizer,
+            "it is not built, so it has no variables to load into. Call "
+            "`optimizer.build(model.trainable_variables)` first.",
         )
-        return
-    wanted = optimizer._slots.layout(optimizer.variables)
-    continued = _continued(saved, wanted)
+        return None
+    entries = layout["variables"]
+    continued = _continued(saved, layout)
     places = {tuple(entry): i for i, entry in enumerate(saved["variables"])}
     sources = [
         places.get((name, None if label is None else continued.get(label)))
-        if label is None or label in continued
+        if name not in _SETTINGS and (label is None or label in continued)
         else None
-        for name, label in wanted["variables"]
+        for name, label in entries
     ]
     values = [
         None if source is None else _array(store, source, variable, entry)
-        for variable, entry, source in zip(
-            optimizer.variables, wanted["variables"], sources, strict=True
-        )
+        for variable, entry, source in zip(variables, entries, sources, strict=True)
     ]
-    for variable, value in zip(optimizer.variables, values, strict=True):
+    settings = _settings(store, saved)
+    for variable, value in zip(variables, values, strict=True):
         if value is not None:
             variable.assign(value)
-    _start_averages(optimizer, wanted["variables"], sources)
+    fresh = [
+        (variable, name, label)
+        for variable, (name, label), source in zip(variables, entries, sources, strict=True)
+        if source is None and name not in _SETTINGS
+    ]
     if saved["built"]:  # a file of an optimizer that was not built yet has nothing to find
-        _report(saved["variables"], wanted["variables"], sources)
+        used = set(sources)
+        unused = [
+            entry
+            for i, entry in enumerate(saved["variables"])
+            if i not in used and entry[0] not in _SETTINGS
+        ]
+        _report([[name, label] for _, name, label in fresh], unused, len(entries))
+    return Loaded(settings, fresh)
+
+
+def _warn_of_nothing(optimizer: str, why: str) -> None:
+    warnings.warn(
+        f"The state of optimizer '{optimizer}' was not loaded: {why}", UserWarning, stacklevel=4
+    )
+
+
+def _settings(store: Any, saved: dict[str, Any]) -> dict[str, Any]:
+    """Return r, and λ as it was given and as it is now.
+
+    So the state of a run at one learning rate goes on in an optimizer made with another: it brings
+    the factor that callbacks left, and not the rate.
+    """
+    found: dict[str, float] = {}
+    for i, entry in enumerate(saved["variables"]):
+        if entry[1] is None and entry[0] in _SETTINGS:
+            found[entry[0]] = float(_array(store, i, np.zeros(()), entry))
+    given = saved["given"]
+    factor = found.get("learning_rate_factor")
+    if "learning_rate" in found and given["learning_rate"] is not None:
+        factor = found["learning_rate"] / float(np.float32(given["learning_rate"]))
+    decay = None
+    if "weight_decay" in found and given["weight_decay"] is not None:
+        decay = (given["weight_decay"], found["weight_decay"])
+    return {"learning_rate_factor": factor, "weight_decay": decay}
 
 
 def _read_layout(store: Any) -> dict[str, Any]:
@@ -169,7 +153,14 @@ def _read_layout(store: Any) -> dict[str, Any]:
         entries = checks.listed(f"{name}: {key}", parts[key])
         return [read(f"{name}: {key}[{i}]", entry) for i, entry in enumerate(entries)]
 
+    given = layout.get("given", {})  # a file of 0.1 has none
+    checks.fields(f"{name}: given", given, ())
+    numbers = {key: given.get(key) for key in ("learning_rate", "weight_decay")}
+    for key, number in numbers.items():
+        if number is not None:
+            checks.real(f"{name}: given[{key!r}]", number, minimum=0.0, cure=checks.OF_A_FILE)
     return {
+        "given": numbers,
         "built": each("built", _entry),
         "left": each("left", _entry),
         "variables": each("variables", _slot),
@@ -210,8 +201,8 @@ def _parts(variable: Any, name: str) -> Sequence[Any]:
 
     Of every other variable the replicas have one value.
     """
-    parts = getattr(variable.value, "values", ())  # of a torch tensor, a method
-    return parts if name == ACCUMULATOR and isinstance(parts, tuple) else ()
+    parts = getattr(getattr(variable, "value", None), "values", ())  # of a torch tensor, a method
+    return parts if name == _ACCUMULATOR and isinstance(parts, tuple) else ()
 
 
 def _continued(saved: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str]:
@@ -239,27 +230,13 @@ def _continued(saved: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str]:
     return continued
 
 
-def _start_averages(optimizer: Any, wanted: list[list[Any]], sources: list[int | None]) -> None:
-    """Start the moving average of a new variable at the variable: its zeros are no average."""
-    values = {
-        row.path: v
-        for row, v in zip(optimizer._table.rows, optimizer._trainable_variables, strict=True)
-    }
-    for variable, (name, label), source in zip(optimizer.variables, wanted, sources, strict=True):
-        if name == AVERAGE and source is None and label in values:
-            variable.assign(ops.copy(values[label]))  # on JAX, not the same buffer
-
-
-def _report(saved: list[list[Any]], wanted: list[list[Any]], sources: list[int | None]) -> None:
-    used = set(sources)
-    fresh = [entry for entry, source in zip(wanted, sources, strict=True) if source is None]
-    unused = [entry for i, entry in enumerate(saved) if i not in used]
+def _report(fresh: list[list[Any]], unused: list[list[Any]], count: int) -> None:
     if fresh or unused:
         warnings.warn(
-            f"{len(wanted) - len(fresh)} of {len(wanted)} optimizer variables were found in the "
+            f"{count - len(fresh)} of {count} optimizer variables were found in the "
             f"file. Started fresh: {_names(fresh)}. In the file only: {_names(unused)}.",
             UserWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
 
 

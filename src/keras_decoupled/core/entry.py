@@ -1,0 +1,117 @@
+"""One record per variable: what it gets, and the optimizer variables that belong to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from keras_decoupled.core.gradients import GradientSpec
+from keras_decoupled.decay.table import Places, Row, Table
+from keras_decoupled.paths.match import labels, path_of
+
+AVERAGE = "average"  # Keras' name of its moving averages
+ACCUMULATOR = "gradient_accumulator"  # and of its gradient accumulators
+MASTER = "master"  # the float32 copy of a variable that has less precision
+REFERENCE = "reference"  # the initial value, which some decays go towards
+
+
+@dataclasses.dataclass
+class Entry:
+    """A variable of the last build."""
+
+    key: Any
+    variable: Any
+    row: Row
+    places: Places
+    trainable: bool  # at the build
+    gradient: GradientSpec
+    slots: tuple[Any, ...]
+    master: Any
+    reference: Any
+
+
+class Slots:
+    """The optimizer variables of each variable, by the variable's key and the slot's name.
+
+    One plain object, so that Keras' tracking of lists and dicts does not copy what is in it.
+    Variables that left (frozen by now, say) keep their slots: they may come back.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self._slots: dict[tuple[Any, str | None], Any] = {}
+        self._owners: dict[Any, Any] = {}  # by key, which may be an id: so hold on to the variable
+
+    @property
+    def keys(self) -> list[Any]:
+        """The keys of the last build's variables."""
+        return [entry.key for entry in self.entries]
+
+    def get(self, key: Any, name: str | None) -> Any:
+        """Return a slot that was made already, or None."""
+        return self._slots.get((key, name))
+
+    def add(self, variable: Any, key: Any, name: str | None, slot: Any) -> None:
+        """Remember a slot."""
+        self._slots[key, name] = slot
+        self._owners[key] = variable
+
+    def line_up(
+        self, keys: Sequence[Any], variables: Sequence[Any], table: Table, names: Sequence[str]
+    ) -> None:
+        """Make the entries of a build; `names` are those of the optimizer's own slots."""
+        self._owners.update(zip(keys, variables, strict=True))
+        self.entries = [
+            Entry(
+                key=key,
+                variable=variable,
+                row=row,
+                places=places,
+                trainable=bool(variable.trainable),
+                gradient=GradientSpec(variable),
+                slots=tuple(self.get(key, name) for name in names),
+                master=self.get(key, MASTER),
+                reference=self.get(key, REFERENCE),
+            )
+            for key, variable, row, places in zip(
+                keys, variables, table.rows, table.places, strict=True
+            )
+        ]
+
+    def in_order(self, names: Sequence[str]) -> list[Any]:
+        """Return all slots in an order that depends on the last build's variables alone.
+
+        By name, then by variable; those of departed variables come last. `names` are those of the
+        optimizer's own slots.
+        """
+        names = [AVERAGE, ACCUMULATOR, *names, MASTER, REFERENCE]
+        built = dict.fromkeys(self.keys)
+        left = [key for key in self._owners if key not in built]
+        found = [
+            self._slots.get((key, name)) for keys in (built, left) for name in names for key in keys
+        ]
+        known = [slot for slot in found if slot is not None]
+        rest = set(map(id, known))  # a subclass may have slots of its own
+        return [*known, *(slot for slot in self._slots.values() if id(slot) not in rest)]
+
+    def layout(self, variables: Sequence[Any]) -> dict[str, Any]:
+        """Return what the optimizer's variables are.
+
+        `built` and `left` are [label, shape] of the model's variables, in the order of the last
+        build; `variables` is [name, label or None] of each optimizer variable.
+        """
+        built = self.keys
+        known = set(built)
+        keys = [*built, *(key for key in self._owners if key not in known)]
+        names = labels([path_of(self._owners[key]) for key in keys])
+        label_of = dict(zip(keys, names, strict=True))
+        entries = [
+            [name, list(self._owners[key].shape)] for key, name in zip(keys, names, strict=True)
+        ]
+        slots = {id(slot): [name, label_of[key]] for (key, name), slot in self._slots.items()}
+        return {
+            "built": entries[: len(built)],
+            "left": entries[len(built) :],
+            "variables": [slots.get(id(v), [v.name, None]) for v in variables],
+        }

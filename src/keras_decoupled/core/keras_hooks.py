@@ -1,0 +1,106 @@
+"""Every underscore name of Keras' optimizer that this package uses, each with its reason.
+
+Keras has no public hook for these. When Keras moves one (keras#23397 will move
+`_backend_update_step`), this is the file to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+
+class KerasHooks(keras.optimizers.Optimizer):
+    """A Keras optimizer whose hooks have public names."""
+
+    # What Keras calls, and the methods that stand behind it here.
+
+    def _backend_update_step(
+        self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
+    ) -> None:
+        """Keras has no other hook that runs once per update, after clipping and accumulation."""
+        self.update_all(grads, trainable_variables, learning_rate)
+
+    def update_all(self, grads: Sequence[Any], variables: Sequence[Any], rate: Any) -> None:
+        """Update these variables, once per update."""
+        self.update_each(grads, variables, rate)
+
+    def update_each(self, grads: Sequence[Any], variables: Sequence[Any], rate: Any) -> None:
+        """Have Keras call `update_step` for each variable; tf.distribute: on each replica.
+
+        `rate` comes to `update_step` as it is, whatever it is.
+        """
+        super()._backend_update_step(grads, variables, rate)
+
+    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
+        """Do nothing: Keras' own decay is multiplied by the learning rate."""
+
+    def _update_model_variables_moving_average(self, trainable_variables: Sequence[Any]) -> None:
+        """Keras averages in the variable's precision, where a momentum of 0.999 can be 1."""
+        self.update_averages(trainable_variables)
+
+    def update_averages(self, variables: Sequence[Any]) -> None:
+        """Update the moving averages (`use_ema`)."""
+        super()._update_model_variables_moving_average(variables)
+
+    def _overwrite_model_variables_with_average_value(
+        self, trainable_variables: Sequence[Any]
+    ) -> None:
+        """Keras pairs variables and averages by position, which freezing a layer changes."""
+        self.overwrite_with_averages(trainable_variables)
+
+    def overwrite_with_averages(self, variables: Sequence[Any]) -> None:
+        """Set each variable to its moving average."""
+        super()._overwrite_model_variables_with_average_value(variables)
+
+    # What is read and called of Keras.
+
+    def key_of(self, variable: Any) -> Any:
+        """Return Keras' identity of a variable; replicas and their container have one."""
+        return self._var_key(variable)
+
+    def index_of(self, variable: Any) -> int:
+        """Return a variable's position in the last build; on TensorFlow it has no path here."""
+        return self._get_variable_index(variable)
+
+    def knows(self, key: Any) -> bool:
+        """Tell whether the last build had the variable of this key."""
+        return key in self._trainable_variables_indices
+
+    def forget_built(self) -> None:
+        """Forget the last build's variables: `build` only adds to what Keras knows of them."""
+        self._trainable_variables_indices: dict[Any, int] = {}
+
+    @property
+    def built_on(self) -> Sequence[Any]:
+        """The variables of the last build."""
+        return self._trainable_variables
+
+    @property
+    def averages(self) -> Sequence[Any]:
+        """The moving average of each variable of the last build, None where it has none."""
+        return self._model_variables_moving_average
+
+    @property
+    def update_counter(self) -> Any:
+        """The variable that counts calls of `apply`: micro-batches, under accumulation."""
+        return self._iterations
+
+    def use_rate_variable(self, variable: Any) -> None:
+        """Have this variable where Keras keeps a constant learning rate."""
+        self._learning_rate = variable
+
+    def set_order(self, variables: Sequence[Any]) -> None:
+        """Put the optimizer variables into this order.
+
+        `variables`, `set_weights` and `tf.train.Checkpoint` go by position. TensorFlow refuses to
+        save a list from which something was removed, so the list is made anew, as Keras' own
+        constructor makes it: without Keras' tracker, which is told afterwards.
+        """
+        tracker = self.__dict__.pop("_tracker")
+        self._variables = list(variables)
+        self.__dict__["_tracker"] = tracker
+        is_variable, _ = tracker.config["variables"]
+        tracker.config["variables"] = (is_variable, self._variables)

@@ -1,0 +1,54 @@
+"""The numbers of one update that are the same for all variables, and how they are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from keras import ops
+
+
+class Numbers(NamedTuple):
+    """What `Decoupled.numbers` computes once per update."""
+
+    rates: tuple[Any, ...]  # η·α·m for each distinct multiplier m
+    decays: tuple[Any, ...]  # η^power·√(1/T)·l for each distinct amount l of decay
+    scalars: tuple[Any, ...]  # what the optimizer's own mathematics asks for
+
+
+class OnTensors:
+    """Computes them with tensors, inside a compiled step too.
+
+    `fast/torch_host_copy.py` has the same methods for floats of the host.
+    """
+
+    math = ops  # exp and expm1
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype  # float32 at least: in bfloat16 0.999 is 1
+
+    def count(self, variable: Any) -> Any:
+        """Return the value of a variable that counts."""
+        return ops.convert_to_tensor(variable)
+
+    def read(self, variable: Any) -> Any:
+        """Return the value of a scalar variable."""
+        return ops.cast(variable, self.dtype)
+
+    def evaluate(self, function: Callable[[Any], Any], count: Any) -> Any:
+        """Return a schedule's value at a count."""
+        return self.number(function(count))
+
+    def number(self, value: Any) -> Any:
+        """Return a number of the step's precision; Python's are exact in any."""
+        # TensorFlow's cast of a Python number to float64 goes through float32.
+        return value if isinstance(value, float) else ops.cast(value, self.dtype)
+
+    def where(self, condition: Any, value: float, otherwise: Any) -> Any:
+        """Return the value where the condition holds."""
+        return ops.where(condition, ops.convert_to_tensor(np.array(value, self.dtype)), otherwise)
+
+    def write(self, variable: Any, value: Any) -> None:
+        """Assign a scalar variable."""
+        variable.assign(value)

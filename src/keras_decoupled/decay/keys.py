@@ -1,0 +1,100 @@
+"""The keys of `weight_decays` and `lr_multipliers`: strings, layers and models, and how they are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import keras
+
+# A string; a layer; or labels of variables, which a layer becomes in a config.
+Key: TypeAlias = str | keras.Layer | tuple[str, ...]
+_JOINT = "\n"  # joins labels where a config needs one string: no path has it
+
+
+def mapping(name: str, value: Any, check: Callable[[str, Any], Any]) -> dict[Key, Any]:
+    """Return an argument `{key: entry}` with its keys and entries checked."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"`{name}` must be a dict from keys (parts of a variable's path) to numbers. "
+            f"Received: {name}={value!r} of type {type(value).__name__}. "
+            f"Write {name}={{'kernel': 1e-4}}, say."
+        )
+    return {
+        _checked(name, key): check(f"{name}[{getattr(key, 'name', key)!r}]", entry)
+        for key, entry in value.items()
+    }
+
+
+def _checked(name: str, key: Any) -> Key:
+    if isinstance(key, keras.Layer):
+        if not key.weights:
+            raise ValueError(
+                f"A layer that is a key of `{name}` must be built and have weights. Received: "
+                f"{key!r}. Build the model first: model.build(input_shape), or call it once."
+            )
+        return key
+    if not isinstance(key, str):
+        raise TypeError(
+            f"Each key of `{name}` must be a string (a variable's path or a part of it), a layer "
+            f"or a model. Received: {key!r}. Take `variable.path`."
+        )
+    return tuple(key.removesuffix(_JOINT).split(_JOINT)) if _JOINT in key else key
+
+
+def as_labels(
+    rules: Mapping[Key, Any],
+    label: Mapping[Any, str],
+    key_of: Callable[[Any], Any],
+    argument: str,
+    strict: bool = True,
+) -> dict[str | tuple[str, ...], Any]:
+    """Return the rules with each layer replaced by the labels of its variables.
+
+    Args:
+        rules: `{key: entry}` of the argument.
+        label: the label of each variable, by Keras' identity of it.
+        key_of: gives that identity.
+        argument: the argument's name, for the message.
+        strict: whether a layer that has none of these variables is an error. One that has frozen
+            variables never is: they wait for a later build.
+    """
+    found: dict[str | tuple[str, ...], Any] = {}
+    for key, entry in rules.items():
+        if isinstance(key, keras.Layer):
+            hits = tuple(label[key_of(v)] for v in key.weights if key_of(v) in label)
+            if strict and not hits and all(v.trainable for v in key.weights):
+                raise ValueError(
+                    f"A layer that is a key of `{argument}` must have variables that the optimizer "
+                    f"trains. Received: the layer {key.name!r}, which has none of them. Take a "
+                    "layer of the model that is trained, or leave this key out."
+                )
+            key = hits
+        found.pop(key, None)  # a key that is given twice stands where it was given last
+        found[key] = entry
+    return found
+
+
+def after_load(
+    rules: Mapping[str | tuple[str, ...], Any], names: Sequence[str]
+) -> dict[str | tuple[str, ...], Any]:
+    """Return the rules with whole paths as a load leaves them: without leading components."""
+    known = set(names)
+
+    def shortened(path: str) -> str:
+        tails = (path.split("/", i)[-1] for i in range(path.count("/") + 1))
+        return next((tail for tail in tails if tail in known), path)
+
+    return {
+        tuple(map(shortened, key)) if isinstance(key, tuple) else shortened(key): entry
+        for key, entry in rules.items()
+    }
+
+
+def to_config(key: Key) -> str:
+    """Return a key as the string that `mapping` reads."""
+    if isinstance(key, keras.Layer):
+        key = tuple(v.path for v in key.weights)
+    return _JOINT.join(key) + _JOINT if isinstance(key, tuple) else key
