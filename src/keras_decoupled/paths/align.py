@@ -124,10 +124,8 @@ class _Index:
         return (k for group in self._groups(place) for k in group)
 
     def only_candidate(self, place: _Place) -> int | None:
-        """The entry that shares the longest tail with this one, None where there are several or none.
-
-        "m/sub/dense/kernel" continues "sub/dense/kernel" rather than "dense/kernel".
-        """
+        """The entry that shares the longest tail with this one, None where there are several or none."""
+        # "m/sub/dense/kernel" continues "sub/dense/kernel" rather than "dense/kernel".
         group = next(filter(None, self._groups(place)), {})
         return next(iter(group)) if len(group) == 1 else None
 

@@ -170,8 +170,8 @@ def _runs(parts: tuple[str, ...], length: int) -> list[tuple[str, ...]]:
 def _check(key: str, argument: str) -> None:
     if not isinstance(key, str):
         raise TypeError(
-            f"The keys of `{argument}` have to be strings that match `variable.path`. Received: {key!r} of type "
-            f"{type(key).__name__}. Use `variable.path` for one variable, or a part of it for several."
+            f"The keys of `{argument}` have to be strings that match `variable.path`, or layers. Received: {key!r} of "
+            f"type {type(key).__name__}. Use `variable.path` for one variable, or a part of it for several."
         )
     if not key.strip("/"):
         raise ValueError(
