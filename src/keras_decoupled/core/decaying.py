@@ -13,6 +13,7 @@ from keras_decoupled import checks
 from keras_decoupled.core.persistent import Persistent
 from keras_decoupled.core.scheduled import as_given, as_number
 from keras_decoupled.decay.exclusions import Exclusions
+from keras_decoupled.decay.kinds import Decay
 from keras_decoupled.decay.rules import Rules
 from keras_decoupled.decay.table import Row, Table
 
@@ -113,10 +114,6 @@ class Decaying(Persistent):
         self._check_state()
         self._decay.assign(value)
 
-    def _decay_now(self) -> float:
-        assert self._given_decay is not None
-        return as_given(self._given_decay, self._decay)
-
     @property
     def weight_decays(self) -> dict[Any, Any]:
         """As given; after build `{variable.path: (l1, l2)}` of all that are not (0, 0).
@@ -128,13 +125,20 @@ class Decaying(Persistent):
         decays = {row.path: row.decay for row in self._rows_now() if not row.decay.zero}
         return {path: (d.l1, d.l2) if d.plain else d for path, d in decays.items()}
 
-    def _rows_now(self) -> Sequence[Row]:
-        """Return the rows with λ as it is now."""
-        rows = self._table.rows
-        if self._given_decay is None or self._decay_now() == self._given_decay:
-            return rows
-        uniform = self._rules.weight_decay.with_amounts(self._decay_now())
-        return [replace(row, decay=uniform) if row.uniform else row for row in rows]
+    def _uniform_now(self) -> Decay | None:
+        """Return the uniform decay with λ as it is now."""
+        uniform = self._rules.weight_decay
+        if uniform is None or self._given_decay is None:
+            return uniform
+        now = as_given(self._given_decay, self._decay)
+        return uniform if now == uniform.l2 else uniform.with_amounts(now)
+
+    def _rows_now(self) -> list[Row]:
+        uniform = self._uniform_now()
+        return [
+            replace(row, decay=uniform) if uniform and row.uniform else row
+            for row in self._table.rows
+        ]
 
     @property
     def lr_multipliers(self) -> dict[Any, float]:
@@ -146,14 +150,11 @@ class Decaying(Persistent):
     # Saving.
 
     def _decay_config(self) -> dict[str, Any]:
-        config = self._rules.get_config()
-        if self._given_decay is not None and self._decay_now() != self._given_decay:
-            config["weight_decay"] = self._rules.weight_decay.with_amounts(
-                self._decay_now()
-            ).to_config()
+        uniform = self._uniform_now()
         resolved = self._rules.resolved_config(self._slots.keys, self._rows_now())
         resolved["learning_rate_factor"] = as_number(self._factor(self._on_tensors))
-        return {**config, "resolved": resolved}
+        config = self._rules.get_config() | {"weight_decay": uniform and uniform.to_config()}
+        return config | {"resolved": resolved}
 
     def _given_settings(self) -> dict[str, float | None]:
         return super()._given_settings() | {"weight_decay": self._given_decay}

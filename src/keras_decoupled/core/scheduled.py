@@ -16,7 +16,7 @@ from keras import ops
 from keras_decoupled import checks
 from keras_decoupled.core.keras_hooks import KerasHooks
 from keras_decoupled.core.numbers import OnTensors
-from keras_decoupled.schedule.rates import CallableRate, ScheduleRate
+from keras_decoupled.schedule.rates import CallableRate, ConstantRate, ScheduleRate
 from keras_decoupled.schedule.timing import Timing
 
 
@@ -30,7 +30,7 @@ class Scheduled(KerasHooks):
         r = timing.rate_factor
         if self._constant_rate:
             # As in stock Keras: a variable that callbacks assign. It is α·r.
-            self._rate = self._add_scalar("learning_rate", timing.rate.base * r, "float32")
+            self._rate = self._add_scalar("learning_rate", timing.rate.given, "float32")
             self.use_rate_variable(self._rate)
         else:
             # r, which callbacks and assignments move.
@@ -50,7 +50,7 @@ class Scheduled(KerasHooks):
 
     @property
     def _constant_rate(self) -> bool:
-        return not isinstance(self._timing.rate, ScheduleRate | CallableRate)
+        return isinstance(self._timing.rate, ConstantRate)
 
     # Reading. `on` computes with tensors or, on torch, with floats of the host.
 
@@ -150,7 +150,7 @@ class Scheduled(KerasHooks):
         if isinstance(rate, ScheduleRate) and not self._timing.use_cosine_annealing:
             return keras.optimizers.schedules.serialize(rate.schedule)
         if self._constant_rate:
-            return as_given(rate.base * self._timing.rate_factor, self._rate)
+            return as_given(rate.given, self._rate)
         return rate.base * as_given(self._timing.rate_factor, self._rate)
 
     @property

@@ -129,12 +129,12 @@ class Decay:
         config = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return config | {"l2": number_to_config(self.l2)}
 
-    def to_config(self) -> Any:
-        """Return the shortest JSON that `as_decay` reads: a number, a list (l1, l2), or a dict."""
+    def to_config(self, pair: bool = False) -> Any:
+        """Return JSON that `as_decay` reads: a number, a list (l1, l2) where asked for, or a dict."""
         if not self.plain:
             return self.get_config()
         l2 = number_to_config(self.l2)
-        return [self.l1, l2] if self.l1 else l2
+        return [self.l1, l2] if pair or self.l1 else l2
 
     def __repr__(self) -> str:
         """Return the call that makes it, without defaults."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import keras
 
@@ -17,11 +17,10 @@ from keras_decoupled import checks
 from keras_decoupled.decay import keys, kinds, regularizers
 from keras_decoupled.decay.exclusions import Exclusions
 from keras_decoupled.decay.kinds import Decay
+from keras_decoupled.decay.regularizers import Penalty
 from keras_decoupled.decay.table import Row
 from keras_decoupled.paths import match
 from keras_decoupled.paths.align import align
-
-Penalty: TypeAlias = tuple[float, float]  # (l1, l2) of a regularizer
 
 
 class Rules:
@@ -49,6 +48,7 @@ class Rules:
         self._removed: dict[Any, Penalty] = {}
         # The row of each variable that was built on, also of those that left (frozen by now, say).
         self._known: dict[Any, Row] = {}
+        self._inherited: set[Any] = set()  # those of them that came in when a file's rows did
         # From a file: rows that no variable has claimed yet. Those of the saved table can be
         # lined up by order; loose ones (of variables that were frozen, say) only by their paths.
         self.saved: tuple[Row, ...] = ()
@@ -121,6 +121,8 @@ class Rules:
         self, built: Sequence[Any], rows: Iterable[Row], unclaimed: tuple[Row, ...]
     ) -> None:
         """Take note of a build on what `resolve` returned; `built` has the variables' keys."""
+        if self.saved or self.waiting:
+            self._inherited.update(key for key in built if key not in self._known)
         self._known.update(zip(built, rows, strict=True))
         if built:
             self.saved, self.waiting = (), unclaimed
@@ -141,12 +143,12 @@ class Rules:
                 f"none is that model's. Received: {len(names)} variables. Make it with the model "
                 "that it trains."
             )
-        self.exclusions.check(names)
-        if first:
-            self.exclusions.warn_of_missed(names)
         targets = [names[i] for i in rest]
         # A key that names a layer means that layer wherever it is, and no part of another path.
         elsewhere = match.labels([match.path_of(v) for v in self._model])
+        self.exclusions.check(names)
+        if first:
+            self.exclusions.warn_of_missed([*names, *elsewhere])
         others = {*names, *elsewhere, *self._paths_that_left(names)} - set(targets)
         found = []
         for argument, rules in self._given():
@@ -184,9 +186,11 @@ class Rules:
     def get_config(self) -> dict[str, Any]:
         """Return the rules as given, as JSON."""
         return {
-            "weight_decay": None if self.weight_decay is None else self.weight_decay.to_config(),
             "weight_decays": {
-                keys.to_config(key): decay.to_config() for key, decay in self.weight_decays.items()
+                keys.to_config(key): decay.to_config(pair=isinstance(given, tuple | list))
+                for (key, decay), given in zip(
+                    self.weight_decays.items(), self.weight_decays_as_given.values(), strict=True
+                )
             },
             "lr_multipliers": {
                 keys.to_config(key): number for key, number in self.lr_multipliers.items()
@@ -210,19 +214,17 @@ class Rules:
         }
 
     def _rows_elsewhere(self, built: set[Any]) -> list[Row]:
-        """Return the rows of variables that are not built on now: that left, or are the model's.
+        """Return the rows, of variables not built on now, that the rules alone would not give.
 
         A later build needs them, also after a load, when paths have changed.
         """
-        left = [row for key, row in self._known.items() if key not in built]
-        others = [v for v in self._model if self._key_of(v) not in built | self._known.keys()]
-        of_model, _ = self.resolve(others, strict=False)
-        # Where a row says no more than the rules do, they are enough: the config has them.
+        others = {self._key_of(v): v for v in self._model if self._key_of(v) not in built}
+        of_model, _ = self.resolve(list(others.values()), strict=False)
         uniform = Row("", (), decay=self.weight_decay or Decay(), uniform=True)
+        left = self._inherited - built - others.keys()
         return [
-            row
-            for row in (*of_model, *left)
-            if dataclasses.replace(row, path="", shape=()) != uniform
+            *(row for row in of_model if dataclasses.replace(row, path="", shape=()) != uniform),
+            *(row for key, row in self._known.items() if key in left),
         ]
 
     def restore(

@@ -87,26 +87,23 @@ class Table:
 
     def __str__(self) -> str:
         """Return the table as `init_verbose` prints it."""
-        head = ("variable", "shape", "l1", "l2", "lr multiplier", "kind")
-        cells = [
-            (
-                row.path,
-                str(row.shape),
-                f"{row.decay.l1:g}",
-                type(row.decay.l2).__name__
-                if isinstance(row.decay.l2, LearningRateSchedule)
-                else f"{row.decay.l2:g}",
-                f"{row.multiplier:g}",
-                "" if row.decay.plain else repr(row.decay.with_amounts(0.0, 0.0)),
+        lines = [("variable", "shape", "l1", "l2", "lr multiplier", "kind")]
+        for row in self.rows:
+            l2, kind = row.decay.l2, row.decay.with_amounts(0.0, 0.0)
+            lines.append(
+                (
+                    row.path,
+                    str(row.shape),
+                    f"{row.decay.l1:g}",
+                    f"{l2:g}" if isinstance(l2, float) else type(l2).__name__,
+                    f"{row.multiplier:g}",
+                    "" if kind.plain else repr(kind),
+                )
             )
-            for row in self.rows
-        ]
-        if not any(line[-1] for line in cells):
-            head, cells = head[:-1], [line[:-1] for line in cells]
-        widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in (head, *cells)
+            for line in lines
         )
 
 

@@ -153,14 +153,16 @@ def _read_layout(store: Any) -> dict[str, Any]:
         entries = checks.listed(f"{name}: {key}", parts[key])
         return [read(f"{name}: {key}[{i}]", entry) for i, entry in enumerate(entries)]
 
-    given = layout.get("given", {})  # a file of 0.1 has none
-    checks.fields(f"{name}: given", given, ())
-    numbers = {key: given.get(key) for key in ("learning_rate", "weight_decay")}
-    for key, number in numbers.items():
+    given = {"learning_rate": None, "weight_decay": None}  # in a file of 0.1
+    if "given" in layout:
+        given = dict(
+            zip(given, checks.fields(f"{name}: given", layout["given"], [*given]), strict=True)
+        )
+    for key, number in given.items():
         if number is not None:
             checks.real(f"{name}: given[{key!r}]", number, minimum=0.0, cure=checks.OF_A_FILE)
     return {
-        "given": numbers,
+        "given": given,
         "built": each("built", _entry),
         "left": each("left", _entry),
         "variables": each("variables", _slot),

@@ -51,8 +51,9 @@ class Rate(LearningRateSchedule):
 class ConstantRate(Rate):
     """A number: α at every step."""
 
-    def __init__(self, base: float) -> None:
+    def __init__(self, base: float, given: float) -> None:
         self.base = base
+        self.given = given  # where `base_learning_rate` is another number
 
     def __call__(self, step: Any) -> Any:
         """Return α."""
@@ -183,11 +184,11 @@ def make_rate(learning_rate: Any, base_learning_rate: Any = None) -> tuple[Rate,
         cure="Pass a number, a `LearningRateSchedule` or a callable without arguments.",
     )
     base = _reference(rate, "`learning_rate`") if base is None else base
-    return ConstantRate(base), rate / base
+    return ConstantRate(base, rate), rate / base
 
 
 def _reference(value: float, source: str) -> float:
-    if not (math.isfinite(value) and value > 0):
+    if not (math.isfinite(value) and value > 1e-38):
         raise ValueError(
             f"η is the learning rate divided by its base value, and that value ({source}) must be "
             f"a finite number > 0. Received: {value}. Pass `base_learning_rate`, the rate at which "
