@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 import keras
 from keras import ops
 
-from keras_decoupled import checks
+from keras_decoupled import checks, fast
 from keras_decoupled.core.arguments import KERAS_ARGUMENTS, SHARED_ARGUMENTS, Check, keras_arguments
 from keras_decoupled.core.decaying import Decaying
 from keras_decoupled.core.entry import Entry
@@ -41,10 +41,7 @@ class Decoupled(Decaying):
     Args:
         learning_rate: α, a number; or a `LearningRateSchedule`; or a callable without arguments.
         hyperparameters: the optimizer's own arguments, checked by the class's `HYPERPARAMETERS`.
-        weight_decay, weight_decays, lr_multipliers, model, zero_penalties, init_verbose: see
-            `AdamW`.
-        **shared: the arguments about time (`schedule.timing.ARGUMENTS`) and those of
-            `keras.optimizers.Optimizer`.
+        **shared: see `core/arguments.py`.
     """
 
     HYPERPARAMETERS: ClassVar[Mapping[str, Check]] = {}
@@ -157,7 +154,7 @@ class Decoupled(Decaying):
             penalty = row.removed_penalty
             if penalty and regularizers.read_penalty(variable) == penalty:
                 regularizers.remove_penalty(variable)
-        self._fast_update, self._fast_step = _fast_paths(self)
+        self._fast_update, self._fast_step = fast.paths_of(self)
         if self.init_verbose:
             print(table)
 
@@ -176,11 +173,11 @@ class Decoupled(Decaying):
             self._build_on_new(variables)
         if len(grads) == len(variables):
             grads = list(map(dense, grads, variables, self._gradient_specs(variables)))
-        fast = self._fast_update
-        before = fast and fast.version()
+        update = self._fast_update
+        before = update and update.version()
         super().apply(grads, trainable_variables)
-        if fast:
-            fast.note_increment(before)
+        if update:
+            update.note_increment(before)
 
     def update_all(self, grads: Sequence[Any], variables: Sequence[Any], rate: Any) -> None:
         """Compute the numbers of the update once, and hand them on in the learning rate's place."""
@@ -298,17 +295,3 @@ class Decoupled(Decaying):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and deepcopy carry the config, as Keras' do; state goes with the model's file."""
         return type(self).from_config, (self.get_config(),)
-
-
-def _fast_paths(optimizer: Decoupled) -> tuple[Any, Any]:
-    """Return what updates all variables of a built optimizer, and what updates one, or None."""
-    backend = keras.backend.backend()
-    if backend == "torch":
-        from keras_decoupled.fast import torch_update  # needs torch
-
-        return torch_update.make(optimizer), None
-    if backend == "tensorflow":
-        from keras_decoupled.fast import tensorflow_ops  # needs TensorFlow
-
-        return None, tensorflow_ops.make(optimizer)
-    return None, None

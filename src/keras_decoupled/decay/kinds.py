@@ -9,17 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
-import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
+from keras_decoupled.decay.amounts import Number, checked_l1, checked_l2, number_to_config
 
-Number: TypeAlias = float | LearningRateSchedule
 _TOWARDS = ("zero", "initial")
 
 
@@ -185,58 +182,3 @@ def decayed(
     if l1 is not None:
         x = ops.sign(x) * ops.relu(ops.abs(x) - l1)
     return x if reference is None else reference + x
-
-
-def as_decay(name: str, value: Any) -> Decay:
-    """Return the decay of an argument: a number, a schedule, a pair (l1, l2), a `Decay` or its dict."""
-    if isinstance(value, Decay):
-        return value
-    if isinstance(value, Mapping):
-        fields = {field.name for field in dataclasses.fields(Decay)}
-        if not value.keys() <= fields:
-            raise ValueError(
-                f"`{name}` must be a decay, and a dict has the fields of `Decay`: "
-                f"{', '.join(sorted(fields))}. Received: {dict(value)!r:.300}. Write Decay(...)."
-            )
-        return Decay(**value)
-    if not isinstance(value, tuple | list):
-        return Decay(checked_l2(name, value))
-    if len(value) != 2:
-        raise ValueError(
-            f"`{name}` must be a number l2, a pair (l1, l2) or a `Decay`. Received: {value!r}. "
-            "Write (l1, 0) for l1 alone."
-        )
-    l1, l2 = value
-    return Decay(checked_l2(name, l2), checked_l1(name, l1))
-
-
-def checked_l2(name: str, value: Any) -> Number:
-    """Return an l2 as the package keeps it."""
-    if isinstance(value, LearningRateSchedule):
-        checks.of_one_number(name, value)
-        return value
-    return checks.real(
-        name,
-        value,
-        minimum=0.0,
-        below=checks.FLOAT32,
-        cure="It is the fraction of the weight removed per update at η = 1: a number or a "
-        "`LearningRateSchedule`. Decays per variable go into `weight_decays`.",
-    )
-
-
-def checked_l1(name: str, value: Any) -> float:
-    """Return an l1 as the package keeps it."""
-    return checks.real(
-        name, value, minimum=0.0, below=checks.FLOAT32, cure="It is the l1 of a decay, a number."
-    )
-
-
-def half_life(decay: float) -> float:
-    """Return the number of updates at η = 1 in which a weight loses half of its value."""
-    return math.log(0.5) / math.log1p(-decay) if decay < 1 else 0.0
-
-
-def number_to_config(number: Number) -> Any:
-    """Return a number or schedule as JSON."""
-    return number if isinstance(number, float) else keras.saving.serialize_keras_object(number)

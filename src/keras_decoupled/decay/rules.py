@@ -14,7 +14,7 @@ from typing import Any
 import keras
 
 from keras_decoupled import checks
-from keras_decoupled.decay import keys, kinds, regularizers
+from keras_decoupled.decay import amounts, arguments, regularizers
 from keras_decoupled.decay.exclusions import Exclusions
 from keras_decoupled.decay.kinds import Decay
 from keras_decoupled.decay.regularizers import Penalty
@@ -34,11 +34,11 @@ class Rules:
         key_of: Callable[[Any], Any],
     ) -> None:
         self.weight_decay = (
-            None if weight_decay is None else kinds.as_decay("weight_decay", weight_decay)
+            None if weight_decay is None else arguments.as_decay("weight_decay", weight_decay)
         )
-        self.weight_decays = keys.mapping("weight_decays", weight_decays, kinds.as_decay)
+        self.weight_decays = arguments.mapping("weight_decays", weight_decays, arguments.as_decay)
         self.weight_decays_as_given = dict(weight_decays or {})
-        self.lr_multipliers = keys.mapping("lr_multipliers", lr_multipliers, _multiplier)
+        self.lr_multipliers = arguments.mapping("lr_multipliers", lr_multipliers, _multiplier)
         self.exclusions = Exclusions()
         self._key_of = key_of  # Keras' identity of a variable
         # From `model=`: its variables (trainable ones first), and their regularizers' decays.
@@ -70,7 +70,7 @@ class Rules:
         label = dict(zip(map(self._key_of, variables), names, strict=True))
         decays, _ = (
             match.resolve(
-                keys.as_labels(rules, label, self._key_of, argument), names, argument=argument
+                arguments.as_labels(rules, label, self._key_of, argument), names, argument=argument
             )
             for argument, rules in self._given()
         )
@@ -152,9 +152,9 @@ class Rules:
         others = {*names, *elsewhere, *self._paths_that_left(names)} - set(targets)
         found = []
         for argument, rules in self._given():
-            rules = keys.as_labels(rules, label, self._key_of, argument, strict=first)
+            rules = arguments.as_labels(rules, label, self._key_of, argument, strict=first)
             if self._from_file:
-                rules = keys.after_load(rules, targets)
+                rules = arguments.after_load(rules, targets)
             found.append(
                 match.resolve(
                     rules, targets, argument=argument, others=sorted(others), strict=first
@@ -175,7 +175,7 @@ class Rules:
                 removed_penalty=self._removed.get(key),
             )
 
-    def _given(self) -> list[tuple[str, dict[keys.Key, Any]]]:
+    def _given(self) -> list[tuple[str, dict[arguments.Key, Any]]]:
         return [("weight_decays", self.weight_decays), ("lr_multipliers", self.lr_multipliers)]
 
     def _paths_that_left(self, names: Sequence[str]) -> set[str]:
@@ -187,13 +187,13 @@ class Rules:
         """Return the rules as given, as JSON."""
         return {
             "weight_decays": {
-                keys.to_config(key): decay.to_config(pair=isinstance(given, tuple | list))
+                arguments.key_to_config(key): decay.to_config(pair=isinstance(given, tuple | list))
                 for (key, decay), given in zip(
                     self.weight_decays.items(), self.weight_decays_as_given.values(), strict=True
                 )
             },
             "lr_multipliers": {
-                keys.to_config(key): number for key, number in self.lr_multipliers.items()
+                arguments.key_to_config(key): number for key, number in self.lr_multipliers.items()
             },
         }
 
@@ -267,8 +267,8 @@ def _warn_of_strong(extracted: Sequence[tuple[str, Penalty]], normalization: flo
         return
     if l2 < l1:
         meaning = f"the weight moves {strongest:g} towards 0 at every update"
-    elif kinds.half_life(strongest) > 2:
-        meaning = f"the weight halves every {kinds.half_life(strongest):.0f} updates"
+    elif amounts.half_life(strongest) > 2:
+        meaning = f"the weight halves every {amounts.half_life(strongest):.0f} updates"
     else:
         meaning = "most of the weight is gone at once"
     warnings.warn(

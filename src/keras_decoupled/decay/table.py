@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
-from keras_decoupled.decay import kinds
-from keras_decoupled.decay.kinds import Decay, Number
+from keras_decoupled.decay import amounts
+from keras_decoupled.decay.amounts import Number
+from keras_decoupled.decay.kinds import Decay
 
 # In a file of 0.1 a row has these fields. Later ones may be missing: see `_row`.
 _FIRST_FIELDS = ("path", "shape", "l1", "l2", "multiplier", "taken")
@@ -87,7 +88,7 @@ class Table:
 
     def __str__(self) -> str:
         """Return the table as `init_verbose` prints it."""
-        lines = [("variable", "shape", "l1", "l2", "lr multiplier", "kind")]
+        lines: list[tuple[str, ...]] = [("variable", "shape", "l1", "l2", "lr multiplier", "kind")]
         for row in self.rows:
             l2, kind = row.decay.l2, row.decay.with_amounts(0.0, 0.0)
             lines.append(
@@ -100,6 +101,8 @@ class Table:
                     "" if kind.plain else repr(kind),
                 )
             )
+        if not any(line[-1] for line in lines[1:]):
+            lines = [line[:-1] for line in lines]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -154,13 +157,13 @@ def _row(
     text = json.dumps(fields, sort_keys=True, default=repr)
     if text not in made:
         made[text] = Decay(
-            kinds.checked_l2(f"{name}['l2']", read(fields.pop("l2"))),
-            kinds.checked_l1(f"{name}['l1']", fields.pop("l1")),
+            amounts.checked_l2(f"{name}['l2']", read(fields.pop("l2"))),
+            amounts.checked_l1(f"{name}['l1']", fields.pop("l1")),
             **fields,
         )
     if penalty is not None:
         parts = checks.listed(f"{name}['taken']", penalty, length=2)
-        l1, l2 = (kinds.checked_l1(f"{name}['taken'][{i}]", part) for i, part in enumerate(parts))
+        l1, l2 = (amounts.checked_l1(f"{name}['taken'][{i}]", part) for i, part in enumerate(parts))
         penalty = (l1, l2)
     return Row(
         path=checks.text(f"{name}['path']", path),

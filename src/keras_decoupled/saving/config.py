@@ -16,7 +16,7 @@ import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
-from keras_decoupled.decay import kinds
+from keras_decoupled.decay.arguments import as_decay
 from keras_decoupled.decay.exclusions import Exclusions
 from keras_decoupled.decay.table import Row, read_rows
 
@@ -64,7 +64,7 @@ def read(
         f"{name}['learning_rate_factor']", factor, minimum=0.0, cure=checks.OF_A_FILE
     )
     decay = arguments.get("weight_decay")
-    uniform = None if decay is None else kinds.as_decay("weight_decay", decay)
+    uniform = None if decay is None else as_decay("weight_decay", decay)
     return arguments, Resolved(
         Exclusions.from_config(exclusions, name=f"{name}['exclusions']"),
         read_rows(table, number, uniform, name=f"{name}['table']"),

@@ -153,11 +153,11 @@ def _read_layout(store: Any) -> dict[str, Any]:
         entries = checks.listed(f"{name}: {key}", parts[key])
         return [read(f"{name}: {key}[{i}]", entry) for i, entry in enumerate(entries)]
 
-    given = {"learning_rate": None, "weight_decay": None}  # in a file of 0.1
-    if "given" in layout:
-        given = dict(
-            zip(given, checks.fields(f"{name}: given", layout["given"], [*given]), strict=True)
-        )
+    no_settings = {"learning_rate": None, "weight_decay": None}  # in a file of 0.1
+    given = (layout or {}).get("given", no_settings)
+    given = dict(
+        zip(no_settings, checks.fields(f"{name}: given", given, [*no_settings]), strict=True)
+    )
     for key, number in given.items():
         if number is not None:
             checks.real(f"{name}: given[{key!r}]", number, minimum=0.0, cure=checks.OF_A_FILE)

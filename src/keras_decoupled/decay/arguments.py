@@ -1,11 +1,15 @@
-"""The keys of `weight_decays` and `lr_multipliers`: strings, layers and models, and how they are kept."""
+"""Reading what users give: a decay in any of its forms, and dicts by string, layer or model."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import keras
+
+from keras_decoupled.decay.amounts import checked_l1, checked_l2
+from keras_decoupled.decay.kinds import Decay
 
 # A string; a layer; or labels of variables, which a layer becomes in a config.
 Key: TypeAlias = str | keras.Layer | tuple[str, ...]
@@ -26,6 +30,29 @@ def mapping(name: str, value: Any, check: Callable[[str, Any], Any]) -> dict[Key
         _checked(name, key): check(f"{name}[{getattr(key, 'name', key)!r}]", entry)
         for key, entry in value.items()
     }
+
+
+def as_decay(name: str, value: Any) -> Decay:
+    """Return the decay of an argument: a number, a schedule, a pair (l1, l2), a `Decay` or its dict."""
+    if isinstance(value, Decay):
+        return value
+    if isinstance(value, Mapping):
+        fields = {field.name for field in dataclasses.fields(Decay)}
+        if not value.keys() <= fields:
+            raise ValueError(
+                f"`{name}` must be a decay, and a dict has the fields of `Decay`: "
+                f"{', '.join(sorted(fields))}. Received: {dict(value)!r:.300}. Write Decay(...)."
+            )
+        return Decay(**value)
+    if not isinstance(value, tuple | list):
+        return Decay(checked_l2(name, value))
+    if len(value) != 2:
+        raise ValueError(
+            f"`{name}` must be a number l2, a pair (l1, l2) or a `Decay`. Received: {value!r}. "
+            "Write (l1, 0) for l1 alone."
+        )
+    l1, l2 = value
+    return Decay(checked_l2(name, l2), checked_l1(name, l1))
 
 
 def _checked(name: str, key: Any) -> Key:
@@ -93,7 +120,7 @@ def after_load(
     }
 
 
-def to_config(key: Key) -> str:
+def key_to_config(key: Key) -> str:
     """Return a key as the string that `mapping` reads."""
     if isinstance(key, keras.Layer):
         key = tuple(v.path for v in key.weights)
