@@ -9,6 +9,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
+import keras_decoupled
 from cases import BACKEND, COMPILED, OPTIMIZERS, eager, make_variable, numpy
 from training import X, Y, linear, make
 
@@ -50,7 +51,7 @@ if BACKEND == "tensorflow":
         optimizer = make(name, **arguments)
         optimizer.build(variables)
         if not fused:
-            optimizer._fused_op = None
+            optimizer.fast = False
         step = RUNNERS.get(runner, COMPILED.get(runner))(optimizer, variables)
         with counted() as calls:
             for k in range(updates):
@@ -103,6 +104,24 @@ if BACKEND == "tensorflow":
         reference, _ = run("adamw", "eager", beta_1=beta_1, fused=False)
         for a, b in zip(ours, reference, strict=True):
             np.testing.assert_allclose(a, b, rtol=3e-6, atol=3e-6 * np.abs(b).max())
+
+    @pytest.mark.parametrize("name", OPTIMIZERS)
+    @pytest.mark.parametrize("eta_power", [0, 2])
+    def test_any_decay_that_looks_at_the_weight_alone(name, eta_power):
+        arguments = {"weight_decay": keras_decoupled.Decay(0.03, 0.01, eta_power=eta_power)}
+        ours, calls = run(name, "graph", **arguments)
+        reference, _ = run(name, "graph", fused=False, **arguments)
+        assert calls
+        assert all(calls)
+        for a, b in zip(ours, reference, strict=True):
+            np.testing.assert_allclose(a, b, rtol=3e-6, atol=3e-6 * np.abs(b).max())
+
+    @pytest.mark.parametrize("kind", ["cautious", "soft_threshold", "towards"])
+    def test_a_decay_that_looks_at_more_is_left_to_update_step(kind):
+        value = "initial" if kind == "towards" else True
+        decay = keras_decoupled.Decay(0.03, **{kind: value})
+        _, calls = run("adamw", "eager", weight_decay=decay, weight_decays=None)
+        assert calls == []
 
     def test_below_float32_update_step_does_it():
         """There is a master copy, which is written with the variable."""
