@@ -38,7 +38,7 @@ def as_decay(name: str, value: Any) -> Decay:
         return value
     if isinstance(value, Mapping):
         fields = {field.name for field in dataclasses.fields(Decay)}
-        if not value.keys() <= fields:
+        if not value or not value.keys() <= fields:
             raise ValueError(
                 f"`{name}` must be a decay, and a dict has the fields of `Decay`: "
                 f"{', '.join(sorted(fields))}. Received: {dict(value)!r:.300}. Write Decay(...)."
