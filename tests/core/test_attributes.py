@@ -448,18 +448,6 @@ def test_variables_that_share_a_path():
     np.testing.assert_allclose([numpy(v)[0] for v in ours], [0.9, 0.5, 0.8, 1, 1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("built", [False, True])
-@pytest.mark.parametrize("cls", [AdamW, NadamW, SGDW])
-def test_weight_decay_cannot_be_set(cls, built):
-    optimizer = cls(weight_decay=0.1)
-    if built:
-        optimizer.build(variables("w"))
-    for value in (0.2, None, 0):
-        with pytest.raises(AttributeError, match="LearningRateSchedule"):
-            optimizer.weight_decay = value
-    assert optimizer.weight_decay == 0.1
-
-
 def test_an_attribute_for_each_argument():
     optimizer = AdamW(0.1, beta_1=0.8, beta_2=0.9, epsilon=1e-3, amsgrad=True, clipnorm=1.0)
     assert (optimizer.beta_1, optimizer.beta_2, optimizer.epsilon) == (0.8, 0.9, 1e-3)

@@ -17,6 +17,7 @@ from keras_decoupled import (
     SGDW,
     AdamW,
     CosineWarmRestarts,
+    Decay,
     NadamW,
     fill_dict_in_order,
     get_weight_decays,
@@ -112,7 +113,10 @@ REFUSED = [
     (AdamW, {"weight_decay": "1e-4"}, TypeError, "weight_decay", A_CURE),
     (AdamW, {"weight_decay": True}, TypeError, "weight_decay", A_CURE),
     (AdamW, {"weight_decay": rate}, TypeError, "weight_decay", A_CURE),
-    (AdamW, {"weight_decay": (0.0, 1e-4)}, TypeError, "weight_decay", A_CURE),
+    (AdamW, {"weight_decay": (0.0, -1e-4)}, ValueError, "weight_decay", A_CURE),
+    (AdamW, {"weight_decay": (1, 2, 3)}, ValueError, "weight_decay", "l1, l2"),
+    (AdamW, {"weight_decay": {}}, ValueError, "weight_decay", "Decay"),
+    (AdamW, {"weight_decay": {"kernel": 1e-4}}, ValueError, "weight_decay", "Decay"),
     (AdamW, {"weight_decays": {"one": -1}}, ValueError, "weight_decays['one']", A_CURE),
     (AdamW, {"weight_decays": {"one": NAN}}, ValueError, "weight_decays['one']", A_CURE),
     (AdamW, {"weight_decays": {"one": (0, INF)}}, ValueError, "weight_decays['one']", A_CURE),
@@ -514,12 +518,28 @@ REFUSED_LATER = {
         TypeError,
         "var_list",
     ),
-    "weight_decay set": (
-        AdamW,
-        lambda o: setattr(o, "weight_decay", 0.1),
-        AttributeError,
-        "weight_decay",
-    ),
+    **{
+        f"weight_decay set to {value!r:.20}": (
+            lambda: AdamW(weight_decay=0.1),
+            lambda o, value=value: setattr(o, "weight_decay", value),
+            error,
+            "weight_decay",
+        )
+        for error, values in (
+            (TypeError, (None, DECAY, Decay(0.1), (0.0, 0.1), "0.1", True)),
+            (ValueError, (NAN, INF, -0.1, 1e40)),
+        )
+        for value in values
+    },
+    **{
+        f"weight_decay set where the constructor got {given!r:.20}": (
+            lambda given=given: AdamW(weight_decay=given),
+            lambda o: setattr(o, "weight_decay", 0.1),
+            ValueError,
+            "weight_decay",
+        )
+        for given in (None, DECAY, Decay(DECAY, cautious=True))
+    },
 }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cases import BACKEND, OPTIMIZERS, make_variable, numpy, warm_restarts
+from keras_decoupled import Decay
 from training import X, Y, linear, make
 
 schedules = keras.optimizers.schedules
@@ -27,6 +28,7 @@ CONFIGURATIONS = {
         "clipnorm": 1.0,
     },
     "decay by a schedule": {"weight_decay": schedules.PolynomialDecay(0.1, 5, 0.01)},
+    "a kind of decay": {"weight_decay": Decay(0.1, cautious=True, towards="initial")},
 }
 
 
@@ -40,6 +42,14 @@ def counting(traces):
 
 def rate_moved(optimizer):
     optimizer.learning_rate = 0.5 * float(numpy(optimizer.learning_rate))
+
+
+def rate_assigned(optimizer):
+    optimizer.learning_rate.assign(0.01)
+
+
+def decay_moved(optimizer):
+    optimizer.weight_decay = 0.5 * float(optimizer.weight_decay)
 
 
 def restarted(optimizer):
@@ -81,6 +91,10 @@ if BACKEND != "torch":  # which runs everything as it is
             jit_compile = "auto"
         model.compile(optimizer, loss=counting(traces), jit_compile=jit_compile)
         changes = [rate_read, rate_moved]
+        if configuration != "restarts":
+            changes.append(rate_assigned)
+        if configuration != "decay by a schedule":
+            changes.append(decay_moved)
         if configuration == "restarts":
             changes += [restarted, moved_and_restarted]
         assert_traced_once(optimizer, lambda: model.train_on_batch(X, Y), traces, changes)

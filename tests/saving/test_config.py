@@ -150,7 +150,7 @@ def optimizers(draw):
 
 def build(optimizer, ours):
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*decays no variable")
+        warnings.filterwarnings("ignore", ".*(decays no variable|these exclude nothing)")
         optimizer.build(ours)
 
 

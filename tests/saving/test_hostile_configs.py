@@ -51,6 +51,7 @@ def with_a_frozen_layer():
             keras.Input((2,)),
             layers.Dense(2, kernel_regularizer=l2, name="a"),
             layers.Dense(2, kernel_regularizer=l2, name="b", use_bias=False, trainable=False),
+            layers.LayerNormalization(name="c", trainable=False),
         ],
         name="net",
     )
@@ -560,7 +561,7 @@ def test_a_layout_that_is_not_as_we_write_it_is_refused(change):
 
 
 MISFITS = [k for k in ARRAYS if k != "whole numbers"]  # of which a moment may be made
-SCALARS = ["iteration", "learning_rate_factor"]
+SCALARS = ["iteration", "learning_rate", "weight_decay"]
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,11 @@ def test_a_boolean_weight_has_its_state_back():
     ("name", "value"),
     [
         *(("iteration", value) for value in (-5, 2**40)),
-        *(("learning_rate_factor", value) for value in (np.nan, -1.0, np.inf)),
+        *(
+            (name, value)
+            for name in ("learning_rate", "weight_decay")
+            for value in (np.nan, -1.0, np.inf)
+        ),
     ],
 )
 def test_a_number_that_no_run_has_is_refused(name, value):
@@ -232,7 +236,7 @@ if BACKEND == "jax":  # elsewhere `apply` gets the variables themselves
         train(model)
         assert list(slots(model.optimizer)) == [
             f"seq/{name}"
-            for name in ("dense_1/kernel", "dense_1/bias", "dense/kernel", "dense/bias")
+            for name in ("dense/kernel", "dense/bias", "dense_1/kernel", "dense_1/bias")
         ]
 
 
