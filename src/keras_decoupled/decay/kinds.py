@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 from keras import ops
@@ -155,7 +156,13 @@ class Decay:
 
 
 def decayed(
-    theta: Any, step: Any, decay: Decay, l2: Any = None, l1: Any = None, reference: Any = None
+    theta: Any,
+    step: Any,
+    decay: Decay,
+    l2: Any = None,
+    l1: Any = None,
+    reference: Any = None,
+    add: Callable[[Any, Any, Any], Any] = lambda x, y, factor: x + factor * y,
 ) -> Any:
     """Return the new weight: θ less the optimizer's step and the decay.
 
@@ -166,19 +173,18 @@ def decayed(
         l2: h·l2; None is 0.
         l1: h·l1; None is 0.
         reference: ref; None is 0.
+        add: how to add to the step; torch's fast path does it in place.
     """
     d = theta if reference is None else theta - reference
-    change = 0.0 if l2 is None else l2 * d
-    if l1 is not None and not decay.soft_threshold:
-        change = change + l1 * ops.sign(d)
-    if decay.cautious:
-        # Not u·d, which can underflow to 0.
-        change = ops.where(step * ops.sign(d) >= 0, change, 0.0)
+    # Not u·d, which can underflow to 0.
+    decaying = ops.where(step * ops.sign(d) >= 0, d, 0.0) if decay.cautious else d
     # The decay is added to the step first: beside θ, a small one would be lost to rounding.
-    change = step + change
+    change = step if l2 is None else add(step, decaying, l2)
+    if l1 is not None and not decay.soft_threshold:
+        change = add(change, ops.sign(decaying), l1)
     if not decay.soft_threshold:
         return theta - change
     x = d - change
     if l1 is not None:
-        x = ops.sign(x) * ops.relu(ops.abs(x) - l1)
+        x = x - ops.clip(x, -l1, l1)
     return x if reference is None else reference + x

@@ -24,10 +24,12 @@ class Kernel:
         """Take what the whole update shares: i = k + 1, and the optimizer's scalars."""
         self.i, self.scalars = i, scalars
 
+    sign = 1.0  # −1: add the step, and do not subtract it
+
     def step(
         self, theta: Tensors, gradients: Tensors, slots: tuple[Tensors, ...], rate: float, l2: float
     ) -> None:
-        """θ ← θ − l2·θ − step; `l2` is 0 where `rate` is."""
+        """θ ← θ − l2·θ − sign·step; `l2` is 0 where `rate` is or the sign is −1."""
         raise NotImplementedError
 
 
@@ -66,7 +68,7 @@ class _Adam(Kernel):
             v,
             v_max[0] if v_max else [],
             [self.counters[device]] * len(theta),
-            lr=rate,
+            lr=self.sign * rate,
             beta1=beta_1,
             beta2=self.optimizer.beta_2,
             weight_decay=l2 / rate if rate != 0 else 0.0,
@@ -119,7 +121,7 @@ class _SGDW(Kernel):
     ) -> None:
         momentum, nesterov = self.optimizer.momentum, self.optimizer.nesterov
         if not slots:
-            _sgd(theta, gradients, rate, l2 / rate if rate != 0 else 0.0)
+            _sgd(theta, gradients, self.sign * rate, l2 / rate if rate != 0 else 0.0)
             return
         (buf,) = slots
         if rate > _TINY:  # buf ← momentum·buf − rate·g
@@ -128,10 +130,10 @@ class _SGDW(Kernel):
             torch._foreach_mul_(buf, momentum)
             torch._foreach_add_(buf, gradients, alpha=-rate)
         if not (nesterov and momentum):  # θ ← θ − l2·θ + buf
-            _sgd(theta, buf, -1.0, -l2)
+            _sgd(theta, buf, -self.sign, -l2)
         else:  # θ ← θ − l2·θ + momentum·buf − rate·g
-            _sgd(theta, buf, -momentum, -l2 / momentum)
-            _sgd(theta, gradients, rate, 0.0)
+            _sgd(theta, buf, -self.sign * momentum, -l2 / momentum)
+            _sgd(theta, gradients, self.sign * rate, 0.0)
 
 
 KERNELS = {"adamw": _AdamW, "nadamw": _NadamW, "sgdw": _SGDW}

@@ -1,110 +1,116 @@
 """Decays that torch's kernels do not know: the step from the kernel, the rule from `decayed`.
 
-The kernel writes the step to a buffer of zeros in the variable's place, piece by piece, so that
-all of a piece stays in the cache and no temporary has the model's size.
+The kernel writes the step to a buffer of zeros, piece by piece, so that all of a piece stays in
+the cache and no temporary has the model's size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from keras_decoupled.decay.kinds import Decay, decayed
 from keras_decoupled.fast.torch_kernels import Kernel, Tensors
 
-_ELEMENTS = {"cpu": 2**16, "cuda": 2**22}  # of a piece: in float32, 256 KB on the CPU
+_ELEMENTS = {"cpu": 2**17, "cuda": 2**22}  # of a piece: in float32, 512 KB on the CPU
 
 
-class _Piece(NamedTuple):
+class _Piece:
     """A part of a long tensor, or several short ones."""
 
-    members: list[int]  # positions of the tensors in their lists
-    part: slice | None  # of the one long tensor
-    theta: Tensors
-    slots: tuple[Tensors, ...]
-    reference: Tensors | None
-    step: Tensors  # views of the buffer, one for each tensor
-    whole: torch.Tensor  # and all of it, flat
-
-
-class Pieces:
-    """Tensors of several variables, cut and collected to about one piece at a time."""
-
     def __init__(
-        self, theta: Tensors, slots: tuple[Tensors, ...], reference: Tensors | None
-    ) -> None:
-        self._limit = _ELEMENTS[theta[0].device.type]
-        # Short ones are collected until they pass the limit, which the last one may do by far.
-        self._buffer = theta[0].new_zeros(min(sum(map(torch.numel, theta)), 2 * self._limit))
-        self._pieces = [
-            self._piece(members, part, theta, slots, reference)
-            for members, part in self._cuts(theta)
-        ]
-
-    def _cuts(self, tensors: Tensors) -> Iterator[tuple[list[int], slice | None]]:
-        batch: list[int] = []
-        size = 0
-        for member, tensor in enumerate(tensors):
-            count = tensor.numel()
-            if count > self._limit:
-                for start in range(0, count, self._limit):
-                    yield [member], slice(start, min(start + self._limit, count))
-                continue
-            batch.append(member)
-            size += count
-            if size >= self._limit:
-                yield batch, None
-                batch, size = [], 0
-        if batch:
-            yield batch, None
-
-    def _piece(
         self,
         members: list[int],
         part: slice | None,
-        theta: Tensors,
-        slots: tuple[Tensors, ...],
-        reference: Tensors | None,
-    ) -> _Piece:
+        lists: list[Tensors],
+        buffer: torch.Tensor,
+        has_reference: bool,
+    ) -> None:
         def cut(tensors: Tensors) -> Tensors:
             if part is not None:
                 return [tensors[members[0]].view(-1)[part]]
             return [tensors[member] for member in members]
 
-        mine = cut(theta)
-        sizes = [tensor.numel() for tensor in mine]
-        whole = self._buffer[: sum(sizes)]
-        step = [v.view_as(t) for v, t in zip(whole.split(sizes), mine, strict=True)]
-        return _Piece(
-            members,
-            part,
-            mine,
-            tuple(map(cut, slots)),
-            None if reference is None else cut(reference),
-            step,
-            whole,
-        )
+        self.members, self.part = members, part
+        self.theta, *others = map(cut, lists)
+        # Flat views, which are joined to one tensor for `decayed`.
+        self.flat = [tensor.view(-1) for tensor in self.theta]
+        self.reference = [t.view(-1) for t in others.pop()] if has_reference else None
+        self.slots = tuple(others)
+        sizes = [tensor.numel() for tensor in self.theta]
+        self.whole = buffer[: sum(sizes)]
+        self.steps = [
+            part.view_as(tensor)
+            for part, tensor in zip(self.whole.split(sizes), self.theta, strict=True)
+        ]
+
+    def update(
+        self, kernel: Kernel, gradients: Tensors, rate: float, decay: Decay, l2: Any, l1: Any
+    ) -> None:
+        own = [gradients[member] for member in self.members]
+        if self.part is not None:
+            own = [own[0].view(-1)[self.part]]
+        self.whole.zero_()
+        kernel.step(self.steps, own, self.slots, rate, 0.0)
+        reference = self.reference and _joined(self.reference)
+        theta = _joined(self.flat)
+        new = decayed(theta, self.whole, decay, l2, l1, reference, add=_add)
+        if len(self.flat) == 1:
+            theta.copy_(new)
+        else:
+            self.whole.copy_(new)
+            torch._foreach_copy_(self.theta, self.steps)
+
+
+class Pieces:
+    """Variables' tensors, cut and collected to about one piece at a time."""
+
+    def __init__(
+        self, theta: Tensors, slots: tuple[Tensors, ...], reference: Tensors | None
+    ) -> None:
+        limit = _ELEMENTS[theta[0].device.type]
+        # Short ones are collected until they pass the limit, which the last one may do by far.
+        buffer = theta[0].new_zeros(min(sum(map(torch.numel, theta)), 2 * limit))
+        lists = [theta, *slots, *([] if reference is None else [reference])]
+        self._pieces = [
+            _Piece(members, part, lists, buffer, reference is not None)
+            for members, part in _cuts(theta, limit)
+        ]
 
     def update(
         self, kernel: Kernel, gradients: Tensors, rate: float, decay: Decay, l2: Any, l1: Any
     ) -> None:
         """Update the variables by the kernel's step and the decay."""
+        kernel.sign = -1.0
         for piece in self._pieces:
-            own = [gradients[member] for member in piece.members]
-            if piece.part is not None:
-                own = [own[0].view(-1)[piece.part]]
-            piece.whole.zero_()
-            kernel.step(piece.step, own, piece.slots, rate, 0.0)
-            reference = None if piece.reference is None else _joined(piece.reference)
-            new = decayed(_joined(piece.theta), piece.whole.neg_(), decay, l2, l1, reference)
-            sizes = [tensor.numel() for tensor in piece.theta]
-            parts = [v.view_as(t) for v, t in zip(new.split(sizes), piece.theta, strict=True)]
-            torch._foreach_copy_(piece.theta, parts)
+            piece.update(kernel, gradients, rate, decay, l2, l1)
+        kernel.sign = 1.0
 
 
-def _joined(tensors: Tensors) -> torch.Tensor:
-    if len(tensors) == 1:
-        return tensors[0].view(-1)
-    return torch.cat([tensor.view(-1) for tensor in tensors])
+def _cuts(tensors: Tensors, limit: int) -> Iterator[tuple[list[int], slice | None]]:
+    """Yield the positions of a piece's tensors, and the part where it is one of a long tensor."""
+    batch: list[int] = []
+    size = 0
+    for position, tensor in enumerate(tensors):
+        count = tensor.numel()
+        if count > limit:
+            for start in range(0, count, limit):
+                yield [position], slice(start, min(start + limit, count))
+            continue
+        batch.append(position)
+        size += count
+        if size >= limit:
+            yield batch, None
+            batch, size = [], 0
+    if batch:
+        yield batch, None
+
+
+def _joined(flat: Tensors) -> torch.Tensor:
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
+
+
+def _add(x: torch.Tensor, y: torch.Tensor, factor: float) -> torch.Tensor:
+    return x.add_(y, alpha=factor)
