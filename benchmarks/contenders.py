@@ -10,6 +10,7 @@ import numpy as np
 
 import keras_decoupled
 import workloads
+from keras_decoupled import Decay
 
 RATE = {"AdamW": 1e-3, "NadamW": 1e-3, "SGDW": 1e-2}
 DECAY = 4e-3  # of Keras, torch and optax: multiplied by the learning rate, which ours is not
@@ -21,6 +22,7 @@ BYTES = {
 }  # per parameter: read g, m, v, θ; write m, v, θ
 
 OURS, RULES, KERAS = "keras_decoupled", "keras_decoupled, four rules", "keras.optimizers"
+PLAIN = "plain"  # the kind of decay that the others are compared with
 
 
 class Contender(ABC):
@@ -95,6 +97,23 @@ def keras_optimizers(kind, count):
     settings = {"momentum": MOMENTUM, "weight_decay": DECAY}
     stock = partial(keras.optimizers.SGD, rate, **settings)
     return {OURS: partial(ours, momentum=MOMENTUM), KERAS + ".SGD": stock}
+
+
+def decay_kinds(kind):
+    """Functions that make our optimizer with each kind of decay, by the kind's name."""
+    l2 = RATE[kind] * DECAY
+    l1 = l2 / 20  # the weights are at 0.05: about the same decay
+    decays = {
+        PLAIN: l2,
+        "eta_power=0": Decay(l2, eta_power=0),
+        "eta_power=2": Decay(l2, eta_power=2),
+        "cautious": Decay(l2, cautious=True),
+        'towards="initial"': Decay(l2, towards="initial"),
+        "soft_threshold": Decay(l2, l1, soft_threshold=True),
+        "(l1, l2)": (l1, l2),
+    }
+    ours = keras_optimizers(kind, 1)[OURS]
+    return {name: partial(ours, weight_decay=decay) for name, decay in decays.items()}
 
 
 def keras_variables(values):

@@ -108,12 +108,14 @@ def peers(kind):
     return {"optax.sgd, with decay": partial(optax.chain, decay, sgd)}
 
 
+def of_keras(makers, mode, values, grads):
+    """Functions that make the contenders of these makers of Keras optimizers, by name."""
+    return {name: partial(Keras, make, values, grads) for name, make in makers.items()}
+
+
 def contenders(kind, mode, values, grads):
     """Functions that make the contenders, by name: ours, stock Keras, optax'."""
-    made = {
-        name: partial(Keras, make, values, grads)
-        for name, make in keras_optimizers(kind, len(values)).items()
-    }
+    made = of_keras(keras_optimizers(kind, len(values)), mode, values, grads)
     return made | {name: partial(Optax, make, values, grads) for name, make in peers(kind).items()}
 
 

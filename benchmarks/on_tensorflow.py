@@ -58,12 +58,16 @@ class Keras(Contender):
         return np.array(keras.ops.convert_to_numpy(self.variables[-1]))
 
 
+def of_keras(makers, mode, values, grads):
+    """Functions that make the contenders of these makers of Keras optimizers, by name."""
+    return {
+        name: partial(Keras, make, mode == "XLA", values, grads) for name, make in makers.items()
+    }
+
+
 def contenders(kind, mode, values, grads):
     """Functions that make the contenders, by name: ours and stock Keras."""
-    return {
-        name: partial(Keras, make, mode == "XLA", values, grads)
-        for name, make in keras_optimizers(kind, len(values)).items()
-    }
+    return of_keras(keras_optimizers(kind, len(values)), mode, values, grads)
 
 
 def copy(moved):

@@ -1,9 +1,11 @@
 """Time one optimizer step: ours beside stock Keras and the backend's own optimizers.
 
     KERAS_BACKEND=torch python benchmarks/step.py [--quick] [--out FILE] [--workload …] [--optimizer …]
+                                                  [--kinds]
 
 All contenders for the same work are in one process and take turns. Writes JSON and draws step.png
 beside it, from the results of all backends that lie there. `nox -s benchmark` does all of it.
+With --kinds, the contenders are ours with each kind of decay, and the picture is left as it is.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import measure
 import plot
 import report
 import workloads
-from contenders import BYTES, KERAS, OURS, RULES
+from contenders import BYTES, KERAS, OURS, PLAIN, RULES, decay_kinds
 
 BACKEND = keras.backend.backend()
 # Of the way that ours went; more means that it is not the same work. Each Nadam has a momentum
@@ -30,12 +32,13 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="parts of the models, few rounds")
     parser.add_argument(
-        "--out", type=Path, help="JSON file; default: benchmarks/results/BACKEND.json"
+        "--out", type=Path, help="JSON file; default: benchmarks/results/[kinds-]BACKEND.json"
     )
     parser.add_argument(
         "--workload", nargs="+", choices=workloads.workloads(True), help="only these"
     )
     parser.add_argument("--optimizer", nargs="+", choices=BYTES, help="only these")
+    parser.add_argument("--kinds", action="store_true", help="our kinds of decay beside plain")
     return parser.parse_args()
 
 
@@ -52,16 +55,21 @@ def warm_up(backend, modes):
                 contender.extra_bytes()
 
 
-def run(backend, key, workload, kind, mode, effort, progress):
-    """Measure one optimizer on one model."""
+def run(backend, key, workload, kind, mode, kinds, effort, progress):
+    """Measure one optimizer on one model: beside its peers, or with each kind of decay."""
     values, arrays = workload.arrays()
     grads = backend.tensors(arrays)
-    makers = backend.contenders(kind, mode, values, grads)
+    if kinds:
+        ours, makers = PLAIN, backend.of_keras(decay_kinds(kind), mode, values, grads)
+    else:
+        ours, makers = OURS, backend.contenders(kind, mode, values, grads)
     copy = backend.copy(BYTES[kind] * workload.parameters)
-    results, entry = measure.group(makers, OURS, copy, effort, values[-1], progress)
+    results, entry = measure.group(makers, ours, copy, effort, values[-1], progress)
     copy.close()
     for name, row in results.items():
-        row["ours"] = name in (OURS, RULES)
+        row["ours"] = kinds or name in (OURS, RULES)
+        if kinds:
+            row["this_over_plain"] = 1 / row.pop("ours_over_this")
     return {
         "workload": key,
         "title": workload.title,
@@ -81,8 +89,10 @@ def suspicious(entry):
 
 
 def ratios(entry):
-    """Short text: ours beside each peer."""
+    """Short text: ours beside each peer, or each kind beside plain."""
     rows = entry["contenders"]
+    if PLAIN in rows:
+        return ", ".join(f"{k} {row['this_over_plain']:.2f}" for k, row in rows.items())
     texts = [
         f"÷ {name.removeprefix(KERAS + '.')} {row['ours_over_this']:.2f}"
         for name, row in rows.items()
@@ -120,7 +130,7 @@ def main():
                 bar.show(task, completed=done + part)
 
             progress(0)
-            entry = run(backend, key, workload, kind, mode, effort, progress)
+            entry = run(backend, key, workload, kind, mode, options.kinds, effort, progress)
             result["results"].append(entry)
             console.print(report.table(entry))
             for name in suspicious(entry):
@@ -129,9 +139,11 @@ def main():
     for entry in result["results"]:
         label = f"{entry['title']}, {entry['optimizer']} {entry['mode']}"
         console.print(f"{label:<44} {ratios(entry)}", soft_wrap=True)
-    file = report.output(options.out, BACKEND, options.quick)
+    file = report.output(options.out, BACKEND, options.quick, "kinds-" if options.kinds else "")
     report.write(result, file)
     console.print(f"Written: {file}", soft_wrap=True)
+    if options.kinds:
+        return
     picture = file.with_name("quick-step.png" if options.quick else "step.png")
     plot.draw([file, *plot.beside(file, options.quick)], picture)
     console.print(f"Drawn: {picture}", soft_wrap=True)
