@@ -40,9 +40,10 @@ class Scheduled(KerasHooks):
 
     def _add_scalar(self, name: str, value: float, dtype: str) -> Any:
         # Like `iterations`: under tf.distribute every replica computes the same scalar.
+        # An array: TensorFlow's cast of a Python number to float64 goes through float32.
         return self.add_variable(
             (),
-            keras.initializers.Constant(value),
+            keras.initializers.Constant(np.array(value)),
             dtype,
             aggregation="only_first_replica",
             name=name,
@@ -103,7 +104,11 @@ class Scheduled(KerasHooks):
                 "schedule make a new optimizer."
             )
         value = checks.real(
-            "learning_rate", as_number(value), minimum=0.0, cure="0 stops all steps and decay."
+            "learning_rate",
+            as_number(value),
+            minimum=0.0,
+            below=checks.FLOAT32,
+            cure="0 stops all steps and decay.",
         )
         self._check_state()
         if self._constant_rate:
