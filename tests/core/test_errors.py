@@ -602,6 +602,9 @@ class FromAClosure(keras.callbacks.Callback):
             "read lr_t": lambda: float(numpy(self.own.lr_t)),
             "read t_cur": lambda: int(numpy(self.own.t_cur)),
             "read eta_t": lambda: float(numpy(self.own.eta_t)),
+            "weight_decay": lambda: setattr(self.own, "weight_decay", 0.2),
+            "read weight_decay": lambda: float(self.own.weight_decay),
+            "get_config": lambda: self.own.get_config(),
         }
         for name, action in actions.items():
             try:
@@ -612,18 +615,43 @@ class FromAClosure(keras.callbacks.Callback):
 
 def test_state_that_is_elsewhere_inside_an_epoch():
     model = net()
-    optimizer = AdamW(CosineWarmRestarts(0.1, 10, eta_min=0.1), model=model)
+    rate = CosineWarmRestarts(0.1, 10, eta_min=0.1)
+    optimizer = AdamW(rate, weight_decay=0.1, model=model)
     model.compile(optimizer, loss="mse")
     callback = FromAClosure(optimizer)
     model.fit(np.ones((4, 2)), np.ones((4, 1)), batch_size=2, verbose=0, callbacks=[callback])
     if BACKEND != "jax":
         assert callback.errors == {}
         return
-    assert len(callback.errors) == 7
+    assert len(callback.errors) == 10
     for name, error in callback.errors.items():
         assert type(error) is RuntimeError, (name, error)
         assert "self.model.optimizer" in str(error)
     assert int(numpy(optimizer.t_cur)) == 2  # and after the epoch it is back
+    assert float(optimizer.weight_decay) == np.float32(0.1)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "eta_t"])
+@pytest.mark.parametrize("where", ["loss", "metrics"])
+# On JAX the state is not away yet when `train_on_batch` traces: what is read stays as it is then.
+@pytest.mark.parametrize("way", ["fit"] if BACKEND == "jax" else ["fit", "train_on_batch"])
+def test_a_loss_or_a_metric_that_reads_the_optimizer(way, where, name):
+    """On JAX it cannot, and what helps a callback does not help it: the error has a cure for both."""
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    optimizer = AdamW(0.1, weight_decay=0.1)
+
+    def reading(y_true, y_pred):
+        now = keras.ops.convert_to_tensor(getattr(optimizer, name))
+        return 0 * keras.ops.mean(y_pred, axis=-1) + now
+
+    given = {"loss": "mse"} | {where: reading if where == "loss" else [reading]}
+    model.compile(optimizer, **given)
+    train = partial(getattr(model, way), np.ones((2, 2)), np.ones((2, 1)))
+    if BACKEND == "jax":
+        with pytest.raises(RuntimeError, match=r"loss or a metric.*callback, in on_epoch_end"):
+            train()
+    else:
+        train()
 
 
 # --- warnings ---
