@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 Tensors = list[torch.Tensor]
-_TINY = 1e-20  # below such a rate, a decay divided by it may not be a float32
+TINY = 1e-20  # below such a rate, a decay divided by it may not be a float32
 
 
 class Kernel:
@@ -124,7 +124,7 @@ class _SGDW(Kernel):
             _sgd(theta, gradients, self.sign * rate, l2 / rate if rate != 0 else 0.0)
             return
         (buf,) = slots
-        if rate > _TINY:  # buf ← momentum·buf − rate·g
+        if rate > TINY:  # buf ← momentum·buf − rate·g
             _sgd(buf, gradients, rate, (1 - momentum) / rate)
         else:
             torch._foreach_mul_(buf, momentum)

@@ -22,7 +22,7 @@ import torch
 from keras_decoupled.decay.kinds import Decay
 from keras_decoupled.decay.table import Places
 from keras_decoupled.fast.torch_host_copy import OnHost, version_of
-from keras_decoupled.fast.torch_kernels import KERNELS, Kernel, Tensors
+from keras_decoupled.fast.torch_kernels import KERNELS, TINY, Kernel, Tensors
 from keras_decoupled.fast.torch_pieces import Pieces
 
 # Keras exports the scope but not this question, and what is written in a scope is not written to
@@ -54,7 +54,8 @@ class Group:
 
     def update(self, kernel: Kernel, gradients: Tensors, rate: float, l2: Any, l1: Any) -> None:
         """Update these variables; l2 and l1 are None where there is none."""
-        if l1 is None and self.decay.linear and (rate != 0 or not l2):
+        # The kernels divide the decay by the rate.
+        if l1 is None and self.decay.linear and (rate > TINY or not l2):
             kernel.step(self.theta, gradients, self.slots, rate, l2 or 0.0)
         else:
             self.pieces.update(kernel, gradients, rate, self.decay, l2, l1)
