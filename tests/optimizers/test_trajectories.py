@@ -86,6 +86,7 @@ ARITHMETIC = [
     "accumulation",
     "learning rate set",
     "restarts by hand",
+    "kinds by key",
 ]
 MATRIX = [
     (name, case)
@@ -106,13 +107,28 @@ REPRESENTATIVE = {
         "weight_decay as a schedule",
         "accumulation",
         "learning rate set on a schedule",
+        "kinds by key",
+        "eta_power=0, learning rate 0",
+        "weight decay set",
     ],
-    "adamw-amsgrad": ["l1 and l2", "restarts by hand"],
-    "nadamw": ["rules", "t_mul, normalized per cycle", "accumulation", "warmup"],
-    "nadamw-keras": ["t_mul and m_mul"],
-    "sgdw": ["keras CosineDecay", "learning rate set"],
-    "sgdw-momentum": ["accumulation", "total_iterations_wd"],
-    "sgdw-nesterov": ["restarts by hand", "base_learning_rate"],
+    "adamw-amsgrad": ["l1 and l2", "restarts by hand", "all kinds at once"],
+    "nadamw": [
+        "rules",
+        "t_mul, normalized per cycle",
+        "accumulation",
+        "warmup",
+        "soft_threshold, l2",
+        "kinds and accumulation",
+    ],
+    "nadamw-keras": ["t_mul and m_mul", "cautious, l1"],
+    "sgdw": ["keras CosineDecay", "learning rate set", "towards initial, reset"],
+    "sgdw-momentum": ["accumulation", "total_iterations_wd", "kinds with multipliers"],
+    "sgdw-nesterov": [
+        "restarts by hand",
+        "base_learning_rate",
+        "cautious, annealed",
+        "weight decay of a kind set",
+    ],
 }
 
 
@@ -122,6 +138,59 @@ REPRESENTATIVE = {
 )
 def test_compiled(name, case, runner):
     follow(CASES[case], name, COMPILED[runner])
+
+
+KINDS = {
+    case: CASES[case]
+    for case in CASES
+    if any(isinstance(d, oracle.Decay) for d in CASES[case].decays.values())
+}
+
+
+@pytest.mark.parametrize("case", [c for c in KINDS if "soft_threshold" in c or "by key" in c])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weights_become_exactly_what_they_go_towards(name, case):
+    """To the bit, where the oracle's do, and nowhere else; towards 0 and towards the first value."""
+    case, values = KINDS[case], initial_values()
+    variables = [make_variable(p, v) for p, v in zip(PATHS, values, strict=True)]
+    optimizer, run = case.optimizer(name), case.oracle(name, values)
+    step, there = eager(optimizer, variables), 0
+    for grads in gradients(12):
+        grads = [0.02 * g if name.startswith("sgdw") else g for g in grads]
+        step(grads)
+        run.step(grads)
+        for i, (variable, decay) in enumerate(zip(variables, run.decays, strict=True)):
+            decay = oracle.Decay(*decay)
+            ref = run.initial[i] if decay.towards == "initial" else 0.0
+            expected = run.values[i] == ref
+            assert np.array_equal(numpy(variable) == ref, expected)
+            there += np.count_nonzero(expected) if decay.soft_threshold else 0
+    assert there > 0 or not any(oracle.Decay(*d).l1 for d in run.decays)
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in KINDS if any(d[3:4] == (True,) for d in KINDS[c].decays.values())]
+)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_rounding_decides_nothing_in_the_cautious_cases(name, case):
+    """What float32 may be off by never turns the sign of u·d, so that each case has one answer."""
+    case = KINDS[case]
+    micro_batches = iter(gradients(case.updates * case.accumulate))
+    run = case.oracle(name, initial_values())
+
+    def decide(i, u, decay):
+        if decay.cautious:
+            d = run.values[i] - (run.initial[i] if decay.towards == "initial" else 0.0)
+            roundings = (64 * 2.0**-24 * np.max(np.abs(u)), allowance(run)[i])  # of a step, of θ
+            for x, most in zip((u, d), roundings, strict=True):
+                assert not np.any((x != 0) & (np.abs(x) <= most)), (PATHS[i], run.k)
+
+    run.decide = decide
+    for k in range(case.updates):
+        if event := case.events.get(k):
+            event(run)
+        grads = list(itertools.islice(micro_batches, case.accumulate))
+        run.step([np.mean(g, axis=0, dtype="float64") for g in zip(*grads, strict=True)])
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -160,6 +160,7 @@ class Case:
     normalize: int | str | None = None
     t_cur: int = 0
     warmup: int = 0
+    weight_decay: float | None = None  # for an l2 of None: λ, which events set
     accumulate: int = 1
     exclude: tuple[str, ...] = ()
     cond: bool = False
@@ -191,7 +192,15 @@ class Case:
             self.normalize,
             self.t_cur,
             self.warmup,
+            self.weight_decay,
         )
+
+
+def make_decay(decay):
+    """The package's `Decay` of an oracle's."""
+    from keras_decoupled import Decay
+
+    return Decay(**decay._asdict())
 
 
 def set_rate(rate):
@@ -202,6 +211,14 @@ def scale_rate(factor):
     return lambda optimizer: setattr(
         optimizer, "learning_rate", factor * float(numpy(optimizer.learning_rate))
     )
+
+
+def set_decay(decay):
+    return lambda optimizer: setattr(optimizer, "weight_decay", decay)
+
+
+def reset_reference(optimizer):
+    optimizer.reset_reference()
 
 
 def restart(position=0):
@@ -216,7 +233,36 @@ def restart_and_scale_rate(factor):
     return event
 
 
+def uniform(decay, **more):
+    """A case in which every weight has this decay."""
+    return Case(
+        lambda: {**(more.get("arguments") or dict)(), "weight_decay": make_decay(decay)},
+        {"*": decay},
+        **{name: value for name, value in more.items() if name != "arguments"},
+    )
+
+
+def annealed(first=5, **arguments):
+    """Arguments of `uniform` for a cosine that ends each cycle at 0."""
+    rate = partial(warm_restarts, ALPHA, first, t_mul=2)
+    return {
+        "arguments": lambda: {"learning_rate": rate(), **arguments},
+        "schedule": partial(oracle.cosine, first=first, t_mul=2),
+    }
+
+
+def falling(k):
+    return 0.2 - 0.19 * min(k, 6) / 6
+
+
+def _scheduled(**fields):
+    from keras_decoupled import Decay
+
+    return Decay(schedules.PolynomialDecay(0.2, 6, 0.01), **fields)
+
+
 UNIFORM = {"*": (0.0, 0.03)}
+kind = oracle.Decay
 schedules = keras.optimizers.schedules
 
 CASES = {
@@ -408,7 +454,7 @@ CASES = {
             "normalize_weight_decay": True,
             "gradient_accumulation_steps": 3,
         },
-        {"*": (0.0, lambda k: 0.2 - 0.19 * min(k, 6) / 6)},
+        {"*": (0.0, falling)},
         schedule=partial(oracle.cosine, first=3, t_mul=2),
         normalize="cycle",
         accumulate=3,
@@ -451,6 +497,118 @@ CASES = {
         {"*": (0.0, 0.1)},
         alpha=0.1,
         schedule=lambda s: oracle.At(0.5 * keras_cosine(s).multiplier, s, None),
+    ),
+}
+
+# The kinds of decay.
+CASES |= {
+    "eta_power=0": uniform(kind(0.002, 0.03, eta_power=0), **annealed()),
+    "eta_power=2": uniform(kind(0.002, 0.03, eta_power=2), **annealed()),
+    "eta_power=0.5": uniform(
+        kind(l2=0.03, eta_power=0.5), events={4: set_rate(0.01), 9: set_rate(0.1)}
+    ),
+    "eta_power=0, learning rate 0": uniform(
+        kind(l2=0.03, eta_power=0), events={3: set_rate(0.0), 8: set_rate(0.05)}
+    ),
+    "cautious": uniform(kind(l2=0.05, cautious=True)),
+    "cautious, l1": uniform(kind(l1=0.01, cautious=True)),
+    "cautious, annealed": uniform(kind(0.005, 0.05, cautious=True, eta_power=0), **annealed()),
+    "towards initial": uniform(kind(l2=0.1, towards="initial")),
+    "towards initial, l1": uniform(kind(l1=0.01, towards="initial")),
+    "towards initial, reset": uniform(
+        kind(0.002, 0.1, towards="initial"), events={5: reset_reference}
+    ),
+    "soft_threshold": uniform(kind(l1=0.06, soft_threshold=True)),
+    "soft_threshold, l2": uniform(kind(0.06, 0.02, soft_threshold=True, eta_power=2), **annealed()),
+    "soft_threshold towards initial": uniform(
+        kind(0.04, 0.05, towards="initial", soft_threshold=True)
+    ),
+    "all kinds at once": uniform(
+        kind(0.0, 0.05, towards="initial", cautious=True, eta_power=0, soft_threshold=True),
+        **annealed(),
+    ),
+    "kinds by key": Case(
+        lambda: {
+            "weight_decay": make_decay(kind(0.001, 0.03, cautious=True)),
+            "weight_decays": {
+                "kernel": make_decay(kind(l1=0.05, soft_threshold=True)),
+                "bias": 0.02,  # a number does not inherit the kind of `weight_decay`
+                "head/kernel": make_decay(kind(0.002, 0.05, towards="initial")),
+                "dense_10": make_decay(kind(l2=0.04, eta_power=0)),
+                "head/bias": (0.002, 0.01),
+            },
+            "learning_rate": warm_restarts(ALPHA, 4, t_mul=2),
+        },
+        {
+            "encoder/dense_1/kernel": kind(l1=0.05, soft_threshold=True),
+            "encoder/dense_1/bias": (0.0, 0.02),
+            "encoder/dense_10/kernel": kind(l2=0.04, eta_power=0),
+            "head/kernel": kind(0.002, 0.05, towards="initial"),
+            "head/bias": (0.002, 0.01),
+            "*": kind(0.001, 0.03, cautious=True),
+        },
+        schedule=partial(oracle.cosine, first=4, t_mul=2),
+    ),
+    "kinds with multipliers": Case(
+        lambda: {
+            "weight_decay": make_decay(kind(l2=0.05, cautious=True, eta_power=0)),
+            "weight_decays": {"dense_1": make_decay(kind(l1=0.01, soft_threshold=True))},
+            "lr_multipliers": {"dense_1/kernel": 0.5, "dense_1/bias": 0, "head": 2, "scale": 0},
+            "learning_rate": warm_restarts(ALPHA, 5, t_mul=2),
+        },
+        {
+            "encoder/dense_1/kernel": kind(l1=0.01, soft_threshold=True),
+            "encoder/dense_1/bias": kind(l1=0.01, soft_threshold=True),
+            "*": kind(l2=0.05, cautious=True, eta_power=0),
+        },
+        {
+            "encoder/dense_1/kernel": 0.5,
+            "encoder/dense_1/bias": 0.0,
+            "head/kernel": 2.0,
+            "head/bias": 2.0,
+            "scale": 0.0,
+        },
+        schedule=partial(oracle.cosine, first=5, t_mul=2),
+    ),
+    "a kind, normalized": uniform(
+        kind(0.02, 0.3, towards="initial", eta_power=2),
+        **annealed(4, normalize_weight_decay=True),
+        normalize="cycle",
+    ),
+    "kinds and accumulation": Case(
+        lambda: {
+            "learning_rate": warm_restarts(ALPHA, 3, t_mul=2),
+            "weight_decay": _scheduled(cautious=True, eta_power=2),
+            "weight_decays": {
+                "head": _scheduled(towards="initial"),
+                "bias": make_decay(kind(0.1, soft_threshold=True)),
+            },
+            "normalize_weight_decay": True,
+            "gradient_accumulation_steps": 3,
+        },
+        {
+            "encoder/dense_1/bias": kind(0.1, soft_threshold=True),
+            "head/kernel": kind(0.0, falling, towards="initial"),
+            "head/bias": kind(0.1, soft_threshold=True),
+            "*": kind(0.0, falling, cautious=True, eta_power=2),
+        },
+        schedule=partial(oracle.cosine, first=3, t_mul=2),
+        normalize="cycle",
+        accumulate=3,
+        cond=True,
+        events={5: restart(1), 7: scale_rate(0.5)},
+    ),
+    "weight decay set": Case(
+        lambda: {"weight_decay": 0.03, "weight_decays": {"bias": 0.01}},
+        {"encoder/dense_1/bias": (0.0, 0.01), "head/bias": (0.0, 0.01), "*": (0.0, None)},
+        weight_decay=0.03,
+        events={3: set_decay(0.1), 7: set_decay(0.0), 10: set_decay(0.05)},
+    ),
+    "weight decay of a kind set": Case(
+        lambda: {"weight_decay": make_decay(kind(0.01, 0.0, cautious=True))},
+        {"*": kind(0.01, None, cautious=True)},
+        weight_decay=0.0,
+        events={3: set_decay(0.1), 10: set_decay(0.05), 12: set_rate(0.02)},
     ),
 }
 

@@ -68,12 +68,32 @@ def cosine(
     return At(eta, s, total)
 
 
+Decay = namedtuple(
+    "Decay",
+    "l1 l2 towards cautious eta_power soft_threshold",
+    defaults=(0.0, 0.0, "zero", False, 1, False),
+)
+
+
+def decayed(theta, u, decay, h, l2, ref):
+    """θ less the step u and the decay; h scales it, and `ref` is what it goes towards."""
+    d = theta - ref
+    l1 = h * decay.l1
+    c = h * l2 * d + (0.0 if decay.soft_threshold else l1 * np.sign(d))
+    c = np.where(u * d >= 0, c, 0.0) if decay.cautious else c  # Chen et al. (arXiv 2510.12402)
+    x = d - u - c
+    if decay.soft_threshold:  # the proximal operator of l1·|x|
+        return ref + np.sign(x) * np.maximum(np.abs(x) - l1, 0.0)
+    return theta - u - c
+
+
 class Run:
-    """A run of `algorithm` over several weights, each with its (l1, l2) and its learning-rate multiplier.
+    """A run of `algorithm` over several weights, each with its decay and its learning-rate multiplier.
 
     `alpha` is the base learning rate, `schedule` maps the position s to `At`, `normalize` is the T of Appendix B.1:
-    None, a number, or "cycle" for that of the current cycle. An l2 may be a function of k. `learning_rate` and
-    `restart` are called as the package's are, so that one piece of test code drives both; restart skips `warmup`.
+    None, a number, or "cycle" for that of the current cycle. A decay is (l1, l2) or a `Decay`; an l2 may be a function
+    of k, and None is `weight_decay`, which may be set. `learning_rate`, `weight_decay` and `restart` are called as the
+    package's are, so that one piece of test code drives both; restart skips `warmup`.
     """
 
     def __init__(
@@ -87,6 +107,7 @@ class Run:
         normalize=None,
         t_cur=0,
         warmup=0,
+        weight_decay=None,
     ):
         self.algorithm, self.alpha, self.schedule, self.normalize, self.warmup = (
             algorithm,
@@ -96,7 +117,9 @@ class Run:
             warmup,
         )
         self.values = [np.array(value, "float64") for value in values]
-        self.decays, self.multipliers = decays, multipliers or [1.0] * len(values)
+        self.initial = [value.copy() for value in self.values]
+        self.decays, self.multipliers = list(decays), multipliers or [1.0] * len(values)
+        self.weight_decay = weight_decay
         self.states = [{} for _ in values]
         self.path = [np.zeros_like(value) for value in self.values]  # Σ|Δθ|, for the tolerance
         self.k, self.cycle_start, self.r = 0, -t_cur, 1.0
@@ -120,17 +143,25 @@ class Run:
     def restart(self, position=0):
         self.cycle_start = self.k - self.warmup - position
 
+    def reset_reference(self):
+        self.initial = [value.copy() for value in self.values]
+
     def step(self, grads):
         eta, total = self.eta, self.at.cycle_steps if self.normalize == "cycle" else self.normalize
         shrink = math.sqrt(1 / total) if total else 1.0
         for i, (theta, g) in enumerate(zip(self.values, grads, strict=True)):
-            (l1, l2), m_v = self.decays[i], self.multipliers[i]
+            decay, m_v = Decay(*self.decays[i]), self.multipliers[i]
+            l2 = self.weight_decay if decay.l2 is None else decay.l2
             l2 = l2(self.k) if callable(l2) else l2
             step = self.algorithm(
                 np.asarray(g, "float64"), self.states[i], self.k, eta * self.alpha * m_v
             )
             if m_v != 0:  # 0 is frozen
-                change = eta * shrink * (l2 * theta + l1 * np.sign(theta)) + step
-                self.values[i] = theta - change
-                self.path[i] = self.path[i] + np.abs(change)
+                self.decide(i, step, decay)
+                ref = self.initial[i] if decay.towards == "initial" else 0.0
+                self.values[i] = decayed(theta, step, decay, eta**decay.eta_power * shrink, l2, ref)
+                self.path[i] = self.path[i] + np.abs(theta - self.values[i])
         self.k += 1
+
+    def decide(self, i, step, decay):
+        """Called before the weight i is changed: the signs of its decay may hang on rounding."""
