@@ -16,8 +16,9 @@ if BACKEND == "torch":
     import torch
 
     import keras_decoupled
-    from keras_decoupled.fast import torch_kernels
-    from side_by_side import Sides, normal, unaccelerated, variables_of, watched
+    from keras_decoupled import Decay
+    from keras_decoupled.fast import torch_pieces
+    from side_by_side import Sides, normal, variables_of, watched
 
     SHAPES = [(3, 2), (2,), ()]
     every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
@@ -50,7 +51,9 @@ if BACKEND == "torch":
         "t_cur": lambda o, _: setattr(o, "t_cur", 1),
         "learning rate": lambda o, _: setattr(o, "learning_rate", 0.01),
         "learning rate 0": lambda o, _: setattr(o, "learning_rate", 0.0),
-        "factor": lambda o, _: o._factor.assign(0.3),
+        "weight decay": lambda o, _: setattr(o, "weight_decay", 0.2),
+        "weight decay 0": lambda o, _: o.weight_decay.assign(0.0),
+        "factor": lambda o, _: o._rate.assign(0.3),
         "product": set_product,
         "slots": lambda o, _: [v.assign(numpy(v) / 2) for v in o.variables if v.shape == (2,)],
         "weights": lambda _, variables: variables[0].assign(np.ones((3, 2))),
@@ -82,7 +85,14 @@ if BACKEND == "torch":
         ),
         *(
             ("nadamw", write, between)
-            for write in ("iterations", "iterations by 1", "restart", "learning rate", "product")
+            for write in (
+                "iterations",
+                "iterations by 1",
+                "restart",
+                "learning rate",
+                "weight decay",
+                "product",
+            )
             for between in (empty_apply, failing_apply, stateless)
         ),
     ]
@@ -181,6 +191,14 @@ if BACKEND == "torch":
             sides.step(grads(0), calls=0)
         sides.step(grads(1))
 
+    @every_optimizer
+    def test_switched_off_and_on(name):
+        """What one update leaves on the host, the other may have moved on by the next."""
+        sides = scheduled(name, weight_decays={"v1": Decay(0.1, towards="initial")})
+        for k, fast in enumerate([True, False, False, True, False, True]):
+            sides.fused[0].fast = fast
+            sides.step(grads(k), calls=int(fast))
+
     def test_a_subclass_has_its_own_mathematics():
         class Twice(keras_decoupled.AdamW):
             kernel = "a name of the user's own"
@@ -273,24 +291,26 @@ if BACKEND == "torch":
     def test_fit(name):
         """`fit` takes the accelerated path at every update, and leaves nothing over."""
         final = []
-        for scope in (watched, unaccelerated):
-            model = linear()
-            model.compile(make(name, weight_decays={"bias": (0.01, 0)}), loss="mse")
-            with scope() as rests:
+        for fast in (True, False):
+            model, optimizer = linear(), make(name, weight_decays={"bias": (0.01, 0)})
+            optimizer.fast = fast
+            model.compile(optimizer, loss="mse")
+            with watched() as rests:
                 model.fit(X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0)
-            if scope is watched:
-                assert rests == [[]] * 4
+            assert rests == [[]] * 4 * fast
             final.append([numpy(v) for v in model.weights])
         for ours, theirs in zip(*final, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
+    @pytest.mark.parametrize("decay", [(0.01, 0.02), Decay(0.03, cautious=True)])
     @one_of_each
-    def test_pieces_do_not_change_a_bit(name, monkeypatch):
+    def test_pieces_do_not_change_a_bit(name, decay, monkeypatch):
         """How a variable is cut is no part of the result."""
         final = []
         for piece in (5, 2**16):
-            monkeypatch.setattr(torch_kernels, "_PIECE", {"cpu": piece})
-            optimizer, (variable,) = make(name), variables_of(normal((23,)))()
+            monkeypatch.setattr(torch_pieces, "_ELEMENTS", {"cpu": piece})
+            optimizer = make(name, weight_decays={"v0": decay})
+            (variable,) = variables_of(normal((23,)))()
             for k in range(3):
                 optimizer.apply([torch.as_tensor(normal((23,), k))], [variable])
             final.append(numpy(variable))

@@ -15,6 +15,8 @@ from training import make
 if BACKEND == "torch":
     import torch
 
+    from keras_decoupled import Decay
+    from keras_decoupled.fast import torch_pieces
     from side_by_side import Sides, normal, variables_in, variables_of, watched
 
     DECAYS = {"weight_decay": 0.03, "weight_decays": {"v1": (0.01, 0.02)}}
@@ -133,11 +135,13 @@ if BACKEND == "torch":
 
     # --- sizes ---
 
-    SIZES = [(2**16,), (2**16 + 1,), (3, 2**16 // 2 + 5), (2 * 2**16,), (7,), (2**15,), (2**15,)]
+    PIECE = torch_pieces._ELEMENTS["cpu"]
+    SIZES = [(PIECE,), (PIECE + 1,), (3, PIECE // 2 + 5), (2 * PIECE,), (7,), *[(PIECE // 2,)] * 2]
 
+    @pytest.mark.parametrize("decay", [0.03, Decay(0.03, 0.01)], ids=repr)
     @every_optimizer
-    def test_several_pieces(name):
-        sides = sides_of(name, *SIZES)
+    def test_several_pieces(name, decay):
+        sides = sides_of(name, *SIZES, weight_decay=decay)
         for k in range(2):
             sides.step(grads(k, *SIZES))
 
@@ -180,7 +184,7 @@ if BACKEND == "torch":
             sides.updates += 1
             gs = grads(k, *[(2,)] * len(order))
             sides.do(lambda o, vs, gs=gs, order=order: o.apply(gs, [vs[i] for i in order]))
-        assert len(sides.fused[0]._fused._plans) <= 8
+        assert len(sides.fused[0]._fast_update._plans) <= 8
 
     def test_fewer_variables_in_another_order():
         sides = sides_of("adamw", (3,), (2,), ())

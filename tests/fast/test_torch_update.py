@@ -27,7 +27,8 @@ from training import make
 if BACKEND == "torch":
     import torch
 
-    from keras_decoupled.fast import torch_kernels
+    from keras_decoupled import Decay
+    from keras_decoupled.fast import torch_pieces
     from side_by_side import Sides, as_tensor, normal, variables_of
 
     def six_variables():
@@ -38,7 +39,17 @@ if BACKEND == "torch":
     # --- rules, schedules, restarts, accumulation: the cases of the trajectory tests ---
 
     # Every case for one optimizer of each class; for the variants those that reach their own arithmetic.
-    ARITHMETIC = ["l1 and l2", "multipliers", "accumulation", "learning rate set", "annealing"]
+    ARITHMETIC = [
+        "l1 and l2",
+        "multipliers",
+        "accumulation",
+        "learning rate set",
+        "annealing",
+        "kinds by key",
+        "all kinds at once",
+        "soft_threshold, l2",
+        "eta_power=0, learning rate 0",
+    ]
     MATRIX = [
         (name, case)
         for name in OPTIMIZERS
@@ -55,6 +66,59 @@ if BACKEND == "torch":
                 sides.do(lambda optimizer, _, event=event: event(optimizer))
             for i in range(case.accumulate):
                 sides.step(next(micro_batches), calls=int(i == case.accumulate - 1))
+
+    # --- kinds of decay, on tensors that are cut, collected and mixed ---
+
+    KINDS = [
+        Decay(0.03, eta_power=0),
+        Decay(0.03, 0.002, eta_power=2),
+        Decay(0.05, cautious=True),
+        Decay(0.05, 0.01, cautious=True, eta_power=0),
+        Decay(0.1, towards="initial"),
+        Decay(0.0, 0.01, towards="initial"),
+        Decay(0.03, 0.02, soft_threshold=True, eta_power=0),
+        Decay(0.05, 0.03, towards="initial", soft_threshold=True),
+        Decay(0.05, towards="initial", cautious=True, eta_power=0),
+    ]
+    LARGE = torch_pieces._ELEMENTS["cpu"]
+    SIZES = [(LARGE + 1,), (2, LARGE), (7,), *[(50, 4)] * 20, (), (300, 300), (LARGE,), (3, 5)]
+
+    def away_from_0(shape, seed=0):
+        """Numbers of one size: with them no step and no distance is so small that its sign is rounding's."""
+        rng = np.random.default_rng(seed)
+        return rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1.5, shape)
+
+    @pytest.mark.parametrize("decay", KINDS, ids=repr)
+    @pytest.mark.parametrize("name", OPTIMIZERS)
+    def test_kinds(name, decay):
+        dtypes = ["float64" if i % 5 == 2 else "float32" for i in range(len(SIZES))]
+        values = [away_from_0(shape, i) for i, shape in enumerate(SIZES)]
+        sides = Sides(
+            lambda: make(
+                name,
+                weight_decay=decay,
+                weight_decays={"v0": 0.02, "v3": (0.01, 0.02), "v6": 0},
+                lr_multipliers={"v4": 0.5, "v7": 0},
+            ),
+            variables_of(*values, dtypes=dtypes),
+        )
+        bases = [
+            away_from_0(shape, 100 + i).astype(dtype)
+            for i, (shape, dtype) in enumerate(zip(SIZES, dtypes, strict=True))
+        ]
+        # Gradients turn around together, so that steps do, and not one by one. At 0 there is no new step.
+        for times, rate in ((1.0, 0.05), (0.5, 0.05), (-4.0, 0.0), (-4.0, 0.1), (-1.0, 0.02)):
+            sides.do(lambda optimizer, _, rate=rate: setattr(optimizer, "learning_rate", rate))
+            sides.step([np.asarray(times * base, base.dtype) for base in bases])
+
+    @pytest.mark.parametrize("decay", KINDS, ids=repr)
+    def test_peak_memory_of_kinds(decay):
+        """Some pieces, and nothing of the model's size: 42 MB are there of weights."""
+        shapes = [(2048, 4096), (1000, 2000), *[(300,)] * 100]
+        variables = variables_of(*(np.ones(s, "float32") for s in shapes))()
+        optimizer = make("adamw", weight_decay=decay)
+        optimizer.build(variables)
+        assert peak(optimizer, variables, [torch.ones(s) for s in shapes]) <= 6e6
 
     # --- what Keras does around the update ---
 
@@ -190,7 +254,17 @@ if BACKEND == "torch":
     one_variable = st.tuples(
         st.sampled_from([(), (1,), (3,), (2, 4), (0, 2), (5, 7)]),
         st.sampled_from(["float32", "float32", "float32", "float64", "bfloat16", "float16"]),
-        st.tuples(numbers, numbers),
+        st.one_of(
+            st.tuples(numbers, numbers),
+            st.builds(
+                Decay,
+                numbers,
+                numbers,
+                towards=st.sampled_from(["zero", "initial"]),
+                eta_power=st.sampled_from([0, 1, 2]),
+                soft_threshold=st.booleans(),
+            ),
+        ),
         st.sampled_from([1.0, 1.0, 0.5, 2.0, 0.0]),
         st.lists(st.sampled_from(KINDS), min_size=3, max_size=3),
     )
@@ -231,7 +305,7 @@ if BACKEND == "torch":
 
         every = keras_arguments.get("gradient_accumulation_steps", 1)
         with pytest.MonkeyPatch.context() as patch, grad_mode():
-            patch.setattr(torch_kernels, "_PIECE", {"cpu": piece})
+            patch.setattr(torch_pieces, "_ELEMENTS", {"cpu": piece})
             values = [normal(shape, i) for i, shape in enumerate(shapes)]
             sides = Sides(optimizer, variables_of(*values, dtypes=dtypes))
             for k, rate in enumerate(rates):
@@ -287,7 +361,7 @@ if BACKEND == "torch":
         gradients = [torch.ones(s) for s in shapes]
         assert peak(optimizer, variables, gradients) <= 2e6
         if name == "adamw":  # the measure sees what it is meant to see
-            optimizer._fused = None
+            optimizer.fast = False
             assert peak(optimizer, variables, gradients) >= 30e6
 
     @pytest.mark.parametrize("rate", [-0.1, float("nan"), float("inf")])
@@ -301,7 +375,7 @@ if BACKEND == "torch":
             (variable,) = variables_of(np.ones(3, "float32"))()
             optimizer.build([variable])
             if not fused:
-                optimizer._fused = None
+                optimizer.fast = False
             rates[0] = rate
             optimizer.apply([torch.full((3,), 0.5)], [variable])
             after.append(variable.numpy())

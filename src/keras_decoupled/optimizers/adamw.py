@@ -110,7 +110,7 @@ class AdamW(Decoupled):
         self, gradient: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
     ) -> tuple[Any, tuple[Any, ...]]:
         """Adam's step."""
-        m, v, v_max = slots if self.amsgrad else (*slots, None)
+        m, v, v_max = (*slots, None)[:3]  # as built: `amsgrad` may have been set since
         return adam(
             gradient,
             m,
