@@ -69,13 +69,13 @@ def resolve(
     """The value that `rules` give to each variable.
 
     Args:
-        rules: `{key: value}`; the module's docstring says what a key hits. An empty tuple hits nothing: a layer that
-            has none of these variables.
+        rules: `{key: value}`; the module's docstring says what a key hits. A tuple may hit nothing: a layer that is
+            frozen.
         names: labels of the variables to be resolved, as `labels` makes them.
         argument: what the user calls `rules`, for the messages.
         others: labels of variables that exist but are not resolved now (frozen ones). A key that hits only these is
             accepted, and they count where a key is compared with what else there is.
-        strict: whether a key that hits no variable at all is an error. It is none after loading a file, where the
+        strict: whether a string that hits no variable at all is an error. It is none after loading a file, where the
             paths may have changed.
 
     Returns:
@@ -90,9 +90,8 @@ def resolve(
     general: dict[int, V] = {}
     for key, value in rules.items():
         if isinstance(key, tuple):
+            # None of them may be here: of a frozen layer, say, in a config.
             hits = [paths.position[label] for label in key if label in paths.position]
-            if strict and key and not hits:
-                raise _no_layer(key, argument)
         else:
             _check(key, argument)
             if key in paths.position:
@@ -196,14 +195,6 @@ def _no_path(key: str, paths: _Paths, argument: str) -> ValueError:
         f"{paths.nearest(key)} A key is a path, whole components of one or a part of one that does not cut a number "
         "in two: correct this key or leave it out. A frozen layer, or a model inside the model (whose name is in no "
         f"path), can be the key itself: {{model.get_layer('backbone'): …}}."
-    )
-
-
-def _no_layer(key: tuple[str, ...], argument: str) -> ValueError:
-    return ValueError(
-        f"A layer that is a key of `{argument}` has to have at least one of the optimizer's variables. Received: a "
-        f"layer with {listed(key)}, of which there is none. Take a layer of the model that is trained, or leave this "
-        "key out."
     )
 
 
