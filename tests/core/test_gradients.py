@@ -194,13 +194,13 @@ class NoVariable:
 
 
 def test_what_is_no_variable_is_refused():
-    check_variables([make_variable("w", np.ones(2))])
+    check_variables([make_variable("w", np.ones(2))], id)
     for wrong in (np.ones(2), NoVariable(), keras.ops.ones(2), None):
         with pytest.raises(
             TypeError,
             match=rf"keras variables.*model\.trainable_variables\. Received: a {type(wrong).__module__}\.",
         ):
-            check_variables([make_variable("w", np.ones(2)), wrong])
+            check_variables([make_variable("w", np.ones(2)), wrong], id)
 
 
 if BACKEND == "tensorflow":
@@ -208,7 +208,7 @@ if BACKEND == "tensorflow":
     def test_a_raw_tf_variable_is_one():
         import tensorflow as tf
 
-        check_variables([tf.Variable(1.0)])
+        check_variables([tf.Variable(1.0)], id)
 
 
 if BACKEND == "torch":
@@ -220,7 +220,7 @@ if BACKEND == "torch":
         with pytest.raises(
             TypeError, match=r"Received: a torch.*\.Parameter.*`variable.value.grad`"
         ):
-            check_variables([parameter])
+            check_variables([parameter], id)
         with pytest.raises(TypeError, match=r"Received: a torch.*\.Parameter"):
             make("adamw").apply([torch.ones(2)], [parameter])
 

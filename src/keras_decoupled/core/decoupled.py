@@ -12,14 +12,14 @@ A class built on `Decoupled` adds only `step`: see `optimizers/adamw.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
 
 from keras_decoupled import checks, fast
-from keras_decoupled.core.arguments import KERAS_ARGUMENTS, SHARED_ARGUMENTS, Check, keras_arguments
-from keras_decoupled.core.decaying import Decaying
+from keras_decoupled.core.arguments import SHARED_ARGUMENTS, keras_arguments
+from keras_decoupled.core.configured import Configured
 from keras_decoupled.core.entry import Entry
 from keras_decoupled.core.gradients import check_variables, dense
 from keras_decoupled.core.numbers import Numbers
@@ -28,14 +28,12 @@ from keras_decoupled.decay import regularizers
 from keras_decoupled.decay.kinds import decayed
 from keras_decoupled.decay.rules import Rules
 from keras_decoupled.decay.table import Table
-from keras_decoupled.paths.match import path_of
-from keras_decoupled.saving import config as saved_config
 from keras_decoupled.schedule import timing
 from keras_decoupled.schedule.rates import CallableRate
 from keras_decoupled.schedule.timing import Timing
 
 
-class Decoupled(Decaying):
+class Decoupled(Configured):
     """Base of the optimizers with independent weight decay; users take `AdamW` and its kin.
 
     Args:
@@ -44,7 +42,6 @@ class Decoupled(Decaying):
         **shared: see `core/arguments.py`.
     """
 
-    HYPERPARAMETERS: ClassVar[Mapping[str, Check]] = {}
     # Names the fused kernels in fast/. A class derived from this one may compute something else,
     # so that it has to name its own.
     fused_kernel: ClassVar[str | None] = None
@@ -114,23 +111,11 @@ class Decoupled(Decaying):
     # Building.
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Create the state of these variables and resolve the rules for them.
-
-        Called again with another list (after `layer.trainable = True`, say), variables that are
-        known keep their state, decay and multiplier.
-        """
+        """Create the state of these variables; called again, known ones keep what they have."""
         variables = list(variables)
-        check_variables(variables)
-        keys = list(map(self.key_of, variables))
+        keys = check_variables(variables, self.key_of)
         if self.built and keys == self._slots.keys:
             return
-        if len(set(keys)) < len(keys):
-            twice = next(v for v, key in zip(variables, keys, strict=True) if keys.count(key) > 1)
-            raise ValueError(
-                "An optimizer is built on a list of variables, each in it once. "
-                f"Received: {path_of(twice)} more than once. Take `model.trainable_variables`, "
-                "or add up the gradients of one variable."
-            )
         rows, unclaimed = self._rules.resolve(variables)
         table = Table(rows, settable=self._given_decay is not None)
         if isinstance(self._timing.rate, CallableRate):
@@ -191,12 +176,9 @@ class Decoupled(Decaying):
         self.end_of_update(numbers.scalars, self._on_tensors)
 
     def numbers(self, on: Any, learning_rate: Any) -> Numbers:
-        """Compute what the whole update shares.
+        """Compute what the whole update shares, with tensors or, on torch, with floats of the host.
 
-        Args:
-            on: what it is computed with: tensors (`OnTensors`), or floats of the host (fast/).
-            learning_rate: the rate now; only a callable one is taken from it, as it may be asked
-                once per update.
+        Only a callable rate is taken from `learning_rate`: it may be asked once per update.
         """
         times, table = self._timing, self._table
         updates, position = self._counts(on)
@@ -236,15 +218,14 @@ class Decoupled(Decaying):
         )
         rate, scalars = cast(numbers.rates[entry.places.rate]), tuple(map(cast, numbers.scalars))
         decay, reference = entry.row.decay, entry.reference
-        if self.fast and self._fast_step is not None and decay.linear and entry.master is None:
-            gradient = cast(gradient)
-            if self._fast_step.usable(variable, gradient):
-                if entry.places.l2 is not None or entry.places.l1 is not None:
-                    zero = ops.zeros_like(theta)
-                    self.assign(variable, decayed(theta, zero, decay, l2, l1))
-                self._fast_step.step(variable, gradient, entry.slots, rate, scalars)
-                return
-        step = self._take_step(entry, cast(gradient), rate, scalars)
+        gradient = cast(gradient)
+        step_in_place = self.fast and decay.linear and entry.master is None and self._fast_step
+        if step_in_place and step_in_place.usable(variable, gradient):
+            if l2 is not None or l1 is not None:
+                self.assign(variable, decayed(theta, ops.zeros_like(theta), decay, l2, l1))
+            step_in_place.step(variable, gradient, entry.slots, rate, scalars)
+            return
+        step = self._take_step(entry, gradient, rate, scalars)
         if reference is not None:
             reference = cast(ops.convert_to_tensor(reference))
         theta = decayed(theta, step, decay, l2, l1, reference)
@@ -261,37 +242,3 @@ class Decoupled(Decaying):
         for slot, value in zip(entry.slots, new, strict=True):
             self.assign(slot, value)
         return step
-
-    # Saving.
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the config as JSON: the arguments as they are now, and what they came to."""
-        self._check_state()
-        return {
-            **{name: getattr(self, name) for name in KERAS_ARGUMENTS},
-            **self._timing.get_config(),
-            "learning_rate": self._learning_rate_to_config(),
-            "base_learning_rate": self._timing.rate.known_base,
-            **self._decay_config(),
-            **{name: getattr(self, name) for name in self.HYPERPARAMETERS},
-            "init_verbose": self.init_verbose,
-        }
-
-    @classmethod
-    def from_config(
-        cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
-    ) -> Self:
-        """Make the optimizer of a config."""
-        arguments, resolved = saved_config.read(config, custom_objects)
-        optimizer = cls(**arguments)
-        if resolved is not None:
-            optimizer._rules.restore(
-                resolved.exclusions, resolved.table, resolved.waiting, resolved.paths
-            )
-            if resolved.factor is not None:
-                optimizer._set_factor(resolved.factor)
-        return optimizer
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle and deepcopy carry the config, as Keras' do; state goes with the model's file."""
-        return type(self).from_config, (self.get_config(),)

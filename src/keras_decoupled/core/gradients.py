@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -17,8 +17,11 @@ _TORCH = keras.backend.backend() == "torch"
 _SPARSE: dict[type, bool] = {}
 
 
-def check_variables(variables: Iterable[Any]) -> None:
-    """Refuse what is no variable of Keras; a raw `tf.Variable` has what an optimizer needs, too."""
+def check_variables(variables: Sequence[Any], key_of: Callable[[Any], Any]) -> list[Any]:
+    """Return the variables' keys; refuse what is no variable of Keras, and one that is there twice.
+
+    A raw `tf.Variable` has what an optimizer needs, too.
+    """
     for variable in variables:
         if not (hasattr(variable, "assign") and hasattr(variable, "trainable")):
             kind = type(variable)
@@ -29,6 +32,15 @@ def check_variables(variables: Iterable[Any]) -> None:
                 "An optimizer updates keras variables, such as model.trainable_variables. Received: "
                 f"a {kind.__module__}.{kind.__qualname__} among them. {cure}."
             )
+    keys = list(map(key_of, variables))
+    if len(set(keys)) < len(keys):
+        twice = next(v for v, key in zip(variables, keys, strict=True) if keys.count(key) > 1)
+        raise ValueError(
+            "An optimizer is built on a list of variables, each in it once. "
+            f"Received: {path_of(twice)} more than once. Take `model.trainable_variables`, "
+            "or add up the gradients of one variable."
+        )
+    return keys
 
 
 class GradientSpec:

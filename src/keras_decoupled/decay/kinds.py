@@ -18,8 +18,6 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_decoupled import checks
 from keras_decoupled.decay.amounts import Number, checked_l1, checked_l2, number_to_config
 
-_TOWARDS = ("zero", "initial")
-
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Decay:
@@ -62,9 +60,8 @@ class Decay:
     >>> from keras_decoupled import AdamW, Decay
     >>> optimizer = AdamW(1e-3, weight_decay=Decay(1e-4, cautious=True))
 
-    Sources: Loshchilov & Hutter, arXiv 1711.05101 (`eta_power=1`); Defazio, arXiv 2506.02285
-    (2); TensorFlow Addons (0); Chen et al., arXiv 2510.12402 (cautious); Li et al., L2-SP, arXiv
-    1802.01483 (towards="initial").
+    Sources: arXiv 1711.05101 (the default), 2506.02285 (`eta_power=2`), TensorFlow Addons (0),
+    2510.12402 (cautious), 1802.01483 (towards="initial").
     """
 
     l2: Number = 0.0
@@ -77,24 +74,20 @@ class Decay:
 
     def __post_init__(self) -> None:
         """Check the fields, and keep them in one type each."""
-        power = checks.real(
-            "eta_power", self.eta_power, minimum=0.0, below=100.0, cure="1 is the paper's."
-        )
+        power = checks.real("eta_power", self.eta_power, minimum=0.0, below=100.0, cure="1 is λ·η.")
         checked = {
             "l2": checked_l2("l2", self.l2),
             "l1": checked_l1("l1", self.l1),
-            "cautious": checks.flag("cautious", self.cautious, cure="False is plain decay."),
             "eta_power": int(power) if power.is_integer() else power,
-            "soft_threshold": checks.flag(
-                "soft_threshold", self.soft_threshold, cure="False is plain decay."
-            ),
         }
+        for name in ("cautious", "soft_threshold"):
+            checked[name] = checks.flag(name, getattr(self, name), cure="False is plain decay.")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        if not isinstance(self.towards, str) or self.towards not in _TOWARDS:
+        if not isinstance(self.towards, str) or self.towards not in ("zero", "initial"):
             raise ValueError(
-                f"`towards` must be one of {', '.join(map(repr, _TOWARDS))}. Received: "
-                f"towards={self.towards!r}. 'initial' is the value at the first build."
+                f"`towards` must be 'zero' or 'initial'. Received: towards={self.towards!r}. "
+                "'initial' is the value at the first build."
             )
         if self.soft_threshold and self.cautious and self.l1 > 0:
             raise ValueError(
@@ -164,21 +157,15 @@ def decayed(
     reference: Any = None,
     add: Callable[[Any, Any, Any], Any] = lambda x, y, factor: x + factor * y,
 ) -> Any:
-    """Return the new weight: θ less the optimizer's step and the decay.
+    """Return the new weight: θ less the optimizer's step u and the decay.
 
-    Args:
-        theta: θ, the weight before the update.
-        step: u, what the optimizer subtracts.
-        decay: the kind of decay.
-        l2: h·l2; None is 0.
-        l1: h·l1; None is 0.
-        reference: ref; None is 0.
-        add: how to add to the step; torch's fast path does it in place.
+    `l2` is h·l2, `l1` is h·l1 and `reference` is ref; None is 0. `add` adds to the step: torch's
+    fast path does it in place.
     """
     d = theta if reference is None else theta - reference
     decaying = d
     if decay.cautious:
-        # 0 where u·d < 0, else 1. torch's comparisons cost ten times an arithmetic pass.
+        # Times 0 where u·d < 0, else 1. A comparison costs torch ten times an arithmetic pass.
         decaying = d * ops.minimum(ops.sign(step) * ops.sign(d) + 1.0, 1.0)
     # The decay is added to the step first: beside θ, a small one would be lost to rounding.
     change = step if l2 is None else add(step, decaying, l2)

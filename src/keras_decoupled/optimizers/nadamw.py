@@ -94,12 +94,8 @@ class NadamW(Decoupled):
         weight_decay: Any = None,
         **shared: Unpack[Shared],
     ) -> None:
-        own = {
-            "beta_1": beta_1,
-            "beta_2": beta_2,
-            "epsilon": epsilon,
-            "momentum_decay": momentum_decay,
-        }
+        own = {"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon}
+        own["momentum_decay"] = momentum_decay
         super().__init__(learning_rate, own, weight_decay=weight_decay, **shared)
 
     @property
