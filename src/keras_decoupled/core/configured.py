@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from keras_decoupled.core.arguments import KERAS_ARGUMENTS, Check
 from keras_decoupled.core.decaying import Decaying
-from keras_decoupled.saving import config as saved_config
+from keras_decoupled.saving.read_config import read_config
 
 
 class Configured(Decaying):
@@ -34,7 +34,7 @@ class Configured(Decaying):
         cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
     ) -> Self:
         """Make the optimizer of a config."""
-        arguments, resolved = saved_config.read(config, custom_objects)
+        arguments, resolved = read_config(config, custom_objects)
         optimizer = cls(**arguments)
         if resolved is not None:
             optimizer._rules.restore(

@@ -9,9 +9,9 @@ from typing import Any
 from keras_decoupled.core.gradients import GradientSpec
 from keras_decoupled.decay.table import Places, Row, Table
 from keras_decoupled.paths.match import labels, path_of
+from keras_decoupled.saving.state import ACCUMULATOR
 
 AVERAGE = "average"  # Keras' name of its moving averages
-ACCUMULATOR = "gradient_accumulator"  # and of its gradient accumulators
 MASTER = "master"  # the float32 copy of a variable that has less precision
 REFERENCE = "reference"  # the initial value, which some decays go towards
 

@@ -1,6 +1,7 @@
 """Every underscore name of Keras' optimizer that this package uses, each with its reason.
 
-Keras has no public hook for these. When Keras moves one (keras#23397 will move
+Keras has no public hook for these (fast/ reads a variable's `_value` besides, for speed, and says
+so there). When Keras moves one (keras#23397 will move
 `_backend_update_step`), this is the file to change.
 """
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import keras
 
-from keras_decoupled.decay.amounts import checked_l1, checked_l2
+from keras_decoupled.decay.amount_checks import checked_l1, checked_l2
 from keras_decoupled.decay.kinds import Decay
 
 # A string; a layer; or labels of variables, which a layer becomes in a config.

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 
 from keras_decoupled import checks
-from keras_decoupled.decay import amounts, arguments, regularizers
+from keras_decoupled.decay import amount_checks, arguments, regularizers
 from keras_decoupled.decay.exclusions import Exclusions
 from keras_decoupled.decay.kinds import Decay
 from keras_decoupled.decay.regularizers import Penalty
@@ -267,8 +267,8 @@ def _warn_of_strong(extracted: Sequence[tuple[str, Penalty]], normalization: flo
         return
     if l2 < l1:
         meaning = f"the weight moves {strongest:g} towards 0 at every update"
-    elif amounts.half_life(strongest) > 2:
-        meaning = f"the weight halves every {amounts.half_life(strongest):.0f} updates"
+    elif amount_checks.half_life(strongest) > 2:
+        meaning = f"the weight halves every {amount_checks.half_life(strongest):.0f} updates"
     else:
         meaning = "most of the weight is gone at once"
     warnings.warn(

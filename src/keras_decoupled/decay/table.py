@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
-from keras_decoupled.decay import amounts
-from keras_decoupled.decay.amounts import Number
+from keras_decoupled.decay import amount_checks
+from keras_decoupled.decay.amount_checks import Number
 from keras_decoupled.decay.kinds import Decay
 
 # In a file of 0.1 a row has these fields. Later ones may be missing: see `_row`.
@@ -157,13 +157,15 @@ def _row(
     text = json.dumps(fields, sort_keys=True, default=repr)
     if text not in made:
         made[text] = Decay(
-            amounts.checked_l2(f"{name}['l2']", read(fields.pop("l2"))),
-            amounts.checked_l1(f"{name}['l1']", fields.pop("l1")),
+            amount_checks.checked_l2(f"{name}['l2']", read(fields.pop("l2"))),
+            amount_checks.checked_l1(f"{name}['l1']", fields.pop("l1")),
             **fields,
         )
     if penalty is not None:
         parts = checks.listed(f"{name}['taken']", penalty, length=2)
-        l1, l2 = (amounts.checked_l1(f"{name}['taken'][{i}]", part) for i, part in enumerate(parts))
+        l1, l2 = (
+            amount_checks.checked_l1(f"{name}['taken'][{i}]", part) for i, part in enumerate(parts)
+        )
         penalty = (l1, l2)
     return Row(
         path=checks.text(f"{name}['path']", path),

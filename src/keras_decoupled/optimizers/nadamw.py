@@ -1,4 +1,9 @@
-"""NadamW: Adam with Nesterov momentum and independent weight decay."""
+"""NadamW: Adam with Nesterov momentum and independent weight decay.
+
+Beside AdamW: the step looks one update ahead (the gradient enters it directly), the momentum μ_i
+grows over the first updates, its product Π is a scalar that is saved, and ε is added to the
+corrected √v.
+"""
 
 from __future__ import annotations
 

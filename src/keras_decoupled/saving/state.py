@@ -19,7 +19,7 @@ from keras_decoupled.paths.align import align
 
 LAYOUT = "layout"  # a uint8 array with JSON; "a/b" would become a nested HDF5 group
 VERSION = 1  # of the layout
-_ACCUMULATOR = "gradient_accumulator"  # Keras' name of its gradient accumulators
+ACCUMULATOR = "gradient_accumulator"  # Keras' name of its gradient accumulators
 # Settable numbers. They are relative to what the optimizer was made with: see `_settings`.
 _SETTINGS = ("learning_rate", "learning_rate_factor", "weight_decay")
 # What cannot be below 0, and the most it can be.
@@ -204,7 +204,7 @@ def _parts(variable: Any, name: str) -> Sequence[Any]:
     Of every other variable the replicas have one value.
     """
     parts = getattr(getattr(variable, "value", None), "values", ())  # of a torch tensor, a method
-    return parts if name == _ACCUMULATOR and isinstance(parts, tuple) else ()
+    return parts if name == ACCUMULATOR and isinstance(parts, tuple) else ()
 
 
 def _continued(saved: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str]:

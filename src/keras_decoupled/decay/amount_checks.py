@@ -1,4 +1,4 @@
-"""The amounts of a decay: l2, a number or a schedule, and l1, a number."""
+"""Checks of the numbers in a decay: l2, a number or a schedule, and l1, a number."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Reading a saved config: it is data, and a file's may hold anything.
 
-`Decoupled.get_config` writes the arguments and, as `resolved`, what they came to. All of it is
+`get_config` (in `core/configured.py`) writes the arguments and, as `resolved`, what they came to. All of it is
 checked here or by the constructor before any of it is used. No function is called, except a user's
 own callable learning rate where the config has no `base_learning_rate`.
 """
@@ -31,7 +31,7 @@ class Resolved(NamedTuple):
     factor: float | None  # r; None where the rate is a number: it is written as r left it
 
 
-def read(
+def read_config(
     config: Any, custom_objects: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], Resolved | None]:
     """Return the constructor's arguments, and what they had come to, where that is in the config."""
