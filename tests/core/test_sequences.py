@@ -30,7 +30,16 @@ from hypothesis.stateful import (
 )
 
 import oracle
-from cases import ALGORITHMS, ALPHA, BACKEND, OPTIMIZERS, keras_cosine, numpy, warm_restarts
+from cases import (
+    ALGORITHMS,
+    ALPHA,
+    BACKEND,
+    OPTIMIZERS,
+    keras_cosine,
+    make_decay,
+    numpy,
+    warm_restarts,
+)
 from effort import effort
 from exact import model_of, output, row
 from training import state, tensors
@@ -92,7 +101,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Setup:
-    """`weight_decay` None stands for a schedule of k."""
+    """`weight_decay` None stands for a schedule of k; decays of a kind are the oracle's."""
 
     name: str
     clock: Clock
@@ -116,8 +125,8 @@ class Setup:
             arguments["ema_overwrite_frequency"] = frequency
         falling = keras.optimizers.schedules.PolynomialDecay(0.06, 15, 0.01)
         return getattr(keras_decoupled, cls)(
-            weight_decay=falling if self.weight_decay is None else self.weight_decay,
-            weight_decays=self.weight_decays,
+            weight_decay=falling if self.weight_decay is None else package(self.weight_decay),
+            weight_decays={key: package(decay) for key, decay in self.weight_decays.items()},
             lr_multipliers=self.lr_multipliers,
             clipnorm=self.clipnorm,
             **arguments,
@@ -128,19 +137,38 @@ class Setup:
         rng = np.random.default_rng(self.seed)
         return [rng.normal(size=shape).astype("float32") for shape in SHAPES.values()]
 
+    @property
+    def uniform(self):
+        """λ at first, which may be set; None where no number was given."""
+        kind = isinstance(self.weight_decay, oracle.Decay)
+        return self.weight_decay.l2 if kind else self.weight_decay
+
     def decay(self, path):
+        """An l2 of None is λ, as it is now."""
         decay = given(self.weight_decays, path)
-        if decay is None:
-            decay = falling_decay if self.weight_decay is None else self.weight_decay
-        return decay if isinstance(decay, tuple) else (0.0, decay)
+        if decay is None and self.weight_decay is None:
+            decay = falling_decay
+        elif decay is None and isinstance(self.weight_decay, oracle.Decay):
+            decay = self.weight_decay._replace(l2=None)
+        elif decay is None:
+            decay = (0.0, None)
+        return oracle.Decay(*(decay if isinstance(decay, tuple) else (0.0, decay)))
 
     def multiplier(self, path):
         multiplier = given(self.lr_multipliers, path)
         return 1.0 if multiplier is None else multiplier
 
 
+def package(decay):
+    return make_decay(decay) if isinstance(decay, oracle.Decay) else decay
+
+
 def falling_decay(k):
     return 0.06 - 0.05 * min(k, 15) / 15
+
+
+def is_falling(decay):
+    return isinstance(decay, tuple) and callable(decay[1])
 
 
 def given(rules, path):
@@ -180,11 +208,25 @@ def clocks(draw):
 
 
 @st.composite
+def kinds(draw):
+    decay = oracle.Decay(
+        draw(one_of(0.0, 0.004)),
+        draw(one_of(0.0, 0.02, 0.1)),
+        draw(one_of("zero", "initial", "initial")),
+        draw(st.booleans()),
+        draw(one_of(0, 1, 2)),
+        draw(st.booleans()),
+    )
+    refused = decay.cautious and decay.soft_threshold and decay.l1
+    return decay._replace(l1=0.0) if refused else decay
+
+
+@st.composite
 def setups(draw, names):
     frozen = draw(st.frozensets(one_of("b", "c")))
     # A key that hits nothing at the first build is an error.
     keys = st.permutations(["kernel", "bias", "a", "a/kernel"] + ["b"] * ("b" not in frozen))
-    decays = one_of(0, 0.01, 0.1, (0.004, 0.0), (0.01, 0.05))
+    decays = one_of(0, 0.01, 0.1, (0.004, 0.0), (0.01, 0.05)) | kinds()
 
     def rules(values):
         return {key: draw(values) for key in draw(keys)[: draw(st.integers(0, 3))]}
@@ -193,7 +235,7 @@ def setups(draw, names):
         name=draw(st.sampled_from(names)),
         clock=draw(clocks()),
         frozen=frozen,
-        weight_decay=draw(one_of(0, 0.03, None)),
+        weight_decay=draw(one_of(0, 0.03, None) | kinds()),
         weight_decays=rules(decays),
         lr_multipliers=rules(one_of(0, 0.1, 0.5, 2)),
         accumulate=draw(one_of(None, None, 2, 3)),
@@ -244,13 +286,14 @@ class Reference(oracle.Run):
             setup.clock.normalize,
             setup.clock.t_cur,
             setup.clock.warmup,
+            setup.uniform,
         )
         self.setup = setup
         self.calls = self.rates_set = 0
         self.built = []  # indices, in the order of the last build
         self.sums = [np.zeros_like(value) for value in self.values]
         self.averages = [None] * len(PATHS)  # None: the optimizer has no state of that weight
-        # Where rounding decides the sign of a weight, l1 pulls it one way or the other.
+        # Where rounding decides the sign of a weight or of a step, the decay goes one way or the other.
         self.undecided = [np.zeros(shape, bool) for shape in SHAPES.values()]
 
     @property
@@ -260,7 +303,7 @@ class Reference(oracle.Run):
     def build(self, indices):
         for i in indices:
             if self.averages[i] is None:
-                self.averages[i] = self.values[i]
+                self.averages[i] = self.initial[i] = self.values[i]
         self.built = list(indices)
 
     def see(self, indices):
@@ -306,8 +349,7 @@ class Reference(oracle.Run):
             self.values[i] = self.averages[i]
 
     def step(self, grads):
-        for i, (most, value) in enumerate(zip(self.allowance(), self.values, strict=True)):
-            self.undecided[i] |= (self.decays[i][0] > 0) & (np.abs(value) <= most)
+        self.missing = [i for i, g in enumerate(grads) if g is None]
         held = {
             i: (self.values[i], copy.deepcopy(self.states[i]), self.path[i])
             for i, g in enumerate(grads)
@@ -321,6 +363,19 @@ class Reference(oracle.Run):
         )
         for i, (value, own, path) in held.items():
             self.values[i], self.states[i], self.path[i] = value, own, path
+
+    def decide(self, i, step, decay):
+        """Exact zeros are no rounding: a step without a rate, a weight that never left its reference."""
+        if i in self.missing:
+            return
+        most, d = self.allowance()[i], self.values[i]
+        if decay.towards == "initial":
+            d = d - self.initial[i]
+            most = np.where((d == 0) & (self.setup.ema is None), -1.0, 2 * most)
+        if (decay.l1 and not decay.soft_threshold) or decay.cautious:
+            self.undecided[i] |= np.abs(d) <= most
+        if decay.cautious:
+            self.undecided[i] |= (step != 0) & (np.abs(step) <= most)
 
     def clipped(self, g):
         most = self.setup.clipnorm
@@ -523,6 +578,26 @@ class Sequences(RuleBasedStateMachine):
             with pytest.raises(ValueError, match="while the schedule is at 0"):
                 self.optimizer.learning_rate = ALPHA
 
+    @precondition(lambda self: self.setup.clock.kind == "constant")
+    @rule(r=one_of(0.0, 0.25, 0.5, 1.5))
+    def assign_rate(self, r):
+        """What callbacks do to a stock optimizer with a constant rate."""
+        self.optimizer.learning_rate.assign(r * ALPHA)
+        self.reference.r = r
+        self.reference.rates_set += 1
+
+    @rule(decay=one_of(0, 0.01, 0.05), assigned=st.booleans())
+    def set_weight_decay(self, decay, assigned):
+        if self.setup.uniform is None:
+            with pytest.raises(ValueError, match="`weight_decay` can be set only"):
+                self.optimizer.weight_decay = decay
+            return
+        if assigned:
+            self.optimizer.weight_decay.assign(decay)
+        else:
+            self.optimizer.weight_decay = decay
+        self.reference.weight_decay = decay
+
     @rule(factor=one_of(0.5, 0.9, 1.25))
     def scale_rate(self, factor):
         if self.reference.r * factor > 2:  # η·λ stays far below 1
@@ -553,9 +628,8 @@ class Sequences(RuleBasedStateMachine):
         if whole:
             optimizer.build(self.at(self.reference.known))
         optimizer.build(self.at(self.reference.built))
-        with self.said_where(
-            lost=not whole and len(self.reference.known) > len(self.reference.built)
-        ):
+        lost = set() if whole else set(self.reference.known) - set(self.reference.built)
+        with self.said_where(lost):
             optimizer.load_own_variables(store)
         if not whole:
             self.reference.forget(self.reference.built)
@@ -565,7 +639,7 @@ class Sequences(RuleBasedStateMachine):
     def load_file(self):
         file = self.folder / "model.keras"
         self.model.save(file)
-        with self.said_where(lost=set(self.reference.known) != set(self.listed)):
+        with self.said_where(lost=set(self.reference.known) ^ set(self.listed)):
             self.model = keras.models.load_model(file)
         assert [v.path for v in self.variables] == PATHS
         self.reference.forget(self.listed)
@@ -577,6 +651,7 @@ class Sequences(RuleBasedStateMachine):
     def said_where(self, lost):
         """What a load leaves out or starts fresh is said in one warning, and nothing else is."""
         slots = self.optimizer.slot_names or self.setup.ema or self.setup.accumulate
+        slots = slots or any(self.setup.decay(PATHS[i]).towards == "initial" for i in lost)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             yield
@@ -659,11 +734,20 @@ class Sequences(RuleBasedStateMachine):
     def tables(self):
         built = [PATHS[i] for i in self.reference.built]
         decays = {p: self.setup.decay(p) for p in built}
-        found = {
-            path: (l1, falling_decay if callable(l2) else l2)
-            for path, (l1, l2) in self.optimizer.weight_decays.items()
+        decays = {
+            p: decay._replace(l2=self.reference.weight_decay) if decay.l2 is None else decay
+            for p, decay in decays.items()
         }
-        assert found == {p: decay for p, decay in decays.items() if decay != (0, 0)}
+        expected = {
+            p: tuple(decay[:2]) if decay[2:] == oracle.Decay()[2:] else make_decay(decay)
+            for p, decay in decays.items()
+            if decay[:2] != (0, 0)
+        }
+        found = {
+            path: (decay[0], falling_decay) if is_falling(decay) else decay
+            for path, decay in self.optimizer.weight_decays.items()
+        }
+        assert found == expected
         multipliers = {p: self.setup.multiplier(p) for p in built}
         assert self.optimizer.lr_multipliers == {p: m for p, m in multipliers.items() if m != 1}
 
