@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cases import eager, make_variable, numpy
-from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, NadamW
+from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Decay, NadamW
 
 schedules = keras.optimizers.schedules
 ANNEALING = {"use_cosine_annealing": True, "total_iterations": 5}
@@ -457,6 +457,27 @@ def test_an_attribute_for_each_argument():
     assert optimizer.momentum_decay == 1
     optimizer = SGDW(0.1, 0.9, True)
     assert (optimizer.momentum, optimizer.nesterov) == (0.9, True)
+
+
+@pytest.mark.parametrize("cls", [AdamW, NadamW, SGDW])
+def test_fast_can_be_set_at_any_time(cls):
+    """It is how the numbers are computed: to rounding they stay, and it is no part of the optimizer's state."""
+    runs = {}
+    for fast in ((True,), (False,), (True, False), (False, True)):
+        optimizer = cls(0.1, weight_decay=Decay(0.1, l1=1e-3))
+        assert optimizer.fast is True
+        rng = np.random.default_rng(0)
+        ours = [make_variable(f"w{i}", rng.normal(size=(3, 2))) for i in range(2)]
+        for k in range(6):
+            optimizer.fast = fast[k % len(fast)]
+            assert optimizer.fast is fast[k % len(fast)]
+            eager(optimizer, ours)([rng.normal(size=(3, 2)).astype("float32") for _ in ours])
+        runs[fast] = [numpy(v) for v in [*ours, *optimizer.variables]]
+        assert "fast" not in optimizer.get_config()
+        assert cls.from_config(optimizer.get_config()).fast is True
+    for run in runs.values():
+        for one, other in zip(run, runs[True,], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(

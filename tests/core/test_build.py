@@ -256,6 +256,7 @@ def test_exclusions_beat_every_rule():
     ("pattern", "left"),
     [
         ("one", ["net/two/kernel", "net/two/bias"]),
+        ("one|nowhere", ["net/two/kernel", "net/two/bias"]),
         ("^net/one", ["net/two/kernel", "net/two/bias"]),
         ("o/b", ["net/one/kernel", "net/one/bias", "net/two/kernel"]),
         ("kernel$|two", ["net/one/bias"]),
@@ -273,6 +274,36 @@ def test_exclusions_are_patterns_of_the_path(pattern, left):
     assert list(optimizer.weight_decays) == left
     found = zero_update(optimizer, model.trainable_variables)
     assert found == [0.5 if v.path in left else 1.0 for v in model.trainable_variables]
+
+
+def test_a_pattern_that_excludes_nothing_gives_one_warning():
+    """A user who mistypes "gamma" would decay it, and never learn of it."""
+    model = named()
+    optimizer = SGDW(0.1, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_names=["two/kernal", "bias$", "^one"])
+    with pytest.warns(UserWarning, match="exclude nothing") as caught:
+        optimizer.build(model.trainable_variables)
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert "Received: 'two/kernal'. The nearest paths: 'net/two/kernel'" in message
+    assert "'^one'. The nearest paths: 'net/one/kernel', 'net/one/bias'" in message
+    assert "bias$" not in message
+    assert list(optimizer.weight_decays) == ["net/one/kernel", "net/two/kernel"]
+    # Nothing is said twice: not by a later build, not by a load.
+    optimizer.build(model.trainable_variables[:2])
+    SGDW.from_config(optimizer.get_config()).build(model.trainable_variables)
+
+
+def test_a_pattern_that_excludes_what_is_frozen_gives_none():
+    """Where `model` says that there is such a variable."""
+    model = named()
+    model.get_layer("one").trainable = False
+    optimizer = SGDW(0.1, weight_decay=0.5, model=model)
+    optimizer.exclude_from_weight_decay(var_names=["one/bias"])
+    optimizer.build(model.trainable_variables)
+    model.get_layer("one").trainable = True
+    optimizer.build(model.trainable_variables)
+    assert list(optimizer.weight_decays) == ["net/one/kernel", "net/two/kernel", "net/two/bias"]
 
 
 def test_excluded_variables():

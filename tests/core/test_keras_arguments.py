@@ -3,11 +3,19 @@
 Two runs side by side, ours without decay and Keras'. β is dyadic, so that Keras' float32 powers are exact.
 """
 
+import inspect
+import pydoc
+import re
+import typing
+
 import keras
 import numpy as np
 import pytest
 
 from cases import BACKEND, COMPILED, OPTIMIZERS, eager, make_variable, numpy
+from keras_decoupled import SGDW, AdamW, NadamW
+from keras_decoupled.core.arguments import KERAS_ARGUMENTS, Shared
+from keras_decoupled.schedule import timing
 from training import X, Y, by_fit, linear, make, oracle_of, state, tensors, values
 
 # Keras' own Nadam on torch calls np.array(tensor), which NumPy 2 does not like.
@@ -196,6 +204,21 @@ def test_name():
     assert optimizer.name == "mine"
     assert all("mine" in v.path for v in optimizer.variables)
     assert type(optimizer).from_config(optimizer.get_config()).name == "mine"
+
+
+@pytest.mark.parametrize("cls", [AdamW, NadamW, SGDW])
+def test_the_help_of_a_class_has_all_of_its_arguments(cls):
+    """The constructor takes most of them as **shared, where no signature shows them."""
+    own = {n for n, p in inspect.signature(cls).parameters.items() if p.kind is not p.VAR_KEYWORD}
+    shared = set(typing.get_type_hints(Shared))
+    assert len(own) > 3
+    assert len(shared) > 20
+    text = pydoc.render_doc(cls, renderer=pydoc.plaintext)
+    missing = [name for name in own | shared if not re.search(rf"^ .*\b{name}[:,]", text, re.M)]
+    assert not missing
+    # And nothing but these is taken: the constructor names what it does not know.
+    accepted = (set(KERAS_ARGUMENTS) | set(timing.ARGUMENTS)) - own
+    assert accepted <= shared
 
 
 def test_only_one_kind_of_clipping():

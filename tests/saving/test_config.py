@@ -3,6 +3,8 @@
 import copy
 import json
 import pickle
+import subprocess
+import sys
 import warnings
 
 import keras
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 from keras import layers, regularizers
 
 from cases import eager, make_variable, numpy
-from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, NadamW
+from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Decay, NadamW
+from keras_decoupled.decay.arguments import as_decay
 
 schedules = keras.optimizers.schedules
 ZERO = np.zeros((2, 2), "float32")
@@ -47,6 +50,19 @@ fractions = st.floats(0, 0.9)
 rates = st.floats(1e-6, 10.0)
 numbers = fractions | st.sampled_from([0, 1, np.float32(0.1), np.float64(0.2)])
 l2s = numbers | st.builds(schedules.PolynomialDecay, rates, st.integers(1, 50), rates)
+decays = (
+    l2s
+    | st.tuples(numbers, l2s)
+    | st.builds(
+        Decay,
+        l2s,
+        l1=st.just(0) | fractions,
+        towards=st.sampled_from(["zero", "initial"]),
+        eta_power=st.sampled_from([0, 1, 2, 0.5]),
+        cautious=st.booleans(),
+    )
+    | st.builds(Decay, l2s, l1=fractions, soft_threshold=st.booleans())
+)
 KEYS = ["a", "a/kernel", "kernel", "bias", "c/", "d", "n", "c/d/w"]
 PATHS = ["a/kernel", "a/bias", "c/d/w"]
 
@@ -62,8 +78,8 @@ own = {
 rules = st.fixed_dictionaries(
     {},
     optional={
-        "weight_decay": st.none() | l2s,
-        "weight_decays": st.dictionaries(st.sampled_from(KEYS), l2s | st.tuples(numbers, l2s)),
+        "weight_decay": st.none() | decays,
+        "weight_decays": st.dictionaries(st.sampled_from(KEYS), decays),
         "lr_multipliers": st.dictionaries(st.sampled_from(KEYS), numbers),
         "init_verbose": st.just(False),
     },
@@ -145,6 +161,8 @@ def optimizers(draw):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*the rate will peak")
             optimizer.learning_rate = draw(rates)
+    if isinstance(optimizer.weight_decay, keras.Variable) and draw(st.booleans()):
+        optimizer.weight_decay = draw(fractions)
     return optimizer
 
 
@@ -171,17 +189,50 @@ def test_a_config_is_a_fixed_point(optimizer, built):
     for one in (copied, optimizer):
         build(one, ours)
     assert list(copied.weight_decays) == list(optimizer.weight_decays)
-    for path, (l1, l2) in optimizer.weight_decays.items():
-        assert copied.weight_decays[path][0] == l1
-        if isinstance(l2, float):
-            assert copied.weight_decays[path][1] == l2
-        else:
-            assert copied.weight_decays[path][1].get_config() == l2.get_config()
+    for path, decay in optimizer.weight_decays.items():
+        assert as_decay(path, copied.weight_decays[path]) == as_decay(path, decay)
     assert copied.lr_multipliers == optimizer.lr_multipliers
     assert numpy(copied.learning_rate) == numpy(optimizer.learning_rate)
     assert numpy(copied.eta_t) == numpy(optimizer.eta_t)
     assert numpy(copied.t_cur) == numpy(optimizer.t_cur)
     same_config(copied, optimizer)
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+
+class Watch:
+    asked = []
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "tensorflow":
+            self.asked.append(name)
+
+sys.meta_path.insert(0, Watch())
+import keras
+from keras_decoupled import AdamW, Decay, NadamW, SGDW
+
+for cls in (AdamW, NadamW, SGDW):
+    for decay in (1e-4, Decay(1e-4, cautious=True)):
+        optimizer = cls(1e-3, weight_decay=decay, weight_decays={"w": (0.1, 0.2)})
+        for built in (False, True):
+            Watch.asked.clear()
+            cls.from_config(optimizer.get_config())
+            assert not Watch.asked, Watch.asked
+            optimizer.build([keras.Variable([1.0, 2.0], name="w")])
+assert "tensorflow" not in sys.modules
+keras.saving.serialize_keras_object(keras.optimizers.schedules.PolynomialDecay(0.1, 9))
+assert Watch.asked  # Keras' serializer does ask, so the watch would have seen it
+"""
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="it is imported already")
+def test_a_config_of_numbers_does_not_import_tensorflow():
+    """Keras' serializer does, which takes seconds."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TENSORFLOW], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 # --- the ways to and fro ---
