@@ -2,9 +2,9 @@
 
     KERAS_BACKEND=jax python integration_tests/make_files.py
 
-Each is a model saved in the middle of a cosine cycle, and the weights that the same run, not
-interrupted, has five updates later. Files written by a released version are kept: they have to
-stay readable.
+Each is a model saved in the middle of a run, and the weights that the same run, not interrupted,
+has five updates later. Files written by a released version are kept: they have to stay readable.
+Those of 0.1.0 are in the middle of a cosine cycle.
 """
 
 import json
@@ -13,8 +13,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, NadamW, __version__
+from keras_decoupled import SGDW, AdamW, Decay, NadamW
 
+VERSION = "0.2.0"  # the release that these files come with; to be changed with what `make` makes
 FOLDER = Path(__file__).parent / "files"
 OPTIMIZERS = {
     "adamw": (AdamW, {"amsgrad": True}),
@@ -36,19 +37,25 @@ def make(name):
     model = keras.Sequential(
         [
             keras.Input((3,)),
-            keras.layers.Dense(4, "tanh", kernel_regularizer="l2"),
-            keras.layers.Dense(1),
+            keras.layers.Dense(4, "tanh", name="first", kernel_regularizer="l2"),
+            keras.layers.Dense(4, "tanh", name="second"),
+            keras.layers.Dense(4, name="third"),
+            keras.layers.Dense(1, name="head"),
         ],
         name="net",
     )
     cls, arguments = OPTIMIZERS[name]
     optimizer = cls(
-        CosineWarmRestarts(0.02, 4, t_mul=1.5, m_mul=0.9, warmup_steps=1),
-        weight_decay=1e-3,
-        weight_decays={"bias": (1e-4, 0)},
-        lr_multipliers={"dense/": 0.5},
+        0.02,
+        weight_decay=Decay(0.02, cautious=True),
+        weight_decays={
+            "bias": (1e-4, 0),
+            "third/kernel": Decay(0.05, 0.002, towards="initial", eta_power=2),
+            "head/kernel": Decay(0.01, 0.02, soft_threshold=True, eta_power=0),
+        },
+        lr_multipliers={"first/": 0.5},
         model=model,
-        normalize_weight_decay=True,
+        total_iterations_wd=4,
         **arguments,
     )
     model.compile(optimizer, loss="mse")
@@ -59,8 +66,11 @@ def main():
     FOLDER.mkdir(exist_ok=True)
     for name in OPTIMIZERS:
         model = make(name)
-        train(model, 0, 7)
-        stem = f"{__version__}-{name}-{keras.backend.backend()}"
+        train(model, 0, 4)
+        model.optimizer.learning_rate = 0.01
+        model.optimizer.weight_decay = 0.05
+        train(model, 4, 7)
+        stem = f"{VERSION}-{name}-{keras.backend.backend()}"
         model.save(FOLDER / f"{stem}.keras")
         train(model, 7, 12)
         weights = [keras.ops.convert_to_numpy(v).tolist() for v in model.trainable_variables]

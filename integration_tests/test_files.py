@@ -6,14 +6,44 @@ import keras
 import numpy as np
 import pytest
 
-import keras_decoupled  # noqa: F401 - all that loading needs
+from keras_decoupled import Decay  # the import is all that loading needs
 from make_files import FOLDER, train
 
 FILES = sorted(FOLDER.glob("*.keras"))
 
 
 def test_there_are_files_of_each_backend():
-    assert {file.stem.split("-")[-1] for file in FILES} == {"jax", "tensorflow", "torch"}
+    stems = [file.stem.split("-") for file in FILES]
+    backends, names = ("jax", "tensorflow", "torch"), ("adamw", "nadamw", "sgdw")
+    assert sorted(stems) == [
+        [version, name, backend]
+        for version in ("0.1.0", "0.2.0")
+        for name in names
+        for backend in backends
+    ]
+
+
+def a_cosine(optimizer):
+    assert int(optimizer.t_cur) == 2  # 7 - 1 of the warm-up - 4 of the first cycle
+
+
+def kinds_and_what_was_set(optimizer):
+    assert float(optimizer.learning_rate) == np.float32(0.01)
+    assert float(optimizer.eta_t) == 0.5
+    assert float(optimizer.weight_decay) == np.float32(0.05)
+    assert list(optimizer.weight_decays.values()) == [
+        (0.0, 0.01),
+        (1e-4, 0.0),
+        Decay(0.05, cautious=True),
+        (1e-4, 0.0),
+        Decay(0.05, 0.002, towards="initial", eta_power=2),
+        (1e-4, 0.0),
+        Decay(0.01, 0.02, soft_threshold=True, eta_power=0),
+        (1e-4, 0.0),
+    ]
+
+
+HELD = {"0.1.0": a_cosine, "0.2.0": kinds_and_what_was_set}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -23,8 +53,8 @@ def test_a_file_goes_on(file):
         # Keras saves "auto" as what it was on the backend; torch.compile fails on Keras' own loss.
         model.jit_compile = False
     assert int(model.optimizer.iterations) == 7
-    assert int(model.optimizer.t_cur) == 2  # 7 - 1 of the warm-up - 4 of the first cycle
     assert list(model.optimizer.lr_multipliers.values()) == [0.5, 0.5]
+    HELD[file.stem.split("-")[0]](model.optimizer)
     assert sum(map(float, model.losses)) == 0
     train(model, 7, 12)
     wanted = json.loads(file.with_suffix(".json").read_text())

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, NadamW
-from zoo import MODELS
+from zoo import MODELS, decays
 
 OPTIMIZERS = {
     "adamw": (AdamW, {"amsgrad": True}),
@@ -25,9 +25,9 @@ def data(shape, n=16):
 
 
 def rows(optimizer):
-    """Each variable's decays and multiplier, in the order of the variables."""
-    table = optimizer.get_config()["resolved"]["table"]
-    return [(row["shape"], row["l1"], row["l2"], row["multiplier"]) for row in table]
+    """Each variable's decay and multiplier, in the order of the variables."""
+    rows = optimizer._table.rows
+    return [(row.shape, row.decay, row.multiplier, row.uniform) for row in rows]
 
 
 def train(model, shape, updates):
@@ -43,7 +43,7 @@ def test_zoo_keeps_every_decay_multiplier_and_slot_through_two_loads(make, tmp_p
         optimizer = AdamW(
             1e-3,
             model=model,
-            weight_decays={"bias": (1e-6, 2e-6), model.trainable_variables[-2].path: 5e-5},
+            **decays(model),
             lr_multipliers={model.trainable_variables[0].path: 0.5, "bias": 2.0},
             use_cosine_annealing=True,
             total_iterations=4,

@@ -3,6 +3,8 @@
 import keras
 from keras import layers
 
+from keras_decoupled import Decay
+
 
 @keras.saving.register_keras_serializable(package="zoo")
 class Subclassed(keras.Model):
@@ -163,6 +165,18 @@ def subclassed():
     model = Subclassed()
     model(keras.ops.zeros((1, 4)))
     return model, (4,)
+
+
+def decays(model):
+    """Decays of several kinds for any of them; what has a regularizer is left to `model=`."""
+    last_kernel = model.trainable_variables[-2].path
+    return {
+        "weight_decay": Decay(2e-3, towards="initial", cautious=True),
+        "weight_decays": {
+            "bias": (1e-6, 2e-6),
+            last_kernel: Decay(5e-5, 1e-5, towards="initial", eta_power=0, soft_threshold=True),
+        },
+    }
 
 
 MODELS = (
