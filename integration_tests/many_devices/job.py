@@ -11,7 +11,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, NadamW
+from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Decay, NadamW
 
 BATCH = 16  # what 8 devices can share
 HALF, END = 7, 13  # batches; both in the middle of a cycle, and of an accumulation of two
@@ -23,6 +23,11 @@ CASES = {
     "nadamw": (NadamW, {"gradient_accumulation_steps": 2, "global_clipnorm": 0.5}),
     "sgdw": (SGDW, {"momentum": 0.9, "nesterov": True, **AVERAGED, "ema_overwrite_frequency": 5}),
     "bfloat16": (AdamW, {}),
+    # The initial weights lie where the variable lies.
+    "towards": (
+        AdamW,
+        {"weight_decay": Decay(1e-2, towards="initial", eta_power=2), "weight_decays": {}},
+    ),
 }
 if keras.backend.backend() == "tensorflow":
     # Under a strategy Keras clips the gradient of each replica, before they are summed, and cannot
@@ -48,11 +53,9 @@ def make(case):
     cls, arguments = CASES[case]
     optimizer = cls(
         CosineWarmRestarts(0.02, 4, t_mul=2, m_mul=0.9, warmup_steps=1),
-        weight_decay=1e-3,
-        weight_decays={"bias": (1e-4, 0)},
         lr_multipliers={"hidden": 0.5},
         normalize_weight_decay=True,
-        **arguments,
+        **{"weight_decay": 1e-3, "weight_decays": {"bias": (1e-4, 0)}, **arguments},
     )
     model.compile(optimizer, loss="mse", run_eagerly=case == "eager")
     return model

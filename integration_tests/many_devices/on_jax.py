@@ -12,6 +12,7 @@ SLOTS = {
     "nadamw": {"momentum", "velocity", "gradient_accumulator"},
     "sgdw": {"momentum", "average"},
     "bfloat16": {"momentum", "velocity", "master"},
+    "towards": {"momentum", "velocity", "reference"},
 }
 
 

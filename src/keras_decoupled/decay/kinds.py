@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
 from typing import Any
 
 from keras import ops
@@ -17,6 +16,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
 from keras_decoupled.decay.amount_checks import Number, checked_l1, checked_l2, number_to_config
+from keras_decoupled.decay.operations import Operations
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -117,6 +117,10 @@ class Decay:
 
     def get_config(self) -> dict[str, Any]:
         """Return the fields as JSON."""
+        return dict(self._config)
+
+    @functools.cached_property
+    def _config(self) -> dict[str, Any]:
         config = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return config | {"l2": number_to_config(self.l2)}
 
@@ -157,25 +161,22 @@ def decayed(
     l2: Any = None,
     l1: Any = None,
     reference: Any = None,
-    add: Callable[[Any, Any, Any], Any] = lambda x, y, factor: x + factor * y,
+    using: type[Operations] = Operations,
 ) -> Any:
     """Return the new weight: θ less the optimizer's step u and the decay.
 
-    `l2` is h·l2, `l1` is h·l1 and `reference` is ref; None is 0. `add` adds to the step: torch's
-    fast path does it in place.
+    `l2` is h·l2, `l1` is h·l1 and `reference` is ref; None is 0. The step may be overwritten, if
+    `using` does that.
     """
     d = theta if reference is None else theta - reference
-    decaying = d
-    if decay.cautious:
-        # Times 0 where u·d < 0, else 1. A comparison costs torch ten times an arithmetic pass.
-        decaying = d * ops.minimum(ops.sign(step) * ops.sign(d) + 1.0, 1.0)
+    decaying = using.agreeing(d, step) if decay.cautious else d
     # The decay is added to the step first: beside θ, a small one would be lost to rounding.
-    change = step if l2 is None else add(step, decaying, l2)
+    change = step if l2 is None else using.add(step, decaying, l2)
     if l1 is not None and not decay.soft_threshold:
-        change = add(change, ops.sign(decaying), l1)
+        change = using.add(change, ops.sign(decaying), l1)
     if not decay.soft_threshold:
         return theta - change
     x = d - change
     if l1 is not None:
-        x = ops.sign(x) * ops.relu(ops.abs(x) - l1)
+        x = using.shrink(x, l1)
     return x if reference is None else reference + x

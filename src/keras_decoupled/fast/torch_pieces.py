@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from keras_decoupled.decay.kinds import Decay, decayed
+from keras_decoupled.decay.operations import Operations
 from keras_decoupled.fast.torch_kernels import Kernel, Tensors
 
 _ELEMENTS = {"cpu": 2**17, "cuda": 2**22}  # of a piece: in float32, 512 KB on the CPU
@@ -56,7 +57,7 @@ class _Piece:
         kernel.step(self.steps, own, self.slots, rate, 0.0)
         reference = self.reference and _joined(self.reference)
         theta = _joined(self.flat)
-        new = decayed(theta, self.whole, decay, l2, l1, reference, add=_add)
+        new = decayed(theta, self.whole, decay, l2, l1, reference, using=_InPlace)
         if len(self.flat) == 1:
             theta.copy_(new)
         else:
@@ -112,5 +113,18 @@ def _joined(flat: Tensors) -> torch.Tensor:
     return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
-def _add(x: torch.Tensor, y: torch.Tensor, factor: float) -> torch.Tensor:
-    return x.add_(y, alpha=factor)
+class _InPlace(Operations):
+    """What takes torch few passes; a comparison costs it as much as ten of them."""
+
+    @staticmethod
+    def add(x: torch.Tensor, y: torch.Tensor, factor: float) -> torch.Tensor:
+        return x.add_(y, alpha=factor)
+
+    @staticmethod
+    def agreeing(d: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        # d times 0 where the signs are opposite, else times 1.
+        return torch.sign(step).mul_(torch.sign(d)).add_(1.0).clamp_(max=1.0).mul_(d)
+
+    @staticmethod
+    def shrink(x: torch.Tensor, amount: float) -> torch.Tensor:
+        return torch.nn.functional.softshrink(x, amount)
