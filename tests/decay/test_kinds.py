@@ -140,7 +140,11 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "error", "name"), REFUSED, ids=lambda x: repr(x)[:60])
+@pytest.mark.parametrize(
+    ("fields", "error", "name"),
+    REFUSED,
+    ids=[f"{name}-{place}" for place, (_, _, name) in enumerate(REFUSED)],
+)
 def test_refused(fields, error, name):
     """The message names the field, shows what came, and ends with what to do: also from a dict."""
     for made in (Decay, lambda **fields: AdamW(weight_decay=fields)):
