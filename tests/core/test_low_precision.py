@@ -14,9 +14,19 @@ import keras
 import numpy as np
 import pytest
 
-from cases import ALGORITHMS, BACKEND, COMPILED, OPTIMIZERS, eager, gradients, numpy, warm_restarts
+import oracle
+from cases import (
+    ALGORITHMS,
+    BACKEND,
+    COMPILED,
+    OPTIMIZERS,
+    eager,
+    gradients,
+    make_decay,
+    numpy,
+    warm_restarts,
+)
 from effort import effort
-from oracle import Run
 from training import make, state, values
 
 RUNNERS = {"eager": eager, **COMPILED}
@@ -221,26 +231,34 @@ def test_skipped_steps_leave_the_run_as_if_they_had_not_been(name):
 def assert_float64(name, runner):
     """Scalars, moments and weights all have it: sixteen digits of the way gone, and of the decay."""
     cls, arguments = OPTIMIZERS[name]
-    start = [np.array([1.0, -1.5, 0.25]), np.array(2.0)]
+    start = [np.array([1.0, -1.5, 0.25]), np.array(2.0), *[np.array([1.0, -1.5, 0.25])] * 3]
     variables = [keras.Variable(v, name=f"v{i}", dtype="float64") for i, v in enumerate(start)]
     alpha, l2 = 0.01 / 3, 0.1 / 3  # neither of which float32 holds
+    kinds = {
+        "v2": oracle.Decay(l2 / 9, l2, cautious=True, eta_power=2),
+        "v3": oracle.Decay(l2 / 9, l2, towards="initial", eta_power=0.3),
+        "v4": oracle.Decay(9 * l2, l2, soft_threshold=True, eta_power=0),
+    }
     optimizer = make(
         name,
         learning_rate=alpha,
-        weight_decays={"v0": l2, "v1": (l2, 0)},
+        base_learning_rate=alpha / 2,  # η is 2
+        weight_decays={"v0": l2, "v1": (l2, 0)}
+        | {key: make_decay(decay) for key, decay in kinds.items()},
         lr_multipliers={"v1": 1 / 3},
         total_iterations=7,
     )
-    run = Run(
+    run = oracle.Run(
         partial(ALGORITHMS[cls], **arguments),
         start,
-        alpha,
-        [(0.0, l2), (l2, 0.0)],
-        [1.0, 1 / 3],
+        alpha / 2,
+        [(0.0, l2), (l2, 0.0), *kinds.values()],
+        [1.0, 1 / 3, 1.0, 1.0, 1.0],
+        schedule=lambda s: oracle.At(2.0, s, None),
         normalize=7,
     )
     step = RUNNERS[runner](optimizer, variables)
-    for grads in gradients(12, [(3,), ()]):
+    for grads in gradients(12, [(3,), (), *[(3,)] * 3]):
         grads = [np.array(g / 3, "float64") for g in grads]  # arrays: Keras rounds numbers
         step(grads)
         run.step(grads)
@@ -296,7 +314,7 @@ else:
         types = ["float32", "float64", "bfloat16"]
         variables = [keras.Variable(start, name=t, dtype=t) for t in types]
         optimizer = make(name, learning_rate=1e-9, weight_decay=2e-9)
-        run = Run(
+        run = oracle.Run(
             partial(ALGORITHMS[OPTIMIZERS[name][0]], **OPTIMIZERS[name][1]),
             [start] * 3,
             1e-9,

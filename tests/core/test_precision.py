@@ -17,6 +17,7 @@ from cases import (
     OPTIMIZERS,
     eager,
     gradients,
+    make_decay,
     make_variable,
     numpy,
     warm_restarts,
@@ -201,6 +202,36 @@ def test_low_precision_follows_the_oracle(name, dtype, runner):
         error = np.abs(numpy(variable) - run.values[0])
         assert np.all(error <= half_ulp + 2.0**-24 * (3 * run.k + 32)), f"{error} after {run.k}"
     assert np.all(numpy(variable) != value)
+
+
+KINDS = [
+    oracle.Decay(l2=0.002, cautious=True, eta_power=0),
+    oracle.Decay(0.0005, 0.01, "initial"),
+    oracle.Decay(0.002, 0.001, soft_threshold=True),
+    oracle.Decay(0.0005, 0.01, "initial", soft_threshold=True),
+]
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("decay", KINDS, ids=lambda decay: repr(make_decay(decay)))
+@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw-momentum"])
+def test_kinds_in_low_precision_follow_the_oracle(name, decay, dtype, runner):
+    """The reference too: what is near it differs from it by less than the type resolves."""
+    alpha = LOW[name]["learning_rate"]
+    value = np.array([1.0, -1.5, 0.25, 1.875, 0.0])  # in either type, and one that starts at 0
+    variable = keras.Variable(value.astype("float32"), name="v", dtype=dtype)
+    made = optimizer(name, learning_rate=alpha, weight_decay=make_decay(decay))
+    step = RUNNERS[runner](made, [variable])
+    run = oracle_run(name, [value], alpha=alpha)
+    run.decays = [decay]
+    for grads in gradients(40, [(5,)]):
+        grads = cast(grads, dtype)
+        step(grads)
+        run.step([numpy(g) for g in grads])
+        half_ulp = 0.5 * ULP[dtype] * np.abs(run.values[0])
+        error = np.abs(numpy(variable) - run.values[0])
+        assert np.all(error <= half_ulp + 2.0**-24 * (3 * run.k + 32)), f"{error} after {run.k}"
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
