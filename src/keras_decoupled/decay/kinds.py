@@ -165,8 +165,8 @@ def decayed(
 ) -> Any:
     """Return the new weight: θ less the optimizer's step u and the decay.
 
-    `l2` is h·l2, `l1` is h·l1 and `reference` is ref; None is 0. The step may be overwritten, if
-    `using` does that.
+    `l2` is h·l2, `l1` is h·l1 and `reference` is ref; None is 0. θ and the step may be
+    overwritten, if `using` does that.
     """
     d = theta if reference is None else theta - reference
     decaying = using.agreeing(d, step) if decay.cautious else d
@@ -175,8 +175,8 @@ def decayed(
     if l1 is not None and not decay.soft_threshold:
         change = using.add(change, ops.sign(decaying), l1)
     if not decay.soft_threshold:
-        return theta - change
-    x = d - change
+        return using.subtract(theta, change)
+    x = using.subtract(d, change)
     if l1 is not None:
         x = using.shrink(x, l1)
     return x if reference is None else reference + x

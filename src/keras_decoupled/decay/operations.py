@@ -16,6 +16,11 @@ class Operations:
         return x + factor * y
 
     @staticmethod
+    def subtract(theta: Any, change: Any) -> Any:
+        """Return θ − change."""
+        return theta - change
+
+    @staticmethod
     def agreeing(d: Any, step: Any) -> Any:
         """Return d where step·d ≥ 0, else 0. The product itself could underflow to 0."""
         return ops.where(step * ops.sign(d) >= 0, d, 0.0)

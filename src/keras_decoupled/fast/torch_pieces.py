@@ -59,7 +59,8 @@ class _Piece:
         theta = _joined(self.flat)
         new = decayed(theta, self.whole, decay, l2, l1, reference, using=_InPlace)
         if len(self.flat) == 1:
-            theta.copy_(new)
+            if new is not theta:
+                theta.copy_(new)
         else:
             self.whole.copy_(new)
             torch._foreach_copy_(self.theta, self.steps)
@@ -121,9 +122,14 @@ class _InPlace(Operations):
         return x.add_(y, alpha=factor)
 
     @staticmethod
+    def subtract(theta: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+        return theta.sub_(change)
+
+    @staticmethod
     def agreeing(d: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-        # d times 0 where the signs are opposite, else times 1.
-        return torch.sign(step).mul_(torch.sign(d)).add_(1.0).clamp_(max=1.0).mul_(d)
+        # d − d where the signs are opposite, else d + 0.
+        opposite = torch.sign(step).mul_(torch.sign(d)).clamp_(max=0.0)
+        return torch.addcmul(d, opposite, d)
 
     @staticmethod
     def shrink(x: torch.Tensor, amount: float) -> torch.Tensor:
