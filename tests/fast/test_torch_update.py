@@ -112,6 +112,21 @@ if BACKEND == "torch":
             sides.step([np.asarray(times * base, base.dtype) for base in bases])
 
     @pytest.mark.parametrize("decay", KINDS, ids=repr)
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_gradients_that_are_no_numbers(bad, decay):
+        """What becomes of the weight is not hidden, and is the same on both paths."""
+        after = []
+        for fast in (True, False):
+            optimizer = make("sgdw", weight_decay=decay)
+            (variable,) = variables_of(np.ones(3, "float32"))()
+            optimizer.fast = fast
+            for g in ([0.5, bad, -0.5], [0.5, 0.5, -0.5]):
+                optimizer.apply([torch.tensor(g)], [variable])
+            after.append(variable.numpy())
+        assert not np.isfinite(after[1][1])
+        np.testing.assert_allclose(after[0], after[1], rtol=1e-5)
+
+    @pytest.mark.parametrize("decay", KINDS, ids=repr)
     def test_peak_memory_of_kinds(decay):
         """Some pieces, and nothing of the model's size: 42 MB are there of weights."""
         shapes = [(2048, 4096), (1000, 2000), *[(300,)] * 100]
@@ -365,13 +380,14 @@ if BACKEND == "torch":
             assert peak(optimizer, variables, gradients) >= 30e6
 
     @pytest.mark.parametrize("rate", [-0.1, float("nan"), float("inf")])
+    @pytest.mark.parametrize("decay", [Decay(0.5), *KINDS], ids=repr)
     @pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw"])
-    def test_a_rate_that_turns_bad(name, rate):
+    def test_a_rate_that_turns_bad(name, decay, rate):
         """As `update_step`: below zero everything goes backwards, the decay too; and no error in mid-update."""
         after = []
         for fused in (True, False):
             rates = [0.1]
-            optimizer = make(name, learning_rate=lambda rates=rates: rates[0], weight_decay=0.5)
+            optimizer = make(name, learning_rate=lambda rates=rates: rates[0], weight_decay=decay)
             (variable,) = variables_of(np.ones(3, "float32"))()
             optimizer.build([variable])
             if not fused:

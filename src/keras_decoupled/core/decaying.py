@@ -136,7 +136,7 @@ class Decaying(Persistent):
     def _rows_now(self) -> list[Row]:
         uniform = self._uniform_now()
         return [
-            replace(row, decay=uniform) if uniform and row.uniform else row
+            replace(row, decay=uniform) if row.uniform and uniform not in (None, row.decay) else row
             for row in self._table.rows
         ]
 

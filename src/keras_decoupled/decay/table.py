@@ -90,7 +90,7 @@ class Table:
         """Return the table as `init_verbose` prints it."""
         lines: list[tuple[str, ...]] = [("variable", "shape", "l1", "l2", "lr multiplier", "kind")]
         for row in self.rows:
-            l2, kind = row.decay.l2, row.decay.with_amounts(0.0, 0.0)
+            l2, kind = row.decay.l2, row.decay.kind
             lines.append(
                 (
                     row.path,

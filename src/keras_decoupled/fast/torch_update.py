@@ -95,8 +95,7 @@ class Plan:
             self._expected[-1] = (torch.Tensor, torch.strided, *kind, theta.shape)
             self._thetas[-1] = theta
             if entry.row.multiplier != 0:
-                decay = entry.row.decay.with_amounts(0.0, 0.0)  # its kind alone
-                groups[entry.places, decay, kind].append((position, tensors))
+                groups[entry.places, entry.row.decay.kind, kind].append((position, tensors))
         self.groups = [Group(places, decay, g) for (places, decay, _), g in groups.items()]
 
     def valid(self) -> bool:
