@@ -69,7 +69,7 @@ if BACKEND == "torch":
 
     # --- kinds of decay, on tensors that are cut, collected and mixed ---
 
-    KINDS = [
+    DECAYS = [
         Decay(0.03, eta_power=0),
         Decay(0.03, 0.002, eta_power=2),
         Decay(0.05, cautious=True),
@@ -88,7 +88,7 @@ if BACKEND == "torch":
         rng = np.random.default_rng(seed)
         return rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1.5, shape)
 
-    @pytest.mark.parametrize("decay", KINDS, ids=repr)
+    @pytest.mark.parametrize("decay", DECAYS, ids=repr)
     @pytest.mark.parametrize("name", OPTIMIZERS)
     def test_kinds(name, decay):
         dtypes = ["float64" if i % 5 == 2 else "float32" for i in range(len(SIZES))]
@@ -111,7 +111,7 @@ if BACKEND == "torch":
             sides.do(lambda optimizer, _, rate=rate: setattr(optimizer, "learning_rate", rate))
             sides.step([np.asarray(times * base, base.dtype) for base in bases])
 
-    @pytest.mark.parametrize("decay", KINDS, ids=repr)
+    @pytest.mark.parametrize("decay", DECAYS, ids=repr)
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     def test_gradients_that_are_no_numbers(bad, decay):
         """What becomes of the weight is not hidden, and is the same on both paths."""
@@ -126,7 +126,7 @@ if BACKEND == "torch":
         assert not np.isfinite(after[1][1])
         np.testing.assert_allclose(after[0], after[1], rtol=1e-5)
 
-    @pytest.mark.parametrize("decay", KINDS, ids=repr)
+    @pytest.mark.parametrize("decay", DECAYS, ids=repr)
     def test_peak_memory_of_kinds(decay):
         """Some pieces, and nothing of the model's size: 42 MB are there of weights."""
         shapes = [(2048, 4096), (1000, 2000), *[(300,)] * 100]
@@ -380,7 +380,7 @@ if BACKEND == "torch":
             assert peak(optimizer, variables, gradients) >= 30e6
 
     @pytest.mark.parametrize("rate", [-0.1, float("nan"), float("inf")])
-    @pytest.mark.parametrize("decay", [Decay(0.5), *KINDS], ids=repr)
+    @pytest.mark.parametrize("decay", [Decay(0.5), *DECAYS], ids=repr)
     @pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw"])
     def test_a_rate_that_turns_bad(name, decay, rate):
         """As `update_step`: below zero everything goes backwards, the decay too; and no error in mid-update."""

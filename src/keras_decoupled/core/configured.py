@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from keras_decoupled.core.arguments import KERAS_ARGUMENTS, Check
+from keras_decoupled.core.arguments import KERAS_ARGUMENTS, SHARED_ARGUMENTS, Check
 from keras_decoupled.core.decaying import Decaying
 from keras_decoupled.saving.read_config import read_config
 
@@ -15,6 +15,17 @@ class Configured(Decaying):
 
     HYPERPARAMETERS: ClassVar[Mapping[str, Check]] = {}  # the class's own arguments, and checks
     init_verbose: bool
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give the class's help all of its arguments."""
+        super().__init_subclass__(**kwargs)
+        if "**shared" in (cls.__doc__ or ""):
+            cls.__doc__ = f"{cls.__doc__}{SHARED_ARGUMENTS}"
+
+    def _checked(self, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: check(name, hyperparameters[name]) for name, check in self.HYPERPARAMETERS.items()
+        }
 
     def get_config(self) -> dict[str, Any]:
         """Return the config as JSON: the arguments as they are now, and what they came to."""

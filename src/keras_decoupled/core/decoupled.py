@@ -18,7 +18,7 @@ import keras
 from keras import ops
 
 from keras_decoupled import checks, fast
-from keras_decoupled.core.arguments import SHARED_ARGUMENTS, keras_arguments
+from keras_decoupled.core.arguments import keras_arguments
 from keras_decoupled.core.configured import Configured
 from keras_decoupled.core.entry import Entry
 from keras_decoupled.core.gradients import check_variables, dense
@@ -36,21 +36,13 @@ from keras_decoupled.schedule.timing import Timing
 class Decoupled(Configured):
     """Base of the optimizers with independent weight decay; users take `AdamW` and its kin.
 
-    Args:
-        learning_rate: α, a number; or a `LearningRateSchedule`; or a callable without arguments.
-        hyperparameters: the optimizer's own arguments, checked by the class's `HYPERPARAMETERS`.
-        **shared: see `core/arguments.py`.
+    `hyperparameters` are the optimizer's own arguments, which the class's `HYPERPARAMETERS` check;
+    the others are in `core/arguments.py`.
     """
 
     # Names the fused kernels in fast/. A class derived from this one may compute something else,
     # so that it has to name its own.
     fused_kernel: ClassVar[str | None] = None
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Give the class's help all of its arguments."""
-        super().__init_subclass__(**kwargs)
-        if "**shared" in (cls.__doc__ or ""):
-            cls.__doc__ = f"{cls.__doc__}{SHARED_ARGUMENTS}"
 
     def __init__(
         self,
@@ -66,10 +58,7 @@ class Decoupled(Configured):
         **shared: Any,
     ) -> None:
         about_time = {name: shared.pop(name) for name in timing.ARGUMENTS if name in shared}
-        own = {
-            name: check(name, (hyperparameters or {})[name])
-            for name, check in self.HYPERPARAMETERS.items()
-        }
+        own = self._checked(hyperparameters or {})
         shared = keras_arguments(shared)
         zero_penalties = checks.flag(
             "zero_penalties", zero_penalties, cure="False leaves the penalties in the loss, too."

@@ -111,14 +111,11 @@ class Decay:
         """Whether nothing is decayed."""
         return self.l1 == 0 and not isinstance(self.l2, LearningRateSchedule) and self.l2 == 0
 
-    @functools.cached_property
-    def kind(self) -> Decay:
-        """The kind alone, without amounts."""
-        return self.with_amounts(0.0, 0.0)
-
     def with_amounts(self, l2: Number, l1: float | None = None) -> Decay:
         """Return the same kind of decay with another l2, and with another l1 where it is given."""
         return dataclasses.replace(self, l2=l2, l1=self.l1 if l1 is None else l1)
+
+    kind = functools.cached_property(lambda self: self.with_amounts(0.0, 0.0))
 
     def get_config(self) -> dict[str, Any]:
         """Return the fields as JSON."""

@@ -97,9 +97,9 @@ class CosineWarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
                 f"Received: eta_min={eta_min!r}, eta_max={eta_max!r}. Lower eta_min."
             )
         if not (name is None or isinstance(name, str)):
+            kind = type(name).__name__
             raise TypeError(
-                f"`name` must be a string or None. Received: name={name!r} of type "
-                f"{type(name).__name__}. It is a label: leave it out or pass a string."
+                f"`name` must be a string. Received: {name!r} of type {kind}. Leave it out."
             )
         self.name = name
 
