@@ -114,7 +114,7 @@ if BACKEND == "torch":
     @pytest.mark.parametrize("decay", DECAYS, ids=repr)
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     def test_gradients_that_are_no_numbers(bad, decay):
-        """What becomes of the weight is not hidden, and is the same on both paths."""
+        """What becomes of the weight is not hidden, on either path, and the others go on."""
         after = []
         for fast in (True, False):
             optimizer = make("sgdw", weight_decay=decay)
@@ -123,8 +123,8 @@ if BACKEND == "torch":
             for g in ([0.5, bad, -0.5], [0.5, 0.5, -0.5]):
                 optimizer.apply([torch.tensor(g)], [variable])
             after.append(variable.numpy())
-        assert not np.isfinite(after[1][1])
-        np.testing.assert_allclose(after[0], after[1], rtol=1e-5)
+        assert [list(np.isfinite(values)) for values in after] == [[True, False, True]] * 2
+        np.testing.assert_allclose(after[0][::2], after[1][::2], rtol=1e-5)
 
     @pytest.mark.parametrize("decay", DECAYS, ids=repr)
     def test_peak_memory_of_kinds(decay):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from keras_decoupled import checks
 from keras_decoupled.decay.kinds import Decay, decayed
 from keras_decoupled.decay.operations import Operations
 from keras_decoupled.fast.torch_kernels import Kernel, Tensors
@@ -133,4 +134,6 @@ class _InPlace(Operations):
 
     @staticmethod
     def shrink(x: torch.Tensor, amount: float) -> torch.Tensor:
+        if not 0 <= amount < checks.FLOAT32:  # a callable rate below 0, or NaN: softshrink raises
+            return Operations.shrink(x, amount)
         return torch.nn.functional.softshrink(x, amount)
