@@ -55,7 +55,7 @@ def test_twenty_thousand_variables():
     start = time.process_time()
     found = [exclusions.hits(label, key, id) for label, key in pairs]
     exclusions.check([label for label, _ in pairs])
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 5
     assert sum(found) == 10_000 + 49
 
 

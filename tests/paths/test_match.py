@@ -315,7 +315,7 @@ def test_twenty_thousand_variables_under_five_rules():
     rules = {"kernel": 1, "block_7": 2, "se_19": 3, names[30]: 4, tuple(names[100:9000]): 5}
     start = time.process_time()
     values = resolve(rules, names, argument="weight_decays", others=names)
-    assert time.process_time() - start < 0.5
+    assert time.process_time() - start < 5  # each key against each variable would take minutes
     assert [values[i] for i in (19, 30, 70, 101, 19_100, 19_901)] == [3, 4, 2, 5, None, 1]
 
 

@@ -298,4 +298,4 @@ def test_no_part_is_quadratic_in_the_number_of_variables():
             "from_config": cost(lambda c=config: AdamW.from_config(c)),
         }
     for what, time_of_2000 in times[2000].items():
-        assert time_of_2000 < 8 * times[500][what] + 0.05, (what, times)
+        assert time_of_2000 < 12 * times[500][what] + 0.05, (what, times)
