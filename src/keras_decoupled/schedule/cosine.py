@@ -97,10 +97,8 @@ class CosineWarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
                 f"Received: eta_min={eta_min!r}, eta_max={eta_max!r}. Lower eta_min."
             )
         if not (name is None or isinstance(name, str)):
-            kind = type(name).__name__
-            raise TypeError(
-                f"`name` must be a string. Received: {name!r} of type {kind}. Leave it out."
-            )
+            received = f"name={name!r} of type {type(name).__name__}"
+            raise TypeError(f"`name` must be a string or None. Received: {received}. Leave it out.")
         self.name = name
 
         # Boundaries are Python's integers. Only the last T can pass int32: the table holds it
