@@ -6,6 +6,7 @@ from keras_decoupled.decay.regularizers import get_weight_decays as get_weight_d
 from keras_decoupled.optimizers.adamw import AdamW as AdamW
 from keras_decoupled.optimizers.nadamw import NadamW as NadamW
 from keras_decoupled.optimizers.sgdw import SGDW as SGDW
+from keras_decoupled.optimizers.stock import decouple as decouple
 from keras_decoupled.schedule.cosine import CosineWarmRestarts as CosineWarmRestarts
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "CosineWarmRestarts",
     "Decay",
     "NadamW",
+    "decouple",
     "fill_dict_in_order",
     "get_weight_decays",
 ]

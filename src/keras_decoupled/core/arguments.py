@@ -48,6 +48,7 @@ _RENAMED = {
     "decay": "Keras 3 has no `decay`: pass a `LearningRateSchedule` as `learning_rate`.",
     "batch_size": "It is not needed: `total_iterations` is the number of updates.",
     "init_lr": "Pass `base_learning_rate`.",
+    "adam_weight_decay": "Both parts of Muon have one λ, `weight_decay`; `weight_decays` has more.",
 }
 
 

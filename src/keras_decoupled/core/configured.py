@@ -36,9 +36,13 @@ class Configured(Decaying):
             "learning_rate": self._learning_rate_to_config(),
             "base_learning_rate": self._timing.rate.known_base,
             **self._decay_config(),
-            **{name: getattr(self, name) for name in self.HYPERPARAMETERS},
+            **self._own_config(),
             "init_verbose": self.init_verbose,
         }
+
+    def _own_config(self) -> dict[str, Any]:
+        """Return the class's own arguments as they are now."""
+        return {name: getattr(self, name) for name in self.HYPERPARAMETERS}
 
     @classmethod
     def from_config(

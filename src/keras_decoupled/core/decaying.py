@@ -44,6 +44,10 @@ class Decaying(Persistent):
                 stacklevel=3,
             )
 
+    def part_of(self, variable: Any) -> str:
+        """Return the part of Muon that steps a variable: where the first build had it."""
+        return self._table.rows[self.index_of(variable)].part
+
     def _amount(self, on: Any, number: Any, updates: Any) -> Any:
         if isinstance(number, float):
             return number

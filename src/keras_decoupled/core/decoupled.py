@@ -64,20 +64,26 @@ class Decoupled(Configured):
             "zero_penalties", zero_penalties, cure="False leaves the penalties in the loss, too."
         )
         init_verbose = checks.flag("init_verbose", init_verbose, cure="True prints the table.")
-        rules = Rules(weight_decay, weight_decays, lr_multipliers, self.key_of)
+        rules = Rules(
+            weight_decay, weight_decays, lr_multipliers, self.key_of, self.decide_part
+        )
         times = Timing.read(learning_rate, **about_time)
         if model is not None:
             rules.extract(model, zero_penalties, times.first_normalization())
         # Keras' own weight decay is multiplied by the learning rate: it must not see ours.
-        super().__init__(times, rules, **shared)
-        for name, value in own.items():
-            setattr(self, name, value)
+        super().__init__(times, rules, **self._for_keras(own, shared))
+        for name in self.HYPERPARAMETERS:
+            setattr(self, name, own[name])
         self.init_verbose = init_verbose
         self.fast = True  # False: `update_step` alone, for those who look into the numbers
         self._fast_update: Any = None
         self._fast_step: Any = None
         if model is not None and zero_penalties:  # last: every error was raised by now
             regularizers.remove_penalties(model)
+
+    def _for_keras(self, own: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+        """Return what Keras' constructor takes, beside the learning rate."""
+        return shared
 
     # What a class built on this one adds, beside `slot_names`.
 
@@ -114,10 +120,9 @@ class Decoupled(Configured):
             self._on_tensors.dtype = "float64"
         if not self.built:
             self.add_scalars()
-        self.forget_built()
-        super().build(variables)
-        self._add_slots(variables, [row.decay for row in rows])
         self._table = table
+        self.build_keras(variables)
+        self._add_slots(variables, [row.decay for row in rows])
         self._rules.remember(keys, rows, unclaimed)
         self._slots.line_up(keys, variables, table, self.slot_names)
         slots = self._slots.in_order(self.slot_names)
@@ -214,7 +219,7 @@ class Decoupled(Configured):
                 self.assign(variable, decayed(theta, ops.zeros_like(theta), decay, l2, l1))
             step_in_place.step(variable, gradient, entry.slots, rate, scalars)
             return
-        step = self._take_step(entry, gradient, rate, scalars)
+        step = self._take_step(entry, variable, theta, gradient, rate, scalars)
         if reference is not None:
             reference = cast(ops.convert_to_tensor(reference))
         theta = decayed(theta, step, decay, l2, l1, reference)
@@ -222,8 +227,16 @@ class Decoupled(Configured):
             self.assign(entry.master, theta)
         self.assign(variable, ops.cast(theta, variable.dtype))
 
-    def _take_step(self, entry: Entry, gradient: Any, rate: Any, scalars: tuple[Any, ...]) -> Any:
-        """Return the optimizer's step, and assign its new slots."""
+    def _take_step(
+        self,
+        entry: Entry,
+        variable: Any,
+        theta: Any,
+        gradient: Any,
+        rate: Any,
+        scalars: tuple[Any, ...],
+    ) -> Any:
+        """Return the optimizer's step, and assign its new slots; `theta` is the variable's value."""
         # TensorFlow's `convert_to_tensor` gives the variable back, and the + of Keras' variables
         # takes a short cut that fails on the shape (0, 3).
         values = tuple(ops.stop_gradient(ops.convert_to_tensor(slot)) for slot in entry.slots)

@@ -41,6 +41,7 @@ class Slots:
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self._slots: dict[tuple[Any, str | None], Any] = {}
+        self.scalars: dict[str, Any] = {}  # a stock class's own variables that are of no variable
         self._owners: dict[Any, Any] = {}  # by key, which may be an id: so hold on to the variable
 
     @property
@@ -51,6 +52,10 @@ class Slots:
     def get(self, key: Any, name: str | None) -> Any:
         """Return a slot that was made already, or None."""
         return self._slots.get((key, name))
+
+    def ids(self) -> set[int]:
+        """Return the ids of all that is known here."""
+        return set(map(id, (*self._slots.values(), *self.scalars.values())))
 
     def add(self, variable: Any, key: Any, name: str | None, slot: Any) -> None:
         """Remember a slot."""
@@ -85,14 +90,16 @@ class Slots:
         By name, then by variable; those of departed variables come last. `names` are those of the
         optimizer's own slots.
         """
-        names = [AVERAGE, ACCUMULATOR, *names, MASTER, REFERENCE]
+        fixed = {AVERAGE, ACCUMULATOR, *names, MASTER, REFERENCE}
+        others = {name for _, name in self._slots if name is not None} - fixed
+        names = [AVERAGE, ACCUMULATOR, *names, *sorted(others), MASTER, REFERENCE]
         built = dict.fromkeys(self.keys)
         left = [key for key in self._owners if key not in built]
         found = [
             self._slots.get((key, name)) for keys in (built, left) for name in names for key in keys
         ]
         known = [slot for slot in found if slot is not None]
-        rest = set(map(id, known))  # a subclass may have slots of its own
+        rest = set(map(id, known))  # a user may have added slots without a name
         return [*known, *(slot for slot in self._slots.values() if id(slot) not in rest)]
 
     def layout(self, variables: Sequence[Any]) -> dict[str, Any]:
@@ -110,6 +117,7 @@ class Slots:
             [name, list(self._owners[key].shape)] for key, name in zip(keys, names, strict=True)
         ]
         slots = {id(slot): [name, label_of[key]] for (key, name), slot in self._slots.items()}
+        slots |= {id(scalar): [name, None] for name, scalar in self.scalars.items()}
         return {
             "built": entries[: len(built)],
             "left": entries[len(built) :],

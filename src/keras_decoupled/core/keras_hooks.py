@@ -62,17 +62,23 @@ class KerasHooks(keras.optimizers.Optimizer):
         """Return Keras' identity of a variable; replicas and their container have one."""
         return self._var_key(variable)
 
+    def _get_variable_index(self, variable: Any) -> int:
+        """Stock classes ask by this name where their state of a variable stands."""
+        return self.index_of(variable)
+
     def index_of(self, variable: Any) -> int:
         """Return a variable's position in the last build; on TensorFlow it has no path here."""
-        return self._get_variable_index(variable)
+        return super()._get_variable_index(variable)
 
     def knows(self, key: Any) -> bool:
         """Tell whether the last build had the variable of this key."""
         return key in self._trainable_variables_indices
 
-    def forget_built(self) -> None:
-        """Forget the last build's variables: `build` only adds to what Keras knows of them."""
+    def build_keras(self, variables: Sequence[Any]) -> None:
+        """Have Keras build, again too: it only adds to what it knows, and stock classes stop."""
         self._trainable_variables_indices: dict[Any, int] = {}
+        self.built = False
+        super().build(variables)
 
     @property
     def built_on(self) -> Sequence[Any]:
@@ -89,9 +95,37 @@ class KerasHooks(keras.optimizers.Optimizer):
         """The variable that counts calls of `apply`: micro-batches, under accumulation."""
         return self._iterations
 
+    def forget(self, variable: Any) -> None:
+        """Leave a variable out of `variables`; `set_order` has to follow."""
+        self._untrack_variable(variable)
+
     def use_rate_variable(self, variable: Any) -> None:
         """Have this variable where Keras keeps a constant learning rate."""
         self._learning_rate = variable
+
+    def config_of(self, stock: type[Any]) -> dict[str, Any]:
+        """Return the config that a stock class writes; its way with our rate would be slow."""
+        attributes = vars(self)
+        rate = attributes["_learning_rate"]
+        attributes["_learning_rate"] = 0.0
+        try:
+            return dict(stock.get_config(self))
+        finally:
+            attributes["_learning_rate"] = rate
+
+    # Muon decides at every build which of its parts steps a variable, by a path that a load changes.
+
+    def _should_use_adamw(self, variable: Any) -> bool:
+        return self.part_of(variable) == "adam"
+
+    def part_of(self, variable: Any) -> str:
+        """Return the part of the optimizer that steps a variable, as it was decided once."""
+        return self.decide_part(variable)
+
+    def decide_part(self, variable: Any) -> str:
+        """Return "adam" or "muon" for Muon, and "" for an optimizer of one part."""
+        decide = getattr(super(), "_should_use_adamw", None)
+        return "" if decide is None else "adam" if decide(variable) else "muon"
 
     def set_order(self, variables: Sequence[Any]) -> None:
         """Put the optimizer variables into this order.

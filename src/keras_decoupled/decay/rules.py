@@ -32,6 +32,7 @@ class Rules:
         weight_decays: Any,
         lr_multipliers: Any,
         key_of: Callable[[Any], Any],
+        part_of: Callable[[Any], str] = lambda _: "",
     ) -> None:
         self.weight_decay = (
             None if weight_decay is None else arguments.as_decay("weight_decay", weight_decay)
@@ -41,6 +42,7 @@ class Rules:
         self.lr_multipliers = arguments.mapping("lr_multipliers", lr_multipliers, _multiplier)
         self.exclusions = Exclusions()
         self._key_of = key_of  # Keras' identity of a variable
+        self._part_of = part_of  # which part of the optimizer steps it
         # From `model=`: its variables (trainable ones first), and their regularizers' decays.
         self._model: tuple[Any, ...] = ()
         self._trainable = 0
@@ -173,6 +175,7 @@ class Rules:
                 multiplier=1.0 if multiplier is None else multiplier,
                 uniform=given is None,
                 removed_penalty=self._removed.get(key),
+                part=self._part_of(variables[i]),
             )
 
     def _given(self) -> list[tuple[str, dict[arguments.Key, Any]]]:
@@ -223,7 +226,11 @@ class Rules:
         uniform = Row("", (), decay=self.weight_decay or Decay(), uniform=True)
         left = self._inherited - built - others.keys()
         return [
-            *(row for row in of_model if dataclasses.replace(row, path="", shape=()) != uniform),
+            *(
+                row
+                for row in of_model
+                if dataclasses.replace(row, path="", shape=(), part="") != uniform
+            ),
             *(row for key, row in self._known.items() if key in left),
         ]
 

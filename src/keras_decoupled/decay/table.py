@@ -28,6 +28,7 @@ class Row:
     multiplier: float = 1.0
     uniform: bool = False  # no key and no regularizer decides: it gets `weight_decay`
     removed_penalty: tuple[float, float] | None = None  # of the loss, by `model=`
+    part: str = ""  # of Muon: "muon" or "adam"
 
     def get_config(self) -> dict[str, Any]:
         """Return the row as JSON."""
@@ -38,6 +39,7 @@ class Row:
             "multiplier": self.multiplier,
             "uniform": self.uniform,
             "taken": self.removed_penalty and list(self.removed_penalty),
+            **({"part": self.part} if self.part else {}),
         }
 
 
@@ -184,4 +186,5 @@ def _row(
             cure=checks.OF_A_FILE,
         ),
         removed_penalty=penalty,
+        part=checks.text(f"{name}['part']", config.get("part", "")),
     )
