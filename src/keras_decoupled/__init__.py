@@ -4,9 +4,11 @@ from keras_decoupled.decay.kinds import Decay as Decay
 from keras_decoupled.decay.regularizers import fill_dict_in_order as fill_dict_in_order
 from keras_decoupled.decay.regularizers import get_weight_decays as get_weight_decays
 from keras_decoupled.optimizers.adamw import AdamW as AdamW
+from keras_decoupled.optimizers.decouple import decouple as decouple
+from keras_decoupled.optimizers.lion import Lion as Lion
+from keras_decoupled.optimizers.muon import Muon as Muon
 from keras_decoupled.optimizers.nadamw import NadamW as NadamW
 from keras_decoupled.optimizers.sgdw import SGDW as SGDW
-from keras_decoupled.optimizers.stock import decouple as decouple
 from keras_decoupled.schedule.cosine import CosineWarmRestarts as CosineWarmRestarts
 
 __all__ = [
@@ -14,6 +16,8 @@ __all__ = [
     "AdamW",
     "CosineWarmRestarts",
     "Decay",
+    "Lion",
+    "Muon",
     "NadamW",
     "decouple",
     "fill_dict_in_order",

@@ -64,9 +64,7 @@ class Decoupled(Configured):
             "zero_penalties", zero_penalties, cure="False leaves the penalties in the loss, too."
         )
         init_verbose = checks.flag("init_verbose", init_verbose, cure="True prints the table.")
-        rules = Rules(
-            weight_decay, weight_decays, lr_multipliers, self.key_of, self.decide_part
-        )
+        rules = Rules(weight_decay, weight_decays, lr_multipliers, self.key_of, self.decide_part)
         times = Timing.read(learning_rate, **about_time)
         if model is not None:
             rules.extract(model, zero_penalties, times.first_normalization())

@@ -105,7 +105,7 @@ class KerasHooks(keras.optimizers.Optimizer):
 
     def config_of(self, stock: type[Any]) -> dict[str, Any]:
         """Return the config that a stock class writes; its way with our rate would be slow."""
-        attributes = vars(self)
+        attributes = self.__dict__
         rate = attributes["_learning_rate"]
         attributes["_learning_rate"] = 0.0
         try:

@@ -1,0 +1,172 @@
+"""`decouple`: any Keras optimizer, and those of users, with independent weight decay."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from keras_decoupled.core.arguments import KERAS_ARGUMENTS, Shared
+from keras_decoupled.core.decoupled import Decoupled
+from keras_decoupled.optimizers.adamw import AdamW
+from keras_decoupled.optimizers.sgdw import SGDW
+from keras_decoupled.optimizers.stock import DECOUPLED, OWN_DECAYS, Stock
+
+_ACCUMULATES = (
+    "it computes the weight anew from its accumulators at every update, so that a decay would be "
+    "lost or counted twice"
+)
+_WRAPS = "it wraps another optimizer. Wrap a decoupled one in it"
+_REFUSED = {
+    "Ftrl": _ACCUMULATES,
+    "ScheduleFreeAdamW": _ACCUMULATES,
+    "LossScaleOptimizer": _WRAPS,
+    "MultiOptimizer": _WRAPS,
+}
+DECOUPLED |= {
+    keras.optimizers.Adam: AdamW,
+    keras.optimizers.AdamW: AdamW,
+    keras.optimizers.SGD: SGDW,
+}
+
+
+def decouple(optimizer_class: type[Any]) -> type[Any]:
+    r"""Return a Keras optimizer class with independent weight decay.
+
+        θ ← θ − u − η·(l2·θ + l1·sign θ),   u = θ − stock(θ; g, rate η·α·m_v)
+
+    with θ on the right the value before the update, g the gradient, η = (learning rate now)/α and
+    m_v the variable's learning-rate multiplier. The class takes the stock one's arguments, in its
+    order, and by keyword those that all optimizers of this package share.
+
+    `Adam` and `AdamW` give `keras_decoupled.AdamW`, `SGD` gives `SGDW`, with their own signatures.
+    `Nadam` gives the step of Keras' Nadam, which is `NadamW(momentum_decay=1.0)`. An optimizer of
+    your own works alike if its `update_step` changes the variable through `self.assign`,
+    `self.assign_add` or `self.assign_sub`. A model file that was saved with it can be loaded once
+    `decouple` was called on it.
+
+    Args:
+        optimizer_class: a class of `keras.optimizers`, or one that is derived from
+            `keras.optimizers.Optimizer`.
+
+    Returns:
+        A class derived from it, the same one at every call.
+
+    Raises:
+        TypeError: it is no such class.
+        ValueError: it is a class that cannot be decoupled: `Ftrl` and `ScheduleFreeAdamW`, which
+            recompute the weight from their accumulators; `LossScaleOptimizer` and
+            `MultiOptimizer`, which wrap another one.
+
+    Example:
+    >>> import keras
+    >>> from keras_decoupled import decouple
+    >>> Nadam = decouple(keras.optimizers.Nadam)
+    >>> optimizer = Nadam(1e-3, weight_decay=1e-4, weight_decays={"bias": 0})
+
+    Source: Loshchilov & Hutter, *Decoupled Weight Decay Regularization*, arXiv 1711.05101.
+    """
+    is_class = inspect.isclass(optimizer_class)
+    if not is_class or not issubclass(optimizer_class, keras.optimizers.Optimizer):
+        raise TypeError(
+            "`decouple` needs a class derived from `keras.optimizers.Optimizer`. Received: "
+            f"{optimizer_class!r}. Give the class, decouple(keras.optimizers.Lion), and its "
+            "arguments to what comes back."
+        )
+    if issubclass(optimizer_class, Decoupled):
+        return optimizer_class
+    public = getattr(keras.optimizers, optimizer_class.__name__, None)
+    if public is not None and optimizer_class is type(public.__new__(public)):
+        optimizer_class = public  # on torch an object of a stock class is of another class
+    for name, reason in _REFUSED.items():
+        if issubclass(optimizer_class, getattr(keras.optimizers, name, ())):
+            raise ValueError(
+                f"`{name}` cannot have an independent weight decay: {reason}. Received: "
+                f"{optimizer_class!r}. Other stock optimizers can."
+            )
+    if optimizer_class not in DECOUPLED:
+        _make(optimizer_class, stock=optimizer_class is public)
+    return DECOUPLED[optimizer_class]
+
+
+def _make(base: type[Any], stock: bool) -> None:
+    """Make the decoupled class; Keras' error for a file of an unknown class shows its name."""
+    registered = keras.saving.get_registered_name(base).replace(">", ".")
+    if not stock and hasattr(sys.modules["keras_decoupled"], registered):
+        raise ValueError(
+            f"`{registered}` is the name of an optimizer of this package, and files go by names. "
+            f"Received: {base!r}. Register your class under a package of your own: "
+            '@keras.saving.register_keras_serializable(package="mine").'
+        )
+    signature = _signature(base)
+
+    def initialize(self: Any, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        own = dict(bound.arguments)
+        own.pop(next(iter(own)))  # self
+        learning_rate, decay = own.pop("learning_rate"), own.pop("weight_decay")
+        shared = own.pop("shared")
+        Stock.__init__(self, learning_rate, own, weight_decay=decay, **shared)
+
+    initialize.__signature__ = signature  # type: ignore[attr-defined]
+    name = base.__name__ if stock else f"decouple({base.__name__})"
+    text = f"""`{base.__name__}` with independent weight decay: the learning rate never multiplies it.
+
+        θ ← θ − u − η·(l2·θ + l1·sign θ),   u = θ − {base.__name__}(θ; g, rate η·α·m_v)
+
+    with θ on the right the value before the update, g the gradient, η = (learning rate now)/α and
+    m_v the variable's learning-rate multiplier. `Decay` has other kinds of decay.
+
+    Args:
+        learning_rate: α, or a `LearningRateSchedule`, or a callable.
+        weight_decay: λ, the fraction of the weight removed per update at η = 1: a number, a
+            schedule, a `Decay` or None. Defaults to `None`, no decay.
+        **shared: the arguments that all optimizers share; see below.
+        The others are those of `{base.__name__}`:
+
+    {inspect.getdoc(base) or "(it has no docstring)"}
+    """
+    namespace = {"__init__": initialize, "__doc__": text, "__module__": __name__}
+    made = type(name, (Stock, base), namespace)
+    keras.saving.register_keras_serializable(package="keras_decoupled", name=registered)(made)
+
+
+def _signature(base: type[Any]) -> inspect.Signature:
+    """Return the stock arguments, in their order, less those that all optimizers share."""
+    kinds = inspect.Parameter
+    given = list(inspect.signature(base.__init__).parameters.values())
+    parameters: list[inspect.Parameter] = []
+    positional = True
+    for parameter in given:
+        if parameter.kind in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD):
+            continue
+        if parameter.name in KERAS_ARGUMENTS or parameter.name in OWN_DECAYS[1:]:
+            positional = False  # what follows has another place than in the stock class
+            continue
+        if parameter.name in Shared.__annotations__:
+            raise ValueError(
+                f"An argument of `{base.__name__}` has the name of one that all optimizers of this "
+                f"package share. Received: {parameter.name}. Give it another name."
+            )
+        kind = parameter.kind if positional else kinds.KEYWORD_ONLY
+        if parameter.name == "weight_decay":
+            parameter = parameter.replace(default=None)
+        parameters.append(parameter.replace(kind=kind))
+    names = [parameter.name for parameter in parameters]
+    if "learning_rate" not in names:
+        raise ValueError(
+            f"`{base.__name__}` must take a `learning_rate`, which is handed to it. "
+            f"Received: a class that takes {names[1:]}. Add the argument to its __init__."
+        )
+    if "weight_decay" not in names:
+        parameters.append(kinds("weight_decay", kinds.KEYWORD_ONLY, default=None))
+    return inspect.Signature([*parameters, kinds("shared", kinds.VAR_KEYWORD)])
+
+
+def from_config(stock: type[Any], config: Mapping[str, Any]) -> Any:
+    """Make the optimizer of a config, from the class that was decoupled: for pickle."""
+    return decouple(stock).from_config(config)
