@@ -127,6 +127,14 @@ class KerasHooks(keras.optimizers.Optimizer):
         decide = getattr(super(), "_should_use_adamw", None)
         return "" if decide is None else "adam" if decide(variable) else "muon"
 
+    @staticmethod
+    def foreach_step(stock: Any) -> Any:
+        """Return Keras' torch code for many variables at once, None: a class has none.
+
+        Keras has it in a class of its own, which stands in for the stock one, and for no other.
+        """
+        return getattr(type(stock.__new__(stock)), "_parallel_update_step", None)
+
     def set_order(self, variables: Sequence[Any]) -> None:
         """Put the optimizer variables into this order.
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
+
+
+class StandIn(NamedTuple):
+    """A tensor that a stock class updates in a variable's place."""
+
+    value: Any
+    position: int  # of the variable, in the last build
 
 
 def paths_of(optimizer: Any) -> tuple[Any, Any]:

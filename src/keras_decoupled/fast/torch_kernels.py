@@ -24,6 +24,9 @@ class Kernel:
         """Take what the whole update shares: i = k + 1, and the optimizer's scalars."""
         self.i, self.scalars = i, scalars
 
+    def end(self, complete: bool) -> None:
+        """Do what is left to do; `complete` means that all variables of the update were here."""
+
     sign = 1.0  # −1: add the step, and do not subtract it
 
     def step(
@@ -60,7 +63,7 @@ class _Adam(Kernel):
             count = float(self.i)
             self.counters[device] = torch.full((), count, dtype=torch.float32, device=device)
         if device.type == "cpu" and theta[0].dtype == torch.float32:
-            l2 = 1 - _as_float32(1 - l2, self.i)
+            l2 = 1 - as_float32(1 - l2, self.i)
         torch._fused_adamw_(
             theta,
             gradients,
@@ -155,7 +158,7 @@ def _sgd(theta: Tensors, by: Tensors, lr: float, weight_decay: float) -> None:
     )
 
 
-def _as_float32(factor: float, i: int) -> float:
+def as_float32(factor: float, i: int) -> float:
     """Round a factor in (½, 1] to one of the float32 beside it, so that the mean is right.
 
     Rounded to the nearest in every update, 1 − 1e-6 would always be 1 − 0.954e-6. Which of the two

@@ -37,10 +37,13 @@ _PLANS = 8  # kept: a model whose gradients are missing here and there has some 
 class Group:
     """Variables that one kernel call updates: of one multiplier, decay, type and device."""
 
-    def __init__(self, places: Places, decay: Decay, members: list[tuple[int, Tensors]]) -> None:
+    def __init__(
+        self, places: Places, decay: Decay, members: list[tuple[int, Any, Tensors]]
+    ) -> None:
         self.places, self.decay = places, decay
-        self.positions = [position for position, _ in members]  # of their gradients
-        theta, *slots = map(list, zip(*(tensors for _, tensors in members), strict=True))
+        self.positions = [position for position, _, _ in members]  # of their gradients
+        self.variables = [variable for _, variable, _ in members]
+        theta, *slots = map(list, zip(*(tensors for _, _, tensors in members), strict=True))
         self.reference = slots.pop() if decay.towards == "initial" else None
         self.theta, self.slots = theta, tuple(slots)
         self._pieces: Pieces | None = None
@@ -64,12 +67,14 @@ class Group:
 class Plan:
     """What can be said of a list of variables before their gradients are there."""
 
-    def __init__(self, optimizer: Any, variables: Sequence[Any]) -> None:
+    def __init__(
+        self, optimizer: Any, variables: Sequence[Any], make_group: type[Group] = Group
+    ) -> None:
         self._holders: list[Any] = []
         self._tensors: Tensors = []  # which they hold
         self._expected: list[Any] = []  # signature of each gradient; None: not to be fused
         self._thetas: list[Any] = []
-        groups: defaultdict[Any, list[tuple[int, Tensors]]] = defaultdict(list)
+        groups: defaultdict[Any, list[tuple[int, Any, Tensors]]] = defaultdict(list)
         seen = set()
         for position, variable in enumerate(variables):
             index = optimizer.index_of(variable)
@@ -95,8 +100,10 @@ class Plan:
             self._expected[-1] = (torch.Tensor, torch.strided, *kind, theta.shape)
             self._thetas[-1] = theta
             if entry.row.multiplier != 0:
-                groups[entry.places, entry.row.decay.kind, kind].append((position, tensors))
-        self.groups = [Group(places, decay, g) for (places, decay, _), g in groups.items()]
+                groups[entry.places, entry.row.decay.kind, kind].append(
+                    (position, variable, tensors)
+                )
+        self.groups = [make_group(places, decay, g) for (places, decay, _), g in groups.items()]
 
     def valid(self) -> bool:
         """Tell whether all variables still hold the tensors that they held."""
@@ -119,9 +126,10 @@ class Plan:
 class FastUpdate:
     """The accelerated update of one optimizer, as it is built."""
 
-    def __init__(self, optimizer: Any, kernel: type[Kernel]) -> None:
+    def __init__(self, optimizer: Any, kernel: Kernel, make_group: type[Group] = Group) -> None:
         self._optimizer = optimizer
-        self._kernel = kernel(optimizer)
+        self._kernel = kernel
+        self._make_group = make_group
         self._on = OnHost()
         self._plans: dict[tuple[int, ...], Plan] = {}
 
@@ -157,6 +165,7 @@ class FastUpdate:
                 None if l2 is None else numbers.decays[l2],
                 None if l1 is None else numbers.decays[l1],
             )
+        self._kernel.end(complete=not rest)
         if not rest:
             optimizer.end_of_update(numbers.scalars, self._on)
         return rest
@@ -167,7 +176,7 @@ class FastUpdate:
         if plan is None or not plan.valid():
             if len(self._plans) >= _PLANS:
                 self._plans.clear()
-            plan = self._plans[key] = Plan(self._optimizer, variables)
+            plan = self._plans[key] = Plan(self._optimizer, variables, self._make_group)
         return plan
 
     def version(self) -> int | None:
@@ -184,8 +193,14 @@ def make(optimizer: Any) -> FastUpdate | None:
 
     The class itself names it: one derived from it, by a user, may compute something else.
     """
-    kernel = vars(type(optimizer)).get("fused_kernel")
-    return FastUpdate(optimizer, KERNELS[kernel]) if kernel else None
+    own = vars(type(optimizer))
+    if kernel := own.get("fused_kernel"):
+        return FastUpdate(optimizer, KERNELS[kernel](optimizer))
+    if step := "stock" in own and optimizer.foreach_step(own["stock"]):
+        from keras_decoupled.fast.torch_foreach import Foreach, ForeachGroup  # they import Group
+
+        return FastUpdate(optimizer, Foreach(optimizer, step), ForeachGroup)
+    return None
 
 
 def _plain(tensor: torch.Tensor) -> bool:

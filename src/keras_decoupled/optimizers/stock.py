@@ -20,6 +20,7 @@ from keras_decoupled.core.decoupled import Decoupled
 from keras_decoupled.core.entry import Entry
 from keras_decoupled.core.gradients import LOW_PRECISION
 from keras_decoupled.core.scheduled import as_number
+from keras_decoupled.fast import StandIn
 from keras_decoupled.paths.match import path_of
 
 OWN_DECAYS = ("weight_decay", "adam_weight_decay")  # of the stock classes: these are ours
@@ -160,7 +161,9 @@ class Stock(Decoupled):
             super().assign_sub(variable, value)
 
     def index_of(self, variable: Any) -> int:
-        """Return a variable's position in the last build; a master copy stands for its variable."""
+        """Return a variable's position in the last build, also of what stands for a variable."""
+        if isinstance(variable, StandIn):
+            return variable.position
         change = self._change
         if change.target is not None and variable is change.entry.master:
             return super().index_of(change.entry.variable)

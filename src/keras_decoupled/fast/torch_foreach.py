@@ -1,0 +1,99 @@
+"""Keras' own torch code for many tensors at once, for the stock optimizers that have it.
+
+It changes the weights in place, by one rate for all. So the decay is a pass before it, and it is
+called once for each learning rate.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from keras_decoupled.decay.kinds import decayed
+from keras_decoupled.fast import StandIn
+from keras_decoupled.fast.torch_kernels import Kernel, Tensors, as_float32
+from keras_decoupled.fast.torch_update import Group
+
+
+class Foreach(Kernel):
+    """The stock step of all variables of an update; it waits until all of them are known."""
+
+    def __init__(self, optimizer: Any, step: Callable[..., None]) -> None:
+        super().__init__(optimizer)
+        self._step = step
+
+    def begin(self, i: int, scalars: tuple[float, ...]) -> None:
+        """Take what the whole update shares."""
+        super().begin(i, scalars)
+        own = self.optimizer._slots.scalars.values()
+        self._scalars = [(variable._value, variable._value.clone()) for variable in own]
+        self._waiting: defaultdict[Any, list[tuple[Any, torch.Tensor]]] = defaultdict(list)
+        self._afterwards: list[Callable[[], None]] = []
+
+    def add(
+        self,
+        variables: list[Any],
+        gradients: Tensors,
+        rate: float,
+        afterwards: Callable[[], None] | None = None,
+    ) -> None:
+        """Have these variables stepped, and do something after that."""
+        kind = (rate, gradients[0].dtype, gradients[0].device)
+        self._waiting[kind] += zip(variables, gradients, strict=True)
+        if afterwards is not None:
+            self._afterwards.append(afterwards)
+
+    def end(self, complete: bool) -> None:
+        """Step; `complete` means that this is the whole update."""
+        for (rate, *_), pairs in self._waiting.items():
+            self._restore_scalars()
+            variables, gradients = map(list, zip(*pairs, strict=True))
+            self._step(self.optimizer, gradients, variables, rate)
+        for afterwards in self._afterwards:
+            afterwards()
+        if not complete:
+            self._restore_scalars()
+        self._waiting.clear()
+        self._afterwards.clear()
+
+    def _restore_scalars(self) -> None:
+        """Undo what a part of the update did to Nadam's product, say: it goes on once per update."""
+        for tensor, before in self._scalars:
+            tensor.copy_(before)
+
+
+class ForeachGroup(Group):
+    """Variables of one multiplier, decay, type and device."""
+
+    def update(self, kernel: Any, gradients: Tensors, rate: float, l2: Any, l1: Any) -> None:
+        """Decay these variables, and have them stepped."""
+        if self.decay.linear:
+            self._decay(kernel.i, l2, l1)
+            kernel.add(self.variables, gradients, rate)
+            return
+        # These kinds need the step: it is written to buffers of zeros.
+        negative = torch._foreach_mul(self.theta, 0.0)
+        stand_ins = [
+            StandIn(buffer, kernel.optimizer.index_of(variable))
+            for buffer, variable in zip(negative, self.variables, strict=True)
+        ]
+        references = self.reference or [None] * len(self.theta)
+
+        def afterwards() -> None:
+            for theta, step, reference in zip(self.theta, negative, references, strict=True):
+                theta.copy_(decayed(theta, step.neg_(), self.decay, l2, l1, reference))
+
+        kernel.add(stand_ins, gradients, rate, afterwards)
+
+    def _decay(self, i: int, l2: Any, l1: Any) -> None:
+        signs = None if l1 is None else torch._foreach_sign(self.theta)
+        if l2 is not None:
+            factor = 1 - l2
+            if self.theta[0].dtype == torch.float32:
+                factor = as_float32(factor, i)
+            torch._foreach_mul_(self.theta, factor)
+        if signs is not None:
+            torch._foreach_add_(self.theta, signs, alpha=-l1)
