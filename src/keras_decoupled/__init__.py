@@ -3,22 +3,34 @@
 from keras_decoupled.decay.kinds import Decay as Decay
 from keras_decoupled.decay.regularizers import fill_dict_in_order as fill_dict_in_order
 from keras_decoupled.decay.regularizers import get_weight_decays as get_weight_decays
+from keras_decoupled.optimizers.adadelta import Adadelta as Adadelta
+from keras_decoupled.optimizers.adafactor import Adafactor as Adafactor
+from keras_decoupled.optimizers.adagrad import Adagrad as Adagrad
+from keras_decoupled.optimizers.adamax import Adamax as Adamax
 from keras_decoupled.optimizers.adamw import AdamW as AdamW
 from keras_decoupled.optimizers.decouple import decouple as decouple
+from keras_decoupled.optimizers.lamb import Lamb as Lamb
 from keras_decoupled.optimizers.lion import Lion as Lion
 from keras_decoupled.optimizers.muon import Muon as Muon
 from keras_decoupled.optimizers.nadamw import NadamW as NadamW
+from keras_decoupled.optimizers.rmsprop import RMSprop as RMSprop
 from keras_decoupled.optimizers.sgdw import SGDW as SGDW
 from keras_decoupled.schedule.cosine import CosineWarmRestarts as CosineWarmRestarts
 
 __all__ = [
     "SGDW",
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
     "AdamW",
+    "Adamax",
     "CosineWarmRestarts",
     "Decay",
+    "Lamb",
     "Lion",
     "Muon",
     "NadamW",
+    "RMSprop",
     "decouple",
     "fill_dict_in_order",
     "get_weight_decays",
