@@ -7,7 +7,7 @@ called once for each learning rate.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,12 +30,12 @@ class Foreach(Kernel):
         super().begin(i, scalars)
         own = self.optimizer._slots.scalars.values()
         self._scalars = [(variable._value, variable._value.clone()) for variable in own]
-        self._waiting: defaultdict[Any, list[tuple[Any, torch.Tensor]]] = defaultdict(list)
+        self._waiting: defaultdict[Any, list[tuple[StandIn, torch.Tensor]]] = defaultdict(list)
         self._afterwards: list[Callable[[], None]] = []
 
     def add(
         self,
-        variables: list[Any],
+        variables: list[StandIn],
         gradients: Tensors,
         rate: float,
         afterwards: Callable[[], None] | None = None,
@@ -68,25 +68,29 @@ class Foreach(Kernel):
 class ForeachGroup(Group):
     """Variables of one multiplier, decay, type and device."""
 
+    _stand_ins: list[StandIn] | None = None
+
     def update(self, kernel: Any, gradients: Tensors, rate: float, l2: Any, l1: Any) -> None:
         """Decay these variables, and have them stepped."""
         if self.decay.linear:
             self._decay(kernel.i, l2, l1)
-            kernel.add(self.variables, gradients, rate)
+            if self._stand_ins is None:  # they give their tensor faster than a variable does
+                self._stand_ins = self._stand_in(kernel.optimizer, self.theta)
+            kernel.add(self._stand_ins, gradients, rate)
             return
         # These kinds need the step: it is written to buffers of zeros.
         negative = torch._foreach_mul(self.theta, 0.0)
-        stand_ins = [
-            StandIn(buffer, kernel.optimizer.index_of(variable))
-            for buffer, variable in zip(negative, self.variables, strict=True)
-        ]
         references = self.reference or [None] * len(self.theta)
 
         def afterwards() -> None:
             for theta, step, reference in zip(self.theta, negative, references, strict=True):
                 theta.copy_(decayed(theta, step.neg_(), self.decay, l2, l1, reference))
 
-        kernel.add(stand_ins, gradients, rate, afterwards)
+        kernel.add(self._stand_in(kernel.optimizer, negative), gradients, rate, afterwards)
+
+    def _stand_in(self, optimizer: Any, tensors: Sequence[torch.Tensor]) -> list[StandIn]:
+        positions = map(optimizer.index_of, self.variables)
+        return [StandIn(*pair) for pair in zip(tensors, positions, strict=True)]
 
     def _decay(self, i: int, l2: Any, l1: Any) -> None:
         signs = None if l1 is None else torch._foreach_sign(self.theta)

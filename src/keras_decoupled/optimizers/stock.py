@@ -55,28 +55,23 @@ class Stock(Decoupled):
 
     def _checked(self, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return them for a config; the stock class checks them itself."""
-        return {
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, value in hyperparameters.items()
-        }
+        return {name: _plain(value) for name, value in hyperparameters.items()}
 
     def _for_keras(self, own: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
         taken = inspect.signature(self.stock.__init__).parameters
-        given = shared | own | {name: None for name in OWN_DECAYS if name in taken}
+        # 0 and not None, which Keras' AdamW refuses.
+        given = shared | own | {name: 0.0 for name in OWN_DECAYS if name in taken}
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
             return given
-        # A user's class may take few of Keras' arguments: a config has them all.
-        defaults = inspect.signature(keras.optimizers.Optimizer.__init__).parameters
-        return {
-            name: value
-            for name, value in given.items()
-            if name in taken or (name != "name" and value != defaults[name].default)
-        }
+        # A user's class may take few of Keras' arguments, and a config has them all.
+        unused = {name for name, value in shared.items() if value is None or value is False}
+        unused |= {"name"} | ({"ema_momentum"} if not shared.get("use_ema") else set())
+        return {name: value for name, value in given.items() if name in taken or name not in unused}
 
     def _own_config(self) -> dict[str, Any]:
         shared = {*KERAS_ARGUMENTS, *OWN_DECAYS, "learning_rate"}
         config = self.config_of(self.stock)
-        return {name: value for name, value in config.items() if name not in shared}
+        return {name: _plain(value) for name, value in config.items() if name not in shared}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the stock class: what `decouple` makes is no name of a module."""
@@ -236,6 +231,14 @@ class _Change:
     theta: Any  # its value before the update
     step: Any  # what is subtracted from it
     written: bool  # the class changes it more than once, so that it was written to
+
+
+def _plain(value: Any) -> Any:
+    """Return a NumPy number as Python's, and a list or dict without Keras' tracking."""
+    if isinstance(value, np.generic):
+        return value.item()
+    kind = next((kind for kind in (list, dict) if isinstance(value, kind)), None)
+    return value if kind is None else kind(value)
 
 
 def _is_slots(value: Any, count: int, made: Mapping[int, Any]) -> bool:
