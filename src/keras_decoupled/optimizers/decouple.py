@@ -78,11 +78,6 @@ def decouple(optimizer_class: type[Any]) -> type[Any]:
         )
     if issubclass(optimizer_class, Decoupled):
         return optimizer_class
-    if optimizer_class.update_step is keras.optimizers.Optimizer.update_step:
-        raise ValueError(
-            "`decouple` needs a class with an `update_step` of its own. Received: "
-            f"{optimizer_class!r}. Write one, or take a class of `keras.optimizers`."
-        )
     public = getattr(keras.optimizers, optimizer_class.__name__, None)
     if public is not None and optimizer_class is type(public.__new__(public)):
         optimizer_class = public  # on torch an object of a stock class is of another class
@@ -92,6 +87,11 @@ def decouple(optimizer_class: type[Any]) -> type[Any]:
                 f"`{name}` cannot have an independent weight decay: {reason}. Received: "
                 f"{optimizer_class!r}. Other stock optimizers can."
             )
+    if optimizer_class.update_step is keras.optimizers.Optimizer.update_step:
+        raise ValueError(
+            "`decouple` needs a class with an `update_step` of its own. Received: "
+            f"{optimizer_class!r}. Write one, or take a class of `keras.optimizers`."
+        )
     if optimizer_class not in DECOUPLED:
         _make(optimizer_class, stock=optimizer_class is public)
     return DECOUPLED[optimizer_class]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Unpack
 
@@ -54,8 +55,8 @@ class Muon(Stock, keras.optimizers.Muon):
         **shared: the arguments that all optimizers share; see below.
 
     Raises:
-        ValueError: an argument is unknown (`adam_weight_decay`, say), or a key matches no variable
-            (at build).
+        ValueError: an argument is unknown (`adam_weight_decay`, say), a key matches no variable
+            (at build), or Keras is older than 3.13.
         TypeError: an argument has the wrong type.
 
     Example:
@@ -91,6 +92,11 @@ class Muon(Stock, keras.optimizers.Muon):
         rms_rate: float | None = 0.2,
         **shared: Unpack[Shared],
     ) -> None:
+        if "rms_rate" not in inspect.signature(keras.optimizers.Muon.__init__).parameters:
+            raise ValueError(
+                "`Muon` needs Keras 3.13 or later: before that, its step and arguments were others. "
+                f"Received: Keras {keras.__version__}. Upgrade Keras."
+            )
         own = {
             "adam_beta_1": adam_beta_1,
             "adam_beta_2": adam_beta_2,
