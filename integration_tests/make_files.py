@@ -2,18 +2,20 @@
 
     KERAS_BACKEND=jax python integration_tests/make_files.py
 
+With names behind it (adafactor lion), it writes the files of these optimizers alone.
 Each is a model saved in the middle of a run, and the weights that the same run, not interrupted,
 has five updates later. Files written by a released version are kept: they have to stay readable.
 Those of 0.1.0 are in the middle of a cosine cycle.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from keras_decoupled import SGDW, AdamW, Decay, NadamW
+from keras_decoupled import SGDW, Adafactor, AdamW, Decay, Lion, Muon, NadamW, decouple
 
 VERSION = "0.2.0"  # the release that these files come with; to be changed with what `make` makes
 FOLDER = Path(__file__).parent / "files"
@@ -21,6 +23,10 @@ OPTIMIZERS = {
     "adamw": (AdamW, {"amsgrad": True}),
     "nadamw": (NadamW, {}),
     "sgdw": (SGDW, {"momentum": 0.9, "nesterov": True}),
+    "adafactor": (Adafactor, {}),
+    "lion": (Lion, {}),
+    "muon": (Muon, {"exclude_layers": ["head"]}),
+    "nadam": (decouple(keras.optimizers.Nadam), {}),
 }
 
 
@@ -64,7 +70,7 @@ def make(name):
 
 def main():
     FOLDER.mkdir(exist_ok=True)
-    for name in OPTIMIZERS:
+    for name in sys.argv[1:] or OPTIMIZERS:
         model = make(name)
         train(model, 0, 4)
         model.optimizer.learning_rate = 0.01
