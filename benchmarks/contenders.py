@@ -21,6 +21,19 @@ BYTES = {
     "SGDW": 5 * 4,
 }  # per parameter: read g, m, v, θ; write m, v, θ
 
+# And of the stock optimizers that `decouple` takes: slots are read and written.
+STOCK_BYTES = {
+    "Adadelta": 7 * 4,
+    "Adafactor": 5 * 4,
+    "Adagrad": 5 * 4,
+    "Adamax": 7 * 4,
+    "Lamb": 7 * 4,
+    "Lion": 5 * 4,
+    "Muon": 5 * 4,
+    "Nadam": 7 * 4,
+    "RMSprop": 5 * 4,
+}
+
 OURS, RULES, KERAS = "keras_decoupled", "keras_decoupled, four rules", "keras.optimizers"
 PLAIN = "plain"  # the kind of decay that the others are compared with
 
@@ -97,6 +110,18 @@ def keras_optimizers(kind, count):
     settings = {"momentum": MOMENTUM, "weight_decay": DECAY}
     stock = partial(keras.optimizers.SGD, rate, **settings)
     return {OURS: partial(ours, momentum=MOMENTUM), KERAS + ".SGD": stock}
+
+
+def stock_optimizers(kind, count):
+    """Functions that make a decoupled stock class, and the stock one with its own decay."""
+    cls, rate = getattr(keras.optimizers, kind), 1e-3
+    decays = {"weight_decay": DECAY} | ({"adam_weight_decay": DECAY} if kind == "Muon" else {})
+    ours = partial(keras_decoupled.decouple(cls), rate)
+    return {
+        OURS: partial(ours, weight_decay=rate * DECAY),
+        RULES: partial(ours, **workloads.rules(count, rate * DECAY)),
+        f"{KERAS}.{kind}": partial(cls, rate, **decays),
+    }
 
 
 def decay_kinds(kind):

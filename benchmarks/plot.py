@@ -19,9 +19,9 @@ BACKENDS = ("torch", "jax", "tensorflow")
 OURS, PEER, LIMIT = "tab:blue", "0.72", "tab:red"
 
 
-def beside(file, quick):
+def beside(file, quick, prefix=""):
     """Results of the other backends in the same folder."""
-    names = [f"{'quick-' if quick else ''}{backend}.json" for backend in BACKENDS]
+    names = [f"{'quick-' if quick else ''}{prefix}{backend}.json" for backend in BACKENDS]
     return [file.with_name(n) for n in names if n != file.name and file.with_name(n).exists()]
 
 
@@ -93,7 +93,25 @@ def draw(files, out, optimizer="AdamW"):
     }
     if not titles:
         return
-    panels = {key: list(bars(results, optimizer, key)) for key in titles}
+    panels = {titles[key]: list(bars(results, optimizer, key)) for key in titles}
+    save(panels, results, f"One {optimizer} step", out)
+
+
+def draw_stock(files, out):
+    """Draw the stock optimizers: a panel for each backend and model, a group for each class."""
+    results = read(files)
+    panels = {}
+    for backend, result in results.items():
+        for entry in result["results"]:
+            place = f"{backend} ({entry['mode']})" if entry["mode"] else backend
+            title = f"{place}, {entry['title']}: {entry['variables']} variables"
+            group = entry["optimizer"], entry["limit_ms"], entry["contenders"]
+            panels.setdefault(title, []).append(group)
+    save(panels, results, "One step of decoupled stock optimizers", out)
+
+
+def save(panels, results, heading, out):
+    """Draw these panels, by title, and write the picture."""
     most = max(sum(len(rows) + 1.3 for *_, rows in groups) for groups in panels.values())
     lines = -(-len(panels) // 2)
     size = (14, lines * (0.27 * most + 1.1) + 1.0)
@@ -102,11 +120,11 @@ def draw(files, out, optimizer="AdamW"):
     )
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    for axes, (key, groups) in zip(grid.flat, panels.items(), strict=False):
+    for axes, (title, groups) in zip(grid.flat, panels.items(), strict=False):
         panel(axes, groups)
-        axes.set_title(titles[key], loc="left", weight="bold", fontsize=10.5)
+        axes.set_title(title, loc="left", weight="bold", fontsize=10.5)
     machines = " and ".join(dict.fromkeys(report.machine(result) for result in results.values()))
-    figure.suptitle(f"One {optimizer} step, float32 · {machines} · shorter is better", fontsize=14)
+    figure.suptitle(f"{heading}, float32 · {machines} · shorter is better", fontsize=14)
     colours = {
         "keras_decoupled": plt.Rectangle((0, 0), 1, 1, color=OURS),
         "others": plt.Rectangle((0, 0), 1, 1, color=PEER),

@@ -1,11 +1,13 @@
 """Time one optimizer step: ours beside stock Keras and the backend's own optimizers.
 
     KERAS_BACKEND=torch python benchmarks/step.py [--quick] [--out FILE] [--workload …] [--optimizer …]
-                                                  [--kinds]
+                                                  [--kinds | --stock]
 
 All contenders for the same work are in one process and take turns. Writes JSON and draws step.png
 beside it, from the results of all backends that lie there. `nox -s benchmark` does all of it.
 With --kinds, the contenders are ours with each kind of decay, and the picture is left as it is.
+With --stock, they are the other stock optimizers, as `decouple` makes them and as they are; the
+picture is stock.png.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import measure
 import plot
 import report
 import workloads
-from contenders import BYTES, KERAS, OURS, PLAIN, RULES, decay_kinds
+from contenders import BYTES, KERAS, OURS, PLAIN, RULES, STOCK_BYTES, decay_kinds, stock_optimizers
 
 BACKEND = keras.backend.backend()
 # Of the way that ours went; more means that it is not the same work. Each Nadam has a momentum
@@ -32,13 +34,28 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="parts of the models, few rounds")
     parser.add_argument(
-        "--out", type=Path, help="JSON file; default: benchmarks/results/[kinds-]BACKEND.json"
+        "--out",
+        type=Path,
+        help="JSON file; default: benchmarks/results/[kinds-|stock-]BACKEND.json",
     )
     parser.add_argument(
-        "--workload", nargs="+", choices=workloads.workloads(True), help="only these"
+        "--workload",
+        nargs="+",
+        choices=workloads.workloads(True) | workloads.for_stock(True),
+        help="only these",
     )
-    parser.add_argument("--optimizer", nargs="+", choices=BYTES, help="only these")
-    parser.add_argument("--kinds", action="store_true", help="our kinds of decay beside plain")
+    parser.add_argument("--optimizer", nargs="+", choices=BYTES | STOCK_BYTES, help="only these")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--kinds",
+        action="store_const",
+        const="kinds",
+        dest="which",
+        help="our kinds of decay beside plain",
+    )
+    which.add_argument(
+        "--stock", action="store_const", const="stock", dest="which", help="other stock optimizers"
+    )
     return parser.parse_args()
 
 
@@ -55,15 +72,19 @@ def warm_up(backend, modes):
                 contender.extra_bytes()
 
 
-def run(backend, key, workload, kind, mode, kinds, effort, progress):
+def run(backend, key, workload, kind, mode, which, effort, progress):
     """Measure one optimizer on one model: beside its peers, or with each kind of decay."""
+    kinds = which == "kinds"
     values, arrays = workload.arrays()
     grads = backend.tensors(arrays)
     if kinds:
         ours, makers = PLAIN, backend.of_keras(decay_kinds(kind), mode, values, grads)
+    elif which == "stock":
+        made = stock_optimizers(kind, len(values))
+        ours, makers = OURS, backend.of_keras(made, mode, values, grads)
     else:
         ours, makers = OURS, backend.contenders(kind, mode, values, grads)
-    copy = backend.copy(BYTES[kind] * workload.parameters)
+    copy = backend.copy((BYTES | STOCK_BYTES)[kind] * workload.parameters)
     results, entry = measure.group(makers, ours, copy, effort, values[-1], progress)
     copy.close()
     for name, row in results.items():
@@ -84,7 +105,7 @@ def run(backend, key, workload, kind, mode, kinds, effort, progress):
 
 def suspicious(entry):
     """Names of those that did not do the same work."""
-    rows, limit = entry["contenders"], APART[entry["optimizer"]]
+    rows, limit = entry["contenders"], APART.get(entry["optimizer"], 0.05)
     return [name for name in rows if name != RULES and not rows[name]["apart"] <= limit]
 
 
@@ -98,6 +119,9 @@ def ratios(entry):
         for name, row in rows.items()
         if not row["ours"]
     ]
+    if entry["optimizer"] in STOCK_BYTES:
+        over_stock = rows[f"{KERAS}.{entry['optimizer']}"]["ours_over_this"]
+        return f"{texts[0]}, with rules {over_stock / rows[RULES]['ours_over_this']:.2f}"
     if RULES in rows:
         texts.append(f"rules ÷ without {1 / rows[RULES]['ours_over_this']:.2f}")
     return ", ".join(texts)
@@ -109,10 +133,12 @@ def main():
     backend = importlib.import_module(f"on_{BACKEND}")
     effort = measure.QUICK if options.quick else measure.FULL
     effort = effort._replace(first_steps=getattr(backend, "FIRST_STEPS", effort.first_steps))
+    stock = options.which == "stock"
+    models = workloads.for_stock if stock else workloads.workloads
     todo = [
         (key, workload, kind, mode)
-        for key, workload in workloads.workloads(options.quick).items()
-        for kind in options.optimizer or BYTES
+        for key, workload in models(options.quick).items()
+        for kind in options.optimizer or (STOCK_BYTES if stock else BYTES)
         for mode in backend.MODES
         if not options.workload or key in options.workload
     ]
@@ -130,7 +156,7 @@ def main():
                 bar.show(task, completed=done + part)
 
             progress(0)
-            entry = run(backend, key, workload, kind, mode, options.kinds, effort, progress)
+            entry = run(backend, key, workload, kind, mode, options.which, effort, progress)
             result["results"].append(entry)
             console.print(report.table(entry))
             for name in suspicious(entry):
@@ -139,13 +165,20 @@ def main():
     for entry in result["results"]:
         label = f"{entry['title']}, {entry['optimizer']} {entry['mode']}"
         console.print(f"{label:<44} {ratios(entry)}", soft_wrap=True)
-    file = report.output(options.out, BACKEND, options.quick, "kinds-" if options.kinds else "")
+    prefix = f"{options.which}-" if options.which else ""
+    file = report.output(options.out, BACKEND, options.quick, prefix)
     report.write(result, file)
     console.print(f"Written: {file}", soft_wrap=True)
-    if options.kinds:
+    if options.which == "kinds":
         return
-    picture = file.with_name("quick-step.png" if options.quick else "step.png")
-    plot.draw([file, *plot.beside(file, options.quick)], picture)
+    quick = "quick-" if options.quick else ""
+    files = [file, *plot.beside(file, options.quick, prefix)]
+    if stock:
+        picture = file.with_name(f"{quick}stock.png")
+        plot.draw_stock(files, picture)
+    else:
+        picture = file.with_name(f"{quick}step.png")
+        plot.draw(files, picture)
     console.print(f"Drawn: {picture}", soft_wrap=True)
 
 

@@ -75,6 +75,13 @@ def workloads(quick):
     return dict(zip(("small", "resnet50", "large", "transformer"), sizes, strict=True))
 
 
+def for_stock(quick):
+    """Return two by key, for the stock optimizers: overhead per variable, and arithmetic."""
+    count = 2 if quick else 20
+    matrices = Workload(f"{count} of 1024×1024", [(1024, 1024)] * count)
+    return {"small": small(60 if quick else 400), "matrices": matrices}
+
+
 def names(count):
     """Names of variables: every fourth one has the same rule."""
     return [f"w{index}_rule{'abcd'[index % 4]}" for index in range(count)]
