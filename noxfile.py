@@ -100,9 +100,10 @@ def reliability(session: nox.Session, backend: str) -> None:
 
 @on_each_backend
 def quickstart(session: nox.Session, backend: str) -> None:
-    """Train, save, load, go on and draw. `-- torch` takes another backend than jax."""
+    """Train, save, load, go on and draw; fine-tune. `-- torch` takes another backend than jax."""
     install(session, backend, "keras", "quickstart")
     python(session, backend, "examples/quickstart.py", *session.posargs)
+    python(session, backend, "examples/finetune.py")
 
 
 @on_each_backend
