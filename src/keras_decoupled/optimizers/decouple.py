@@ -143,12 +143,10 @@ def _make(base: type[Any], stock: bool) -> None:
 def _signature(base: type[Any]) -> inspect.Signature:
     """Return the stock arguments, in their order, less those that all optimizers share."""
     kinds = inspect.Parameter
-    given = list(inspect.signature(base.__init__).parameters.values())
+    given = _arguments(base)
     parameters: list[inspect.Parameter] = []
     positional = True
     for parameter in given:
-        if parameter.kind in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD):
-            continue
         if parameter.name in KERAS_ARGUMENTS or parameter.name in OWN_DECAYS[1:]:
             positional = False  # what follows has another place than in the stock class
             continue
@@ -170,6 +168,24 @@ def _signature(base: type[Any]) -> inspect.Signature:
     if "weight_decay" not in names:
         parameters.append(kinds("weight_decay", kinds.KEYWORD_ONLY, default=None))
     return inspect.Signature([*parameters, kinds("shared", kinds.VAR_KEYWORD)])
+
+
+def _arguments(base: type[Any]) -> list[inspect.Parameter]:
+    """Return what a class's constructor takes, its base class's too as far as it hands them on."""
+    found: dict[str, inspect.Parameter] = {}
+    for cls in base.__mro__:
+        constructor = vars(cls).get("__init__")
+        if constructor is None:
+            continue
+        arguments = inspect.signature(constructor).parameters
+        named = [p for p in arguments.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        own = found.keys() - {"self"}
+        for parameter in named:
+            kind = parameter.KEYWORD_ONLY if own else parameter.kind
+            found.setdefault(parameter.name, parameter.replace(kind=kind))
+        if "learning_rate" in found or len(named) == len(arguments):
+            break
+    return list(found.values())
 
 
 def from_config(stock: type[Any], config: Mapping[str, Any]) -> Any:
