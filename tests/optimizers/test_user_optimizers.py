@@ -1,0 +1,360 @@
+"""Optimizers that users write: what `decouple` makes of them, and what it refuses."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from cases import COMPILED, Case, eager, make_variable, numpy
+from keras_decoupled import decouple
+from stock import (
+    FAST,
+    PATHS,
+    follow,
+    follow_unfreezing,
+    make_variables,
+    micro_batches,
+)
+
+RUNNERS = {"eager": eager, **COMPILED}
+every_runner = pytest.mark.parametrize("runner", RUNNERS)
+
+
+class Momentum(keras.optimizers.Optimizer):
+    """As an example in a guide: state made in `build`, a step that is added."""
+
+    def __init__(self, learning_rate=0.01, momentum=0.9, name="momentum", **kwargs):
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        self.momentum = momentum
+
+    def build(self, variables):
+        super().build(variables)
+        self.velocities = [
+            self.add_variable_from_reference(variable, name="velocity") for variable in variables
+        ]
+
+    def update_step(self, gradient, variable, learning_rate):
+        rate = ops.cast(learning_rate, variable.dtype)
+        velocity = self.velocities[self._get_variable_index(variable)]
+        self.assign(velocity, self.momentum * velocity - rate * gradient)
+        self.assign_add(variable, velocity)
+
+    def get_config(self):
+        return super().get_config() | {"momentum": self.momentum}
+
+
+class WithoutInit(keras.optimizers.Optimizer):
+    """Has a step, and takes its arguments as Keras has them."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        rate = ops.cast(learning_rate, variable.dtype)
+        self.assign_sub(variable, rate * ops.tanh(gradient))
+
+
+class Base(keras.optimizers.Optimizer):
+    def __init__(self, learning_rate=0.01, **kwargs):
+        super().__init__(learning_rate=learning_rate, **kwargs)
+
+
+class Assigning(Base):
+    """Gives the new weight, and not the step."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        rate = ops.cast(learning_rate, variable.dtype)
+        self.assign(variable, ops.subtract(variable, rate * ops.sign(gradient)))
+
+
+class Clipped(Base):
+    """Changes the weight twice, and reads in between what it wrote."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        rate = ops.cast(learning_rate, variable.dtype)
+        self.assign_sub(variable, rate * gradient)
+        self.assign(variable, ops.clip(variable, -0.25, 0.25))
+
+
+class Averaging(Base):
+    """Reads the weight after its step, and goes on from what it read in the next update."""
+
+    def build(self, variables):
+        super().build(variables)
+        self.weights_seen = self.add_optimizer_variables(variables, "mean_weight")
+
+    def update_step(self, gradient, variable, learning_rate):
+        rate = ops.cast(learning_rate, variable.dtype)
+        average = self.weights_seen[self._get_variable_index(variable)]
+        self.assign_sub(variable, rate * (gradient + average))
+        self.assign_add(average, 0.5 * (variable - average))
+
+
+class ByHand(Base):
+    """Makes its state by `add_variable`: a list per kind, one of another shape, and a number."""
+
+    def build(self, variables):
+        super().build(variables)
+        self.means = [self.add_variable(v.shape, dtype=v.dtype, name="mean") for v in variables]
+        self.largest = [
+            self.add_variable((1,), "ones", dtype=v.dtype, name="largest") for v in variables
+        ]
+        self.seen = self.add_variable((), name="seen")
+
+    def update_step(self, gradient, variable, learning_rate):
+        rate = ops.cast(learning_rate, variable.dtype)
+        place = self._get_variable_index(variable)
+        mean, largest = self.means[place], self.largest[place]
+        self.assign_add(self.seen, ops.mean(ops.abs(gradient)))
+        self.assign_add(mean, 0.25 * (gradient - mean))
+        self.assign(largest, ops.maximum(largest, ops.max(ops.abs(gradient))))
+        factor = rate / (ops.reshape(largest, ()) * (1.0 + self.seen))
+        self.assign_sub(variable, factor * mean)
+
+
+class SlotFirst(Base):
+    """Its step is a slot itself, which it then changes."""
+
+    def build(self, variables):
+        super().build(variables)
+        self.sums = self.add_optimizer_variables(variables, "sum")
+
+    def read(self, slot):
+        return slot
+
+    def update_step(self, gradient, variable, learning_rate):
+        rate = ops.cast(learning_rate, variable.dtype)
+        slot = self.sums[self._get_variable_index(variable)]
+        self.assign_add(slot, rate * gradient)
+        self.assign_sub(variable, self.read(slot))
+        self.assign(slot, 0.5 * slot)
+
+
+class TensorFirst(SlotFirst):
+    """Its step is a slot's tensor, which on torch an assignment to the slot overwrites."""
+
+    def read(self, slot):
+        return ops.convert_to_tensor(slot)
+
+
+class Doubled(keras.optimizers.Lion):
+    """Derived from a stock class: on torch Keras' code for many variables would not know of this."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(gradient, variable, 2 * learning_rate)
+
+
+WORKING = [
+    Momentum,
+    WithoutInit,
+    Assigning,
+    Clipped,
+    Averaging,
+    ByHand,
+    SlotFirst,
+    TensorFirst,
+    Doubled,
+]
+every_working = pytest.mark.parametrize("cls", WORKING)
+# One multiplier for all: `ByHand` has a number that all variables share.
+RULES = Case(
+    lambda: {"weight_decay": 0.03, "weight_decays": {"kernel": (0.004, 0.1), "scale": 0}},
+    {
+        **{path: (0.004, 0.1) for path in PATHS if path.endswith("kernel")},
+        "scale": (0.0, 0.0),
+        "*": (0.0, 0.03),
+    },
+    updates=3,
+)
+
+
+def sides(cls):
+    """What makes ours and what makes the user's own."""
+    return lambda **arguments: decouple(cls)(**arguments), cls
+
+
+@every_working
+def test_every_update(cls):
+    """Compiled, where the backend compiles."""
+    follow(RULES, *sides(cls), next(iter(COMPILED.values())))
+
+
+@every_working
+def test_unfreezing(cls):
+    """Not compiled; what it made by itself is there after a second build, and nothing is made twice."""
+    optimizer, _, _ = follow_unfreezing(*sides(cls))
+    fresh = decouple(cls)(learning_rate=0.05, weight_decay=0.03)
+    fresh.build(make_variables())
+    shapes = [[tuple(v.shape) for v in o.variables] for o in (optimizer, fresh)]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("fast", FAST)
+def test_derived_from_ours(fast):
+    """What a class overrides of a decoupled one is used, and its stock class's code for many variables is not."""
+
+    class Backwards(decouple(keras.optimizers.Lion)):
+        def update_step(self, gradient, variable, learning_rate):
+            super().update_step(-gradient, variable, learning_rate)
+
+    class Reference(keras.optimizers.Lion):
+        def update_step(self, gradient, variable, learning_rate):
+            super().update_step(-gradient, variable, learning_rate)
+
+    follow(RULES, Backwards, Reference, fast=fast)
+
+
+@pytest.mark.parametrize("runner", COMPILED)
+def test_a_step_that_is_computed_inside_cond(runner):
+    """Only a change of the weight may not stand there."""
+
+    class Choosing(Base):
+        def update_step(self, gradient, variable, learning_rate):
+            rate = ops.cast(learning_rate, variable.dtype)
+            large = ops.norm(gradient) > 1.0
+            step = ops.cond(large, lambda: ops.sign(gradient), lambda: 0.5 * gradient)
+            self.assign_sub(variable, rate * step)
+
+    variable, expected = make_variable("w", np.array([1.0, -2.0])), np.array([1.0, -2.0])
+    optimizer = decouple(Choosing)(learning_rate=0.25, weight_decay=0.125)
+    step = COMPILED[runner](optimizer, [variable])
+    for g in ([3.0, -0.5], [0.25, 0.5]):
+        step([np.array(g, "float32")])
+        u = 0.25 * (np.sign(g) if np.linalg.norm(g) > 1 else 0.5 * np.array(g))
+        expected = expected - u - 0.125 * expected
+        np.testing.assert_allclose(numpy(variable), expected, rtol=1e-6)
+
+
+# --- what is refused at the first update ---
+
+
+class Direct(Base):
+    def update_step(self, gradient, variable, learning_rate):
+        variable.assign(variable - ops.cast(learning_rate, variable.dtype) * gradient)
+
+
+class Lazy(Base):
+    def update_step(self, gradient, variable, learning_rate):
+        """Leaves the weight as it is."""
+
+
+class Conditional(Base):
+    def update_step(self, gradient, variable, learning_rate):
+        step = ops.cast(learning_rate, variable.dtype) * gradient
+        ops.cond(
+            ops.norm(gradient) > 1.0,
+            lambda: self.assign_sub(variable, step),
+            lambda: self.assign_sub(variable, 2 * step),
+        )
+
+
+REFUSED = {
+    Direct: r"`Direct\.update_step` must change .*`self\.assign`.*Received: an update of a/w.*Write",
+    Lazy: r"`Lazy\.update_step` must change .*Received: an update of a/w",
+    Conditional: r"`Conditional\.update_step` must not .*`ops\.cond`.*an update of a/w.*`ops\.where`",
+}
+
+
+@every_runner
+@pytest.mark.parametrize("cls", REFUSED)
+def test_a_step_that_cannot_be_caught(cls, runner):
+    """Whichever way it is run; the error names the variable and the cure."""
+    variable = make_variable("a/w", np.array([1.0, -2.0]))
+    step = RUNNERS[runner](decouple(cls)(learning_rate=0.1, weight_decay=0.01), [variable])
+    with pytest.raises(ValueError, match=REFUSED[cls]):
+        step([np.array([3.0, 0.5], "float32")])
+
+
+def test_state_that_cannot_be_found_again():
+    """In a dictionary by path; a build on other variables would make it anew."""
+
+    class InADictionary(Base):
+        def build(self, variables):
+            super().build(variables)
+            self.by_path = {v.path: self.add_variable(v.shape, name="slot") for v in variables}
+
+        def update_step(self, gradient, variable, learning_rate):
+            self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * gradient)
+
+    variables = make_variables()
+    optimizer = decouple(InADictionary)(learning_rate=0.05, weight_decay=0.03)
+    optimizer.build(variables[:3])
+    with pytest.raises(ValueError, match=r"(?s)cannot be built again.*keep each kind in a list"):
+        optimizer.build(variables)
+
+
+# --- names, arguments and configs ---
+
+
+class Bare(keras.optimizers.Optimizer):
+    """Takes nothing of Keras' arguments, not even a name."""
+
+    def __init__(self, learning_rate=0.01, sharpness=2.0):
+        super().__init__(learning_rate=learning_rate)
+        self.sharpness = sharpness
+
+    def update_step(self, gradient, variable, learning_rate):
+        rate = ops.cast(learning_rate, variable.dtype)
+        self.assign_sub(variable, rate * ops.tanh(self.sharpness * gradient))
+
+    def get_config(self):
+        return super().get_config() | {"sharpness": self.sharpness}
+
+
+class Sign(Base):
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * ops.sign(gradient))
+
+
+keras.saving.register_keras_serializable(package="mine")(Sign)
+
+
+def again(optimizer, way):
+    if way == "config":
+        return type(optimizer).from_config(optimizer.get_config())
+    return keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+
+
+@pytest.mark.parametrize("way", ["config", "serialized"])
+@pytest.mark.parametrize(
+    ("cls", "own"), [(Bare, {"sharpness": 3.0}), (Momentum, {"momentum": 0.5}), (Sign, {})]
+)
+def test_a_config_makes_the_same_optimizer(cls, own, way):
+    optimizer = decouple(cls)(learning_rate=0.05, weight_decay=0.03, name="one", **own)
+    copy = again(optimizer, way)
+    assert type(copy) is decouple(cls)
+    assert copy.name == "one"
+    assert copy.get_config() == optimizer.get_config()
+    assert {name: copy.get_config()[name] for name in own} == own
+    ends = []
+    for one in (optimizer, copy):
+        variables = make_variables()
+        step = eager(one, variables)
+        for grads in micro_batches(2):
+            step(grads)
+        ends.append([numpy(variable) for variable in variables])
+    assert all(np.array_equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_a_class_without_kwargs_and_without_a_name():
+    follow(RULES, *sides(Bare))
+    # What it does not take cannot be given to it.
+    with pytest.raises(TypeError, match="clipnorm"):
+        decouple(Bare)(learning_rate=0.05, clipnorm=1.0)
+
+
+def test_the_registered_name_has_the_package():
+    registered = keras.saving.get_registered_name
+    assert registered(decouple(Sign)) == "keras_decoupled>mine.Sign"
+    assert keras.saving.get_registered_object("keras_decoupled>mine.Sign") is decouple(Sign)
+    assert registered(decouple(Momentum)) == "keras_decoupled>Momentum"
+    assert decouple(Sign) is decouple(Sign)
+
+
+def test_the_name_of_a_class_of_this_package():
+    """Files go by names: one that was saved with it would be read as ours."""
+
+    class Lion(Sign):
+        pass
+
+    with pytest.raises(ValueError, match=r'`Lion` is the name of .*package="mine"'):
+        decouple(Lion)
+    keras.saving.register_keras_serializable(package="other")(Lion)
+    assert keras.saving.get_registered_name(decouple(Lion)) == "keras_decoupled>other.Lion"
