@@ -31,6 +31,7 @@ class Stock(Decoupled):
     """A stock optimizer's step with this package's decay: the base of what `decouple` returns."""
 
     stock: ClassVar[type[Any]]  # the class whose step it is
+    _keras_own: ClassVar[bool]  # whether that is Keras' own
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Take the stock class among the bases for `stock`; a class derived from ours has none."""
@@ -38,6 +39,7 @@ class Stock(Decoupled):
         for base in cls.__bases__:
             if not issubclass(base, Decoupled):
                 cls.stock = base
+                cls._keras_own = base is getattr(keras.optimizers, base.__name__, None)
                 DECOUPLED[base] = cls
 
     def __init__(
@@ -96,15 +98,13 @@ class Stock(Decoupled):
         if entry.master is not None:  # stock classes compute in the variable's precision
             self.assign(entry.master, theta)
         change = self._change
-        change.target, change.entry = variable if entry.master is None else entry.master, entry
-        change.theta, change.step, change.written = theta, None, False
-        target = change.target
+        change.target = target = variable if entry.master is None else entry.master
+        change.entry, change.step = entry, None
+        change.theta = theta if self._keras_own else ops.copy(theta)
         try:
             self.stock.update_step(self, gradient, target, rate)
         finally:
             change.target = None
-        if change.written:
-            return change.theta - ops.convert_to_tensor(target)
         if change.step is None:
             raise ValueError(
                 f"`{self.stock.__name__}.update_step` must change the variable through "
@@ -112,10 +112,12 @@ class Stock(Decoupled):
                 f"the weight decay. Received: an update of {path_of(entry.variable)} without any "
                 "of them. Write self.assign_sub(variable, step) in place of variable.assign(...)."
             )
+        if not self._keras_own:
+            self.assign(target, change.theta)
         return ops.cast(change.step, theta.dtype)
 
-    def _catch(self, variable: Any) -> bool:
-        """Tell whether this is the one change of the variable that is to be caught."""
+    def _is_target(self, variable: Any) -> bool:
+        """Tell whether this is the variable whose change is to be caught."""
         change = self._change
         if variable is not change.target:
             return False
@@ -126,34 +128,42 @@ class Stock(Decoupled):
                 f"caught. Received: an update of {path_of(change.entry.variable)} there. Compute "
                 "the step with `ops.where`, and call self.assign_sub(variable, step) once."
             )
-        if change.step is not None:  # a second change may read what the first one wrote
-            change.theta = ops.copy(change.theta)
-            super().assign(variable, change.theta - change.step)
-            change.step, change.written = None, True
-        return not change.written
+        return True
+
+    def _catch(self, step: Any) -> None:
+        """Take note of all that the class has subtracted so far.
+
+        No class of Keras reads the variable again after its step, but a user's may: it finds what
+        it wrote.
+        """
+        self._change.step = step
+        if not self._keras_own:
+            super().assign(self._change.target, self._change.theta - step)
 
     def assign(self, variable: Any, value: Any) -> None:
         """Assign, as in Keras; for the variable that is being updated, take note of the step."""
-        if self._catch(variable):
-            self._change.step = self._change.theta - value
+        if self._is_target(variable):
+            self._catch(self._change.theta - value)
         else:
             super().assign(variable, value)
 
     def assign_add(self, variable: Any, value: Any) -> None:
         """Add, as in Keras; for the variable that is being updated, take note of the step."""
-        if self._catch(variable):
-            self._change.step = -ops.convert_to_tensor(value)
+        if self._is_target(variable):
+            self._catch(self._change.subtracted - ops.convert_to_tensor(value))
         else:
             super().assign_add(variable, value)
 
     def assign_sub(self, variable: Any, value: Any) -> None:
         """Subtract, as in Keras; for the variable that is being updated, take note of the step."""
-        if self._catch(variable):
-            # A copy of a slot: it may be changed before the step is used.
-            slot = isinstance(value, keras.Variable)
-            self._change.step = ops.copy(value) if slot else ops.convert_to_tensor(value)
-        else:
+        if not self._is_target(variable):
             super().assign_sub(variable, value)
+        elif (
+            self._change.step is None and self._keras_own and not isinstance(value, keras.Variable)
+        ):
+            self._catch(ops.convert_to_tensor(value))
+        else:  # a new tensor: a slot may be changed before the step is used
+            self._catch(self._change.subtracted + ops.convert_to_tensor(value))
 
     def index_of(self, variable: Any) -> int:
         """Return a variable's position in the last build, also of what stands for a variable."""
@@ -229,8 +239,12 @@ class _Change:
     target: Any = None  # the variable as the stock class has it
     entry: Entry
     theta: Any  # its value before the update
-    step: Any  # what is subtracted from it
-    written: bool  # the class changes it more than once, so that it was written to
+    step: Any  # what was subtracted from it so far; None: it was not changed
+
+    @property
+    def subtracted(self) -> Any:
+        """What was subtracted so far, 0 before that."""
+        return 0.0 if self.step is None else self.step
 
 
 def _plain(value: Any) -> Any:
