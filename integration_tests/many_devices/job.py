@@ -11,7 +11,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Decay, NadamW
+from keras_decoupled import SGDW, Adafactor, AdamW, CosineWarmRestarts, Decay, NadamW
 
 BATCH = 16  # what 8 devices can share
 HALF, END = 7, 13  # batches; both in the middle of a cycle, and of an accumulation of two
@@ -28,6 +28,8 @@ CASES = {
         AdamW,
         {"weight_decay": Decay(1e-2, towards="initial", eta_power=2), "weight_decays": {}},
     ),
+    # Its averages over rows and columns have shapes of their own.
+    "adafactor": (Adafactor, {}),
 }
 if keras.backend.backend() == "tensorflow":
     # Under a strategy Keras clips the gradient of each replica, before they are summed, and cannot

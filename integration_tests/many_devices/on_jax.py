@@ -13,7 +13,9 @@ SLOTS = {
     "sgdw": {"momentum", "average"},
     "bfloat16": {"momentum", "velocity", "master"},
     "towards": {"momentum", "velocity", "reference"},
+    "adafactor": {"velocity"},
 }
+FACTORED = [(1,), (8,), (16,), (16,)]  # Adafactor's averages over columns and rows
 
 
 def model_parallel():
@@ -39,10 +41,16 @@ def check_shardings(model, case, distribution):
     variables = model.trainable_variables
     assert [part(v) for v in variables] == PARTS[distribution]
     found = {v.path: set() for v in variables}
+    factored = []
     for slot in model.optimizer.variables:
         assert len(slot.value.sharding.device_set) == 8, slot.path
         if slot.shape == ():
             assert slot.value.sharding.is_fully_replicated, slot.path
+            continue
+        if slot.name == "kernel":
+            # Keras does not say whose it is: it is whole on each device.
+            assert slot.value.sharding.is_fully_replicated, slot.path
+            factored.append(slot.shape)
             continue
         [owner] = [v for v in variables if slot.name.startswith(prefix(v))]
         found[owner.path].add(slot.name.removeprefix(prefix(owner)))
@@ -51,6 +59,7 @@ def check_shardings(model, case, distribution):
         assert part(slot) == part(owner), slot.path
         assert slot.dtype == "float32", slot.path
     assert list(found.values()) == [SLOTS[case]] * len(variables), found
+    assert sorted(factored) == (FACTORED if case == "adafactor" else []), factored
 
 
 def prefix(variable):
