@@ -191,3 +191,6 @@ def _arguments(base: type[Any]) -> list[inspect.Parameter]:
 def from_config(stock: type[Any], config: Mapping[str, Any]) -> Any:
     """Make the optimizer of a config, from the class that was decoupled: for pickle."""
     return decouple(stock).from_config(config)
+
+
+decouple(keras.optimizers.Nadam)  # so that its files can be loaded: it has no name at the top level
