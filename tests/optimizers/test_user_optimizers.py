@@ -73,6 +73,16 @@ class Clipped(Base):
         self.assign(variable, ops.clip(variable, -0.25, 0.25))
 
 
+class Shrinking(Base):
+    """Subtracts, and then adds a part of what it wrote."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        rate = ops.cast(learning_rate, variable.dtype)
+        self.assign_sub(variable, rate * gradient)
+        self.assign_sub(variable, 2.0 * rate * variable)
+        self.assign_add(variable, rate * ops.tanh(variable))
+
+
 class Averaging(Base):
     """Reads the weight after its step, and goes on from what it read in the next update."""
 
@@ -146,6 +156,7 @@ WORKING = [
     WithoutInit,
     Assigning,
     Clipped,
+    Shrinking,
     Averaging,
     ByHand,
     SlotFirst,
