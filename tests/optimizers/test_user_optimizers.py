@@ -370,3 +370,21 @@ def test_the_name_of_a_class_of_this_package():
         decouple(Lion)
     keras.saving.register_keras_serializable(package="other")(Lion)
     assert keras.saving.get_registered_name(decouple(Lion)) == "keras_decoupled>other.Lion"
+
+
+class TakesAMethod(Momentum):
+    def step(self, gradient):
+        return gradient
+
+
+class TakesAnAttribute(Momentum):
+    def __init__(self, learning_rate=0.05, **kwargs):
+        super().__init__(learning_rate=learning_rate, **kwargs)
+        self.fast = 0.5
+
+
+@pytest.mark.parametrize(("cls", "name"), [(TakesAMethod, "step"), (TakesAnAttribute, "fast")])
+def test_a_name_that_is_taken_is_refused(cls, name):
+    """A user's attribute in the place of one of ours, or the other way round, would compute something else."""
+    with pytest.raises(ValueError, match=rf"must not .*{name}"):
+        decouple(cls)()

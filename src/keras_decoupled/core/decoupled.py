@@ -70,6 +70,11 @@ class Decoupled(Configured):
             rules.extract(model, zero_penalties, times.first_normalization())
         # Keras' own weight decay is multiplied by the learning rate: it must not see ours.
         super().__init__(times, rules, **self._for_keras(own, shared))
+        if taken := {"fast", "init_verbose"} & self.__dict__.keys():
+            raise ValueError(
+                f"`{type(self).__name__}` must not have attributes of its own with the names of "
+                f"this package's. Received: {sorted(taken)}. Give them other names."
+            )
         for name in self.HYPERPARAMETERS:
             setattr(self, name, own[name])
         self.init_verbose = init_verbose

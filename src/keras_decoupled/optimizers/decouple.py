@@ -33,6 +33,11 @@ DECOUPLED |= {
 }
 
 
+# Ours, less what any optimizer may override, and less Muon's question.
+_NAMES = {name for cls in Stock.__mro__ for name in vars(cls)}
+_NAMES -= {*dir(keras.optimizers.Optimizer), "_should_use_adamw"}
+
+
 def decouple(optimizer_class: type[Any]) -> type[Any]:
     r"""Return a Keras optimizer class with independent weight decay.
 
@@ -106,6 +111,11 @@ def _make(base: type[Any], stock: bool) -> None:
             f"Received: {base!r}. Register your class under a package of your own: "
             '@keras.saving.register_keras_serializable(package="mine").'
         )
+    if taken := sorted(_own_names(base) & _NAMES):
+        raise ValueError(
+            f"A class that is decoupled must not use the names of this package's own attributes. "
+            f"Received: {base!r}, which has {', '.join(taken)}. Give them other names."
+        )
     signature = _signature(base)
 
     def initialize(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -168,6 +178,12 @@ def _signature(base: type[Any]) -> inspect.Signature:
     if "weight_decay" not in names:
         parameters.append(kinds("weight_decay", kinds.KEYWORD_ONLY, default=None))
     return inspect.Signature([*parameters, kinds("shared", kinds.VAR_KEYWORD)])
+
+
+def _own_names(base: type[Any]) -> set[str]:
+    """Return what a class defines, with its base classes up to those of Keras."""
+    own = (cls for cls in base.__mro__ if cls.__module__.split(".")[0] != "keras")
+    return {name for cls in own for name in vars(cls) if not name.startswith("__")}
 
 
 def _arguments(base: type[Any]) -> list[inspect.Parameter]:
