@@ -388,3 +388,17 @@ def test_a_name_that_is_taken_is_refused(cls, name):
     """A user's attribute in the place of one of ours, or the other way round, would compute something else."""
     with pytest.raises(ValueError, match=rf"must not .*{name}"):
         decouple(cls)()
+
+
+def test_a_mixin_is_no_stock_class():
+    """A class derived from ours with a mixin of the user's keeps the step of the class it is derived from."""
+
+    class Logged:
+        pass
+
+    class Mine(Logged, decouple(keras.optimizers.Lion)):
+        pass
+
+    assert Mine.stock is keras.optimizers.Lion
+    assert decouple(keras.optimizers.Lion) is not Mine
+    follow(RULES, Mine, keras.optimizers.Lion)

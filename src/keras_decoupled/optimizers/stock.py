@@ -37,7 +37,7 @@ class Stock(Decoupled):
         """Take the stock class among the bases for `stock`; a class derived from ours has none."""
         super().__init_subclass__(**kwargs)
         for base in cls.__bases__:
-            if not issubclass(base, Decoupled):
+            if issubclass(base, keras.optimizers.Optimizer) and not issubclass(base, Decoupled):
                 cls.stock = base
                 cls._keras_own = base is getattr(keras.optimizers, base.__name__, None)
                 DECOUPLED[base] = cls
