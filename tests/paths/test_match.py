@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_decoupled.paths.match import components, labels, nearest, resolve
+from keras_decoupled.paths.match import (
+    components,
+    deciding_keys,
+    labels,
+    nearest,
+)
 
 PATHS = [
     "lstm_1/lstm_cell/kernel",
@@ -20,6 +25,12 @@ PATHS = [
     "head/kernel#2",
     "scale",
 ]
+
+
+def resolve(rules, names, **options):
+    """The value that the rules give to each variable."""
+    keys = deciding_keys(rules, names, **options)
+    return [None if key is None else rules[key] for key in keys]
 
 
 def hit(key, names=PATHS, **options):

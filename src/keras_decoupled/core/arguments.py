@@ -57,6 +57,7 @@ class Shared(TypedDict, total=False):
 
     weight_decays: Mapping[Any, Any] | None
     lr_multipliers: Mapping[Any, float] | None
+    decay_vectors: bool
     model: keras.Model | None
     zero_penalties: bool
     total_iterations: int | None
@@ -101,6 +102,9 @@ SHARED_ARGUMENTS = """
             means its variables. An exact path beats other keys, and of these the one given last
             wins. Variables that no key names get `weight_decay`.
         lr_multipliers: `{key: multiplier}` of the learning rate, not of the decay; 0 freezes.
+        decay_vectors: False leaves variables of fewer than two dimensions (biases, scales of
+            normalization layers) and biases of attention layers without decay, but for those that
+            a key names by their own name. Defaults to `True`.
         model: a built model whose L1, L2 and L1L2 regularizers become decays.
         zero_penalties: whether to take these penalties out of the model's loss. A layer that two
             models share loses its penalty in both. Defaults to `True`.
@@ -117,7 +121,7 @@ SHARED_ARGUMENTS = """
             schedule's `warmup_target`, else its `initial_learning_rate`, else its value at step 0;
             where the schedule rises above that, to its highest value; to a callable's value at
             build.
-        init_verbose: print each variable's decay and multiplier at build. Defaults to `False`.
+        init_verbose: print `explain()` at build. Defaults to `False`.
         name, clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum,
             ema_overwrite_frequency, loss_scale_factor, gradient_accumulation_steps: as in
             `keras.optimizers.Optimizer`.

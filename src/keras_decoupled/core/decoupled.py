@@ -52,6 +52,7 @@ class Decoupled(Configured):
         weight_decay: Any = None,
         weight_decays: Mapping[Any, Any] | None = None,
         lr_multipliers: Mapping[Any, float] | None = None,
+        decay_vectors: bool = True,
         model: keras.Model | None = None,
         zero_penalties: bool = True,
         init_verbose: bool = False,
@@ -64,7 +65,17 @@ class Decoupled(Configured):
             "zero_penalties", zero_penalties, cure="False leaves the penalties in the loss, too."
         )
         init_verbose = checks.flag("init_verbose", init_verbose, cure="True prints the table.")
-        rules = Rules(weight_decay, weight_decays, lr_multipliers, self.key_of, self.decide_part)
+        decay_vectors = checks.flag(
+            "decay_vectors", decay_vectors, cure="False leaves biases and scales undecayed."
+        )
+        rules = Rules(
+            weight_decay,
+            weight_decays,
+            lr_multipliers,
+            self.key_of,
+            self.decide_part,
+            decay_vectors,
+        )
         times = Timing.read(learning_rate, **about_time)
         if model is not None:
             rules.extract(model, zero_penalties, times.first_normalization())
@@ -138,7 +149,7 @@ class Decoupled(Configured):
                 regularizers.remove_penalty(variable)
         self._fast_update, self._fast_step = fast.paths_of(self)
         if self.init_verbose:
-            print(table)
+            print(self.explain())
 
     # Updating.
 

@@ -16,6 +16,12 @@ Key: TypeAlias = str | keras.Layer | tuple[str, ...]
 _JOINT = "\n"  # joins labels where a config needs one string: no path has it
 
 
+class LayerLabels(tuple[str, ...]):
+    """The labels of a layer's variables, with the layer's name."""
+
+    name = ""
+
+
 def mapping(name: str, value: Any, check: Callable[[str, Any], Any]) -> dict[Key, Any]:
     """Return an argument `{key: entry}` with its keys and entries checked."""
     if value is None:
@@ -91,7 +97,8 @@ def as_labels(
     found: dict[str | tuple[str, ...], Any] = {}
     for key, entry in rules.items():
         if isinstance(key, keras.Layer):
-            hits = tuple(label[key_of(v)] for v in key.weights if key_of(v) in label)
+            hits = LayerLabels(label[key_of(v)] for v in key.weights if key_of(v) in label)
+            hits.name = key.name
             if strict and not hits and all(v.trainable for v in key.weights):
                 raise ValueError(
                     f"A layer that is a key of `{argument}` must have variables that the optimizer "
@@ -118,6 +125,15 @@ def after_load(
         tuple(map(shortened, key)) if isinstance(key, tuple) else shortened(key): entry
         for key, entry in rules.items()
     }
+
+
+def shown(key: str | tuple[str, ...]) -> str:
+    """Return a key as a user knows it: a layer's name, else what its variables' paths have in common."""
+    if isinstance(key, str):
+        return key
+    paths = [label.split("/") for label in key]
+    common = [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
+    return getattr(key, "name", "") or "/".join(common) or ", ".join(key)
 
 
 def key_to_config(key: Key) -> str:

@@ -1,4 +1,4 @@
-"""The arguments that say what each variable gets, and the table that they come to.
+"""The table that the rules come to: through builds, saves and loads.
 
 A variable's row comes from the first of these that has one: an earlier build, a saved file, the
 user's rules together with the model's regularizers. Once made, a row stays with its variable.
@@ -13,12 +13,12 @@ from typing import Any
 
 import keras
 
-from keras_decoupled import checks
-from keras_decoupled.decay import amount_checks, arguments, regularizers
+from keras_decoupled.decay import amount_checks, regularizers
 from keras_decoupled.decay.exclusions import Exclusions
 from keras_decoupled.decay.kinds import Decay
 from keras_decoupled.decay.regularizers import Penalty
 from keras_decoupled.decay.table import Row
+from keras_decoupled.decay.user_rules import UserRules
 from keras_decoupled.paths import match
 from keras_decoupled.paths.align import align
 
@@ -33,21 +33,15 @@ class Rules:
         lr_multipliers: Any,
         key_of: Callable[[Any], Any],
         part_of: Callable[[Any], str] = lambda _: "",
+        decay_vectors: bool = True,
     ) -> None:
-        self.weight_decay = (
-            None if weight_decay is None else arguments.as_decay("weight_decay", weight_decay)
+        self.given = UserRules(
+            weight_decay, weight_decays, lr_multipliers, decay_vectors, key_of, part_of
         )
-        self.weight_decays = arguments.mapping("weight_decays", weight_decays, arguments.as_decay)
-        self.weight_decays_as_given = dict(weight_decays or {})
-        self.lr_multipliers = arguments.mapping("lr_multipliers", lr_multipliers, _multiplier)
-        self.exclusions = Exclusions()
         self._key_of = key_of  # Keras' identity of a variable
-        self._part_of = part_of  # which part of the optimizer steps it
         # From `model=`: its variables (trainable ones first), and their regularizers' decays.
         self._model: tuple[Any, ...] = ()
         self._trainable = 0
-        self._extracted: dict[Any, Decay] = {}
-        self._removed: dict[Any, Penalty] = {}
         # The row of each variable that was built on, also of those that left (frozen by now, say).
         self._known: dict[Any, Row] = {}
         self._inherited: set[Any] = set()  # those of them that came in when a file's rows did
@@ -55,8 +49,12 @@ class Rules:
         # lined up by order; loose ones (of variables that were frozen, say) only by their paths.
         self.saved: tuple[Row, ...] = ()
         self.waiting: tuple[Row, ...] = ()
-        self._elsewhere: set[str] = set()  # paths of variables that had left
-        self._from_file = False
+        # Paths of variables that are not built on now: of a file, or of the model of `no_decay`.
+        self._elsewhere = {
+            path
+            for given in (weight_decays, lr_multipliers)
+            for path in getattr(given, "paths", ())
+        }
 
     # From a model.
 
@@ -69,26 +67,20 @@ class Rules:
         regularizers.get_weight_decays(model)  # checks the model, warns of other regularizers
         variables = (*model.trainable_variables, *model.non_trainable_variables)
         names = match.labels([v.path for v in variables])
-        label = dict(zip(map(self._key_of, variables), names, strict=True))
-        decays, _ = (
-            match.resolve(
-                arguments.as_labels(rules, label, self._key_of, argument), names, argument=argument
-            )
-            for argument, rules in self._given()
-        )
+        with_key = self.given.check_keys(variables, names)
         penalties = [regularizers.read_penalty(v) or (0.0, 0.0) for v in variables]
         self._trainable = len(model.trainable_variables)
         self._model = variables
         found = {
             self._key_of(v): pair for v, pair in zip(variables, penalties, strict=True) if any(pair)
         }
-        self._extracted = {key: Decay(l2, l1) for key, (l1, l2) in found.items()}
-        self._removed = found if remove else {}
+        self.given.of_model = {key: Decay(l2, l1) for key, (l1, l2) in found.items()}
+        self.given.removed = found if remove else {}
         _warn_of_strong(
             [
                 (name, pair)
-                for name, pair, decay in zip(names, penalties, decays, strict=True)
-                if decay is None
+                for name, pair, has_key in zip(names, penalties, with_key, strict=True)
+                if not has_key
             ],
             normalization,
         )
@@ -138,67 +130,28 @@ class Rules:
         first: bool,
     ) -> None:
         """Fill in the rows of these variables from the rules."""
-        label = dict(zip(map(self._key_of, variables), names, strict=True))
-        if self._extracted and not any(self._key_of(v) in label for v in self._model):
+        known = set(map(self._key_of, variables))
+        if self.given.of_model and not any(self._key_of(v) in known for v in self._model):
             raise ValueError(
                 "The optimizer took its decays from `model`, and is built on variables of which "
                 f"none is that model's. Received: {len(names)} variables. Make it with the model "
                 "that it trains."
             )
-        targets = [names[i] for i in rest]
         # A key that names a layer means that layer wherever it is, and no part of another path.
         elsewhere = match.labels([match.path_of(v) for v in self._model])
-        self.exclusions.check(names)
+        exclusions = self.given.exclusions
+        exclusions.check(names)
         if first:
-            self.exclusions.warn_of_missed([*names, *elsewhere])
-        others = {*names, *elsewhere, *self._paths_that_left(names)} - set(targets)
-        found = []
-        for argument, rules in self._given():
-            rules = arguments.as_labels(rules, label, self._key_of, argument, strict=first)
-            if self._from_file:
-                rules = arguments.after_load(rules, targets)
-            found.append(
-                match.resolve(
-                    rules, targets, argument=argument, others=sorted(others), strict=first
-                )
-            )
-        for i, decay, multiplier in zip(rest, *found, strict=True):
-            # Keras itself overwrites such a variable with its "gradient" (float8 scales, say).
-            out = getattr(variables[i], "overwrite_with_gradient", False)
-            key = self._key_of(variables[i])
-            out = out or self.exclusions.hits(names[i], key, self._key_of)
-            given = Decay() if out else decay or self._extracted.get(key)
-            rows[i] = Row(
-                path=names[i],
-                shape=tuple(variables[i].shape),
-                decay=given or self.weight_decay or Decay(),
-                multiplier=1.0 if multiplier is None else multiplier,
-                uniform=given is None,
-                removed_penalty=self._removed.get(key),
-                part=self._part_of(variables[i]),
-            )
-
-    def _given(self) -> list[tuple[str, dict[arguments.Key, Any]]]:
-        return [("weight_decays", self.weight_decays), ("lr_multipliers", self.lr_multipliers)]
+            exclusions.warn_of_missed([*names, *elsewhere])
+        others = {*names, *elsewhere, *self._paths_that_left(names)} - {names[i] for i in rest}
+        made = self.given.rows(rest, variables, names, sorted(others), strict=first)
+        for i, row in zip(rest, made, strict=True):
+            rows[i] = row
 
     def _paths_that_left(self, names: Sequence[str]) -> set[str]:
         return (self._elsewhere | {row.path for row in self._known.values()}) - set(names)
 
     # Config.
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the rules as given, as JSON."""
-        return {
-            "weight_decays": {
-                arguments.key_to_config(key): decay.to_config(pair=isinstance(given, tuple | list))
-                for (key, decay), given in zip(
-                    self.weight_decays.items(), self.weight_decays_as_given.values(), strict=True
-                )
-            },
-            "lr_multipliers": {
-                arguments.key_to_config(key): number for key, number in self.lr_multipliers.items()
-            },
-        }
 
     def resolved_config(self, built: Sequence[Any], rows: Sequence[Row]) -> dict[str, Any]:
         """Return what the rules came to; `built` has the keys of the last build, `rows` its rows."""
@@ -210,7 +163,7 @@ class Rules:
                 rows, waiting = self.resolve(self._model[: self._trainable])
         waiting = (*waiting, *self._rows_elsewhere(set(built)))
         return {
-            "exclusions": self.exclusions.get_config(),
+            "exclusions": self.given.exclusions.get_config(),
             "table": [row.get_config() for row in rows],
             "waiting": [row.get_config() for row in waiting],
             "paths": sorted(self._paths_that_left([row.path for row in rows])),
@@ -223,13 +176,13 @@ class Rules:
         """
         others = {self._key_of(v): v for v in self._model if self._key_of(v) not in built}
         of_model, _ = self.resolve(list(others.values()), strict=False)
-        uniform = Row("", (), decay=self.weight_decay or Decay(), uniform=True)
+        uniform = Row("", (), decay=self.given.weight_decay or Decay(), uniform=True)
         left = self._inherited - built - others.keys()
         return [
             *(
                 row
                 for row in of_model
-                if dataclasses.replace(row, path="", shape=(), part="") != uniform
+                if dataclasses.replace(row, path="", shape=(), part="", rule="") != uniform
             ),
             *(row for key, row in self._known.items() if key in left),
         ]
@@ -242,9 +195,9 @@ class Rules:
         paths: Iterable[str],
     ) -> None:
         """Take over what a saved config says that the rules came to."""
-        self.exclusions, self.saved, self.waiting = exclusions, tuple(saved), tuple(waiting)
-        self._elsewhere = set(paths)
-        self._from_file = True
+        self.given.exclusions, self.given.from_file = exclusions, True
+        self.saved, self.waiting = tuple(saved), tuple(waiting)
+        self._elsewhere |= set(paths)
 
 
 def _claim(
@@ -285,14 +238,4 @@ def _warn_of_strong(extracted: Sequence[tuple[str, Penalty]], normalization: flo
         "(learning rate × factor is a start), or give `total_iterations`.",
         UserWarning,
         stacklevel=5,
-    )
-
-
-def _multiplier(name: str, value: Any) -> float:
-    return checks.real(
-        name,
-        value,
-        minimum=0.0,
-        below=checks.FLOAT32,
-        cure="0 freezes the variable, 1 leaves it alone.",
     )

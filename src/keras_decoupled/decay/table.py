@@ -29,6 +29,7 @@ class Row:
     uniform: bool = False  # no key and no regularizer decides: it gets `weight_decay`
     removed_penalty: tuple[float, float] | None = None  # of the loss, by `model=`
     part: str = ""  # of Muon: "muon" or "adam"
+    rule: str = ""  # the key that decided, "model", "excluded" or "decay_vectors"
 
     def get_config(self) -> dict[str, Any]:
         """Return the row as JSON."""
@@ -40,6 +41,7 @@ class Row:
             "uniform": self.uniform,
             "taken": self.removed_penalty and list(self.removed_penalty),
             **({"part": self.part} if self.part else {}),
+            "rule": self.rule,
         }
 
 
@@ -87,29 +89,6 @@ class Table:
     def get_config(self) -> list[dict[str, Any]]:
         """Return the rows as JSON."""
         return [row.get_config() for row in self.rows]
-
-    def __str__(self) -> str:
-        """Return the table as `init_verbose` prints it."""
-        lines: list[tuple[str, ...]] = [("variable", "shape", "l1", "l2", "lr multiplier", "kind")]
-        for row in self.rows:
-            l2, kind = row.decay.l2, row.decay.kind
-            lines.append(
-                (
-                    row.path,
-                    str(row.shape),
-                    f"{row.decay.l1:g}",
-                    f"{l2:g}" if isinstance(l2, float) else type(l2).__name__,
-                    f"{row.multiplier:g}",
-                    "" if kind.plain else repr(kind),
-                )
-            )
-        if not any(line[-1] for line in lines[1:]):
-            lines = [line[:-1] for line in lines]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        )
 
 
 class _Distinct:
@@ -187,4 +166,5 @@ def _row(
         ),
         removed_penalty=penalty,
         part=checks.text(f"{name}['part']", config.get("part", "")),
+        rule=checks.text(f"{name}['rule']", config.get("rule", "")),
     )

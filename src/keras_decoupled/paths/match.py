@@ -17,10 +17,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-V = TypeVar("V")
+K = TypeVar("K", bound=str | tuple[str, ...])
 
 _ORDINAL = re.compile(r"#\d+$")
 _AUTO_NUMBERED = re.compile(r"(.+)_\d+")
@@ -58,56 +58,88 @@ def components(label: str) -> tuple[str, ...]:
     return tuple(path_in(label).split("/"))
 
 
-def resolve(
-    rules: Mapping[str | tuple[str, ...], V],
+def deciding_keys(
+    keys: Iterable[K],
     names: Sequence[str],
     *,
     argument: str,
     others: Sequence[str] = (),
     strict: bool = True,
-) -> list[V | None]:
-    """The value that `rules` give to each variable.
+    by_own_name: Container[int] = (),
+) -> list[K | None]:
+    """The key that decides for each variable, None where none hits it.
 
     Args:
-        rules: `{key: value}`; the module's docstring says what a key hits. A tuple may hit nothing: a layer that is
-            frozen.
+        keys: as the user gave them, in order; the module's docstring says what a key hits. A tuple may hit nothing: a
+            layer that is frozen.
         names: labels of the variables to be resolved, as `labels` makes them.
-        argument: what the user calls `rules`, for the messages.
+        argument: what the user calls the keys' dict, for the messages.
         others: labels of variables that exist but are not resolved now (frozen ones). A key that hits only these is
             accepted, and they count where a key is compared with what else there is.
         strict: whether a string that hits no variable at all is an error. It is none after loading a file, where the
             paths may have changed.
-
-    Returns:
-        For each name the value of the winning key, None where no key hits.
+        by_own_name: positions of variables for which only a key that ends in their last component counts: "bias",
+            "head/bias", and no "head".
 
     Raises:
         TypeError: a key is neither a string nor a tuple.
         ValueError: a key is empty, hits nothing (if `strict`), or is a component with auto-numbered siblings.
     """
+    exact: dict[int, K] = {}
+    general: dict[int, K] = {}
+    for key, hits, is_path in hits_of(keys, names, argument=argument, others=others, strict=strict):
+        (exact if is_path else general).update(
+            {
+                i: key
+                for i in hits
+                if is_path or i not in by_own_name or _names_itself(key, names[i])
+            }
+        )
+    deciding = general | exact
+    return [deciding.get(i) for i in range(len(names))]
+
+
+def hits_of(
+    keys: Iterable[K],
+    names: Sequence[str],
+    *,
+    argument: str,
+    others: Sequence[str] = (),
+    strict: bool = True,
+) -> Iterator[tuple[K, list[int], bool]]:
+    """Each key, the positions in `names` of what it hits, and whether it is the label of one variable.
+
+    The arguments are those of `deciding_keys`.
+    """
     paths = _Paths([*names, *others])
-    exact: dict[int, V] = {}
-    general: dict[int, V] = {}
-    for key, value in rules.items():
+    for key in keys:
+        is_path = False
         if isinstance(key, tuple):
             # None of them may be here: of a frozen layer, say, in a config.
             hits = [paths.position[label] for label in key if label in paths.position]
         else:
             _check(key, argument)
             if key in paths.position:
-                exact[paths.position[key]] = value
-                continue
-            hits = paths.with_components(key)
-            if not hits and not key.endswith("/"):
-                hits = paths.with_substring(key)
-            # If not strict, a key that decides nothing now may be as unclear as it likes.
-            elif hits and (strict or hits[0] < len(names)):
-                _check_siblings(key, paths, argument)
-            if strict and not hits:
-                raise _no_path(key, paths, argument)
-        general.update(dict.fromkeys(hits, value))
-    values = general | exact
-    return [values.get(i) for i in range(len(names))]
+                hits, is_path = [paths.position[key]], True
+            else:
+                hits = paths.with_components(key)
+                if not hits and not key.endswith("/"):
+                    hits = paths.with_substring(key)
+                # If not strict, a key that decides nothing now may be as unclear as it likes.
+                elif hits and (strict or hits[0] < len(names)):
+                    _check_siblings(key, paths, argument)
+                if strict and not hits:
+                    raise _no_path(key, paths, argument)
+        yield key, [i for i in hits if i < len(names)], is_path
+
+
+def is_vector(label: str, shape: Sequence[int]) -> bool:
+    """Tell whether a variable is a bias or the scale of a normalization, as far as its shape and its name say.
+
+    These have fewer than two dimensions; a bias of an attention layer has two, but says "bias".
+    """
+    last = components(label)[-1]
+    return len(shape) < 2 or last == "bias" or last.endswith("_bias")
 
 
 def nearest(text: str, names: Iterable[str]) -> str:
@@ -164,6 +196,10 @@ class _Paths:
 
 def _runs(parts: tuple[str, ...], length: int) -> list[tuple[str, ...]]:
     return [parts[i : i + length] for i in range(len(parts) - length + 1)]
+
+
+def _names_itself(key: str | tuple[str, ...], label: str) -> bool:
+    return isinstance(key, str) and key.removesuffix("/").split("/")[-1] == components(label)[-1]
 
 
 def _check(key: str, argument: str) -> None:
