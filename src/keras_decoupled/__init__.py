@@ -1,5 +1,7 @@
 """Keras 3 optimizers with independent weight decay: the learning rate never multiplies it."""
 
+from keras_decoupled.decay.convert import convert_weight_decay as convert_weight_decay
+from keras_decoupled.decay.convert import decay_from_timescale as decay_from_timescale
 from keras_decoupled.decay.kinds import Decay as Decay
 from keras_decoupled.decay.regularizers import fill_dict_in_order as fill_dict_in_order
 from keras_decoupled.decay.regularizers import get_weight_decays as get_weight_decays
@@ -31,6 +33,8 @@ __all__ = [
     "Muon",
     "NadamW",
     "RMSprop",
+    "convert_weight_decay",
+    "decay_from_timescale",
     "decouple",
     "fill_dict_in_order",
     "get_weight_decays",

@@ -1,10 +1,11 @@
-"""The config: the arguments as they are now, and what they came to."""
+"""The config: the arguments as they are now, and what they came to; also from Keras' optimizers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+from keras_decoupled.core import from_keras
 from keras_decoupled.core.arguments import KERAS_ARGUMENTS, SHARED_ARGUMENTS, Check
 from keras_decoupled.core.decaying import Decaying
 from keras_decoupled.saving.read_config import read_config
@@ -14,6 +15,9 @@ class Configured(Decaying):
     """An optimizer that comes back from its config with everything it had resolved."""
 
     HYPERPARAMETERS: ClassVar[Mapping[str, Check]] = {}  # the class's own arguments, and checks
+    twins: ClassVar[tuple[type[Any], ...]] = ()  # the stock classes whose step is this one
+    twin_arguments: ClassVar[Mapping[str, Any]] = {}  # what makes it theirs
+    twin_names: ClassVar[Mapping[str, str]] = {}  # slot or attribute: the stock class's attribute
     init_verbose: bool
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -62,3 +66,48 @@ class Configured(Decaying):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and deepcopy carry the config, as Keras' do; state goes with the model's file."""
         return type(self).from_config, (self.get_config(),)
+
+    # Coming from Keras.
+
+    @classmethod
+    def from_keras(cls, optimizer: Any, **changes: Any) -> Any:
+        """Return an optimizer that goes on where one of `keras.optimizers` stands.
+
+        Arguments, moments, averages, the number of updates and the position in a schedule are
+        carried over, so that training goes on along the same way, to rounding. The decay is
+        λ = α·w, for the same variables, with α the rate now, or the base rate of a schedule. The
+        step of Lamb and of Adafactor reads the weight, which Keras decays before it: there the
+        two differ by about a thousandth of a step.
+
+        Args:
+            optimizer: an optimizer of the class that this one stands for, or a
+                `LossScaleOptimizer` around one. If it is not built, only its arguments are taken.
+            **changes: arguments of this class that take the place of those carried over.
+
+        Returns:
+            An optimizer of this class; for a `LossScaleOptimizer`, one around it.
+
+        Raises:
+            TypeError: it is of another class.
+            ValueError: it cannot be continued: it has a schedule and gradient accumulation
+                (Keras counts micro-batches there), or it has exclusions and is not built.
+
+        Example:
+        >>> import keras
+        >>> from keras_decoupled import AdamW
+        >>> stock = keras.optimizers.AdamW(1e-3, weight_decay=0.004)
+        >>> AdamW.from_keras(stock).get_config()["weight_decay"]
+        4e-06
+        """
+        return from_keras.continued(cls, optimizer, changes)
+
+    def twin_state(self, stock: Any) -> list[tuple[Any, Any]]:
+        """Return pairs of an optimizer variable of this optimizer and of its stock twin."""
+        pairs = []
+        for name, attribute in self.twin_names.items():
+            if name in self.slot_names:
+                own: Any = [self._slots.get(key, name) for key in self._slots.keys]
+            else:
+                own = getattr(self, name, ())
+            pairs += from_keras.paired(own, getattr(stock, attribute, ()))
+        return pairs

@@ -147,3 +147,31 @@ class KerasHooks(keras.optimizers.Optimizer):
         self.__dict__["_tracker"] = tracker
         is_variable, _ = tracker.config["variables"]
         tracker.config["variables"] = (is_variable, self._variables)
+
+
+class StockHooks:
+    """What `from_keras` reads of an optimizer of Keras, for which Keras has no public name."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        self.variables: list[Any] = list(optimizer._trainable_variables)
+        self.rate = optimizer._learning_rate  # a variable, a schedule or a callable
+        self.counter = optimizer._iterations  # counts micro-batches
+        self.averages: list[Any] = list(getattr(optimizer, "_model_variables_moving_average", ()))
+        self.accumulators: list[Any] = list(getattr(optimizer, "_accumulated_gradients", ()))
+
+    @property
+    def has_exclusions(self) -> bool:
+        """Whether `exclude_from_weight_decay` was told anything."""
+        return bool(
+            getattr(self.optimizer, "_exclude_from_weight_decay", None)
+            or getattr(self.optimizer, "_exclude_from_weight_decay_pattern", None)
+        )
+
+    def decays(self, variable: Any) -> bool:
+        """Tell whether a variable is not excluded."""
+        return bool(self.optimizer._use_weight_decay(variable))
+
+    def part(self, variable: Any) -> str:
+        """Return which part of Muon steps a variable: "adam" or "muon"."""
+        return "adam" if self.optimizer._should_use_adamw(variable) else "muon"

@@ -38,7 +38,7 @@ class Persistent(Scheduled):
         if slot is None:
             scope = contextlib.nullcontext()
             if name in (AVERAGE, REFERENCE):
-                initializer = lambda shape, dtype=None: _copy(reference_variable, dtype)  # noqa: E731
+                initializer = lambda shape, dtype=None: copied(reference_variable, dtype)  # noqa: E731
                 # Keras starts an average at its variable in update 0 alone: too late for one that
                 # is new after it. A traced TensorFlow step cannot read the variable: what is made
                 # in this scope starts outside the trace, when the scope ends.
@@ -82,7 +82,7 @@ class Persistent(Scheduled):
         """Take the present weights as the reference of `Decay(towards="initial")`."""
         for entry in self._slots.entries:
             if entry.reference is not None:
-                entry.reference.assign(_copy(entry.variable, entry.reference.dtype))
+                entry.reference.assign(copied(entry.variable, entry.reference.dtype))
 
     # Which variables there are.
 
@@ -197,7 +197,7 @@ class Persistent(Scheduled):
         for variable, name, label in loaded.fresh:
             if name in (AVERAGE, REFERENCE) and label in by_label:
                 entry = by_label[label]
-                variable.assign(_copy(entry.variable, variable.dtype))
+                variable.assign(copied(entry.variable, variable.dtype))
 
     def _layout(self) -> dict[str, Any]:
         return self._slots.layout(self.variables) | {"given": self._given_settings()}
@@ -212,7 +212,7 @@ class Persistent(Scheduled):
             self._set_factor(settings["learning_rate_factor"])
 
 
-def _copy(variable: Any, dtype: Any) -> Any:
+def copied(variable: Any, dtype: Any) -> Any:
     """Return a variable's value in a buffer of its own: JAX donates a buffer once."""
     return ops.copy(ops.cast(ops.convert_to_tensor(variable), dtype))
 

@@ -78,6 +78,12 @@ class AdamW(Decoupled):
         "amsgrad": flag("False is plain AdamW."),
     }
     fused_kernel = "adamw"
+    twins = (keras.optimizers.Adam, keras.optimizers.AdamW)
+    twin_names: ClassVar = {
+        "momentum": "_momentums",
+        "velocity": "_velocities",
+        "velocity_hat": "_velocity_hats",
+    }
     beta_1: float
     beta_2: float
     epsilon: float

@@ -83,6 +83,13 @@ class NadamW(Decoupled):
         "momentum_decay": at_least_0("0.004 is Dozat's, 1.0 keras.optimizers.Nadam's."),
     }
     fused_kernel = "nadamw"
+    twins = (keras.optimizers.Nadam,)
+    twin_arguments: ClassVar = {"momentum_decay": 1.0}
+    twin_names: ClassVar = {
+        "momentum": "_momentums",
+        "velocity": "_velocities",
+        "_product": "_u_product",
+    }
     beta_1: float
     beta_2: float
     epsilon: float

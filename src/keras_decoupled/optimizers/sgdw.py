@@ -60,6 +60,8 @@ class SGDW(Decoupled):
         "nesterov": flag("False is plain momentum."),
     }
     fused_kernel = "sgdw"
+    twins = (keras.optimizers.SGD,)
+    twin_names: ClassVar = {"momentum": "momentums"}
     momentum: float
     nesterov: bool
 

@@ -18,6 +18,7 @@ from keras import ops
 from keras_decoupled.core.arguments import KERAS_ARGUMENTS
 from keras_decoupled.core.decoupled import Decoupled
 from keras_decoupled.core.entry import Entry
+from keras_decoupled.core.from_keras import paired
 from keras_decoupled.core.gradients import LOW_PRECISION
 from keras_decoupled.core.scheduled import as_number
 from keras_decoupled.fast import StandIn
@@ -38,7 +39,7 @@ class Stock(Decoupled):
         super().__init_subclass__(**kwargs)
         for base in cls.__bases__:
             if issubclass(base, keras.optimizers.Optimizer) and not issubclass(base, Decoupled):
-                cls.stock = base
+                cls.stock, cls.twins = base, (base,)
                 cls._keras_own = base is getattr(keras.optimizers, base.__name__, None)
                 DECOUPLED[base] = cls
 
@@ -82,6 +83,16 @@ class Stock(Decoupled):
         from keras_decoupled.optimizers import decouple  # which imports this file
 
         return decouple.from_config, (self.stock, self.get_config())
+
+    def twin_state(self, stock: Any) -> list[tuple[Any, Any]]:
+        """Return the pairs of what the stock class itself has made, by attribute."""
+        of_every_optimizer = vars(keras.optimizers.Optimizer(learning_rate=0.0))
+        pairs = []
+        for attribute in vars(stock).keys() - of_every_optimizer.keys():
+            own, theirs = getattr(self, attribute, None), getattr(stock, attribute)
+            if isinstance(theirs, keras.Variable) or isinstance(own, list):
+                pairs += paired(own, theirs)
+        return [(a, b) for a, b in pairs if isinstance(a, keras.Variable)]
 
     # The step.
 

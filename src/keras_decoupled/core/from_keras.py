@@ -1,0 +1,126 @@
+"""`from_keras`: an optimizer that goes on where one of `keras.optimizers` stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_decoupled.core.keras_hooks import StockHooks
+from keras_decoupled.core.persistent import copied
+from keras_decoupled.core.scheduled import as_number
+from keras_decoupled.schedule.rates import make_rate
+
+_DECAYS = ("weight_decay", "adam_weight_decay")
+
+
+def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:
+    """Return an optimizer of this class that continues the stock one; see `Decoupled.from_keras`."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return _loss_scaled(cls, optimizer, changes)
+    _check_class(cls, optimizer)
+    stock = StockHooks(optimizer)
+    arguments = {
+        name: value
+        for name, value in optimizer.get_config().items()
+        if name not in ("learning_rate", *_DECAYS)
+    }
+    rate = stock.rate
+    if isinstance(rate, keras.Variable):
+        rate = float(str(np.float32(as_number(rate))))
+    elif arguments.get("gradient_accumulation_steps") and "learning_rate" not in changes:
+        raise ValueError(
+            "A schedule with gradient accumulation cannot be continued: in keras.optimizers it "
+            "counts micro-batches, and here weight updates. Received: learning_rate="
+            f"{rate!r}, gradient_accumulation_steps={arguments['gradient_accumulation_steps']}. "
+            "Pass learning_rate= a schedule that counts weight updates."
+        )
+    alpha = make_rate(rate, changes.get("base_learning_rate"))[0].base
+    arguments |= {"learning_rate": rate, "base_learning_rate": alpha, **cls.twin_arguments}
+    if "learning_rate" in changes:
+        del arguments["base_learning_rate"]
+    excluded = [] if "weight_decay" in changes else _carry_decay(stock, alpha, arguments)
+    new = cls(**arguments | changes)
+    if excluded:
+        new.exclude_from_weight_decay(var_list=excluded)
+    if optimizer.built:
+        new.build(stock.variables)
+        _carry_state(stock, new)
+    return new
+
+
+def _check_class(cls: Any, optimizer: Any) -> None:
+    # On torch an object of a stock class is of another class.
+    if type(optimizer) in {kind for twin in cls.twins for kind in (twin, type(twin.__new__(twin)))}:
+        return
+    names = " or ".join(f"`{twin.__module__.split('.')[0]}.{twin.__name__}`" for twin in cls.twins)
+    raise TypeError(
+        f"`{cls.__name__}.from_keras` continues an optimizer of exactly the class {names}. "
+        f"Received: {optimizer!r} of type {type(optimizer).__name__}. For another class call "
+        "decouple(that class).from_keras(optimizer)."
+    )
+
+
+def _carry_decay(stock: StockHooks, alpha: float, arguments: dict[str, Any]) -> list[Any]:
+    """Add the decay to the arguments, λ = α·w; return the variables that have none."""
+    by_name = {name: alpha * (getattr(stock.optimizer, name, None) or 0.0) for name in _DECAYS}
+    uniform = arguments["weight_decay"] = by_name["weight_decay"]
+    if not any(by_name.values()):
+        return []
+    if not stock.optimizer.built:
+        if stock.has_exclusions:
+            raise ValueError(
+                "What `exclude_from_weight_decay()` said can be carried over from a built "
+                f"optimizer only. Received: {stock.optimizer!r}, which is not built. Build it: "
+                "optimizer.build(model.trainable_variables)."
+            )
+        return []
+    if by_name["adam_weight_decay"] != uniform and hasattr(stock.optimizer, "adam_weight_decay"):
+        arguments["weight_decays"] = {
+            variable.path: by_name["adam_weight_decay"]
+            for variable in stock.variables
+            if stock.part(variable) == "adam"
+        }
+    return [variable for variable in stock.variables if not stock.decays(variable)]
+
+
+def _carry_state(stock: StockHooks, new: Any) -> None:
+    steps = stock.optimizer.gradient_accumulation_steps or 1
+    updates, waiting = divmod(int(as_number(stock.counter)), steps)
+    steps_now = new.gradient_accumulation_steps or 1
+    if waiting and steps_now != steps:
+        raise ValueError(
+            "`gradient_accumulation_steps` can be changed between two updates only. Received: "
+            f"gradient_accumulation_steps={steps_now} for an optimizer that has accumulated "
+            f"{waiting} of {steps} gradients. Leave it as it is, or go on to the next update."
+        )
+    new.update_counter.assign(updates * steps_now + waiting)
+    own = StockHooks(new)
+    pairs = paired(own.averages, stock.averages) + paired(own.accumulators, stock.accumulators)
+    for here, there in [*pairs, *new.twin_state(stock.optimizer)]:
+        if here is not None and there is not None:
+            here.assign(copied(there, here.dtype))
+
+
+def _loss_scaled(cls: Any, wrapper: Any, changes: Mapping[str, Any]) -> Any:
+    inner = continued(cls, wrapper.inner_optimizer, changes)
+    new = keras.optimizers.LossScaleOptimizer(
+        inner,
+        initial_scale=wrapper.initial_scale,
+        dynamic_growth_steps=wrapper.dynamic_growth_steps,
+        name=wrapper.name,
+    )
+    if wrapper.built:
+        new.build(StockHooks(wrapper.inner_optimizer).variables)
+        new.step_counter.assign(copied(wrapper.step_counter, new.step_counter.dtype))
+        new.dynamic_scale.assign(copied(wrapper.dynamic_scale, new.dynamic_scale.dtype))
+    return new
+
+
+def paired(here: Any, there: Any) -> list[tuple[Any, Any]]:
+    """Return pairs of optimizer variables: of two lists of one length, or of two variables."""
+    if isinstance(here, keras.Variable):
+        return [(here, there)]
+    return list(zip(here, there, strict=True)) if len(here) == len(there) else []

@@ -1,0 +1,292 @@
+"""`from_keras`: the stock optimizer and ours go on from one place, and stay together."""
+
+from functools import partial
+
+import keras
+import numpy as np
+import pytest
+
+from cases import eager, eager_with_cond, make_variable, numpy
+from keras_decoupled import SGDW, AdamW, NadamW, decouple
+from stock import PATHS, STOCK, initial_values, make_variables, micro_batches
+
+schedules = keras.optimizers.schedules
+BEFORE, AFTER = 5, 30  # updates
+RATE, DECAY = 0.05, 0.4
+
+
+def twins():
+    """name: (ours, stock class, its arguments)."""
+    yield "adam", AdamW, keras.optimizers.Adam, {}
+    yield "adamw", AdamW, keras.optimizers.AdamW, {"beta_1": 0.8, "epsilon": 1e-3}
+    yield "adamw-amsgrad", AdamW, keras.optimizers.AdamW, {"amsgrad": True}
+    yield "sgd", SGDW, keras.optimizers.SGD, {}
+    yield "sgd-momentum", SGDW, keras.optimizers.SGD, {"momentum": 0.8, "nesterov": True}
+    yield "nadamw", NadamW, keras.optimizers.Nadam, {"beta_2": 0.98}
+    for name, (cls, own) in STOCK.items():
+        stock = getattr(keras.optimizers, cls)
+        yield name, decouple(stock), stock, own
+
+
+TWINS = {name: rest for name, *rest in twins()}
+READS_THE_WEIGHT = ("lamb", "adafactor")
+each = pytest.mark.parametrize("name", TWINS)
+
+
+def make_stock(name, /, **arguments):
+    _, stock, own = TWINS[name]
+    defaults = {"learning_rate": RATE, "weight_decay": DECAY}
+    return stock(**defaults | own | arguments)
+
+
+def trained(name, variables, runner=eager, before=BEFORE, exclude=None, **arguments):
+    """A stock optimizer after some updates, and what steps it."""
+    optimizer = make_stock(name, **arguments)
+    if exclude:
+        optimizer.exclude_from_weight_decay(**exclude)
+    step = runner(optimizer, variables)
+    for grads in micro_batches(before):
+        step(grads)
+    return optimizer, step
+
+
+def way(step, variables, batches):
+    """The weights after each update from here on; they are put back afterwards."""
+    start = [numpy(v) for v in variables]
+    found = []
+    for grads in batches:
+        step(grads)
+        found.append([numpy(v) for v in variables])
+    for variable, value in zip(variables, start, strict=True):
+        variable.assign(value)
+    return start, found
+
+
+def assert_together(name, variables, stock_step, new_step, batches=None):
+    """Both take the same steps: Keras' own rounding of 1 − β2 is 5e-5 of a step."""
+    batches = batches or micro_batches(AFTER, seed=7)
+    start, ours = way(new_step, variables, batches)
+    again, theirs = way(stock_step, variables, batches)
+    assert all(map(np.array_equal, start, again))
+    share = 2e-2 if name in READS_THE_WEIGHT else 1e-4
+    moved = [np.zeros_like(value) for value in start]
+    for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        before = theirs[k - 1] if k else start
+        for i, path in enumerate(PATHS):
+            moved[i] = moved[i] + np.abs(b[i] - before[i])
+            most = share * moved[i] + 2.0**-22 * (k + 1) * np.abs(b[i])
+            assert np.all(np.abs(a[i] - b[i]) <= most), f"{path} after {k + 1} updates"
+    assert all(np.any(value > 0) for value in moved)
+
+
+def went_on(name, runner=eager, batches=None, changes=(), **arguments):
+    variables = make_variables()
+    stock, stock_step = trained(name, variables, runner, **arguments)
+    new = TWINS[name][0].from_keras(stock, **dict(changes))
+    assert new.built
+    assert_together(name, variables, stock_step, runner(new, variables), batches)
+    return stock, new
+
+
+@each
+def test_it_goes_on(name):
+    stock, new = went_on(name)
+    assert type(new) is TWINS[name][0]
+    assert new.name == stock.name
+    assert int(numpy(new.iterations)) == BEFORE
+    # Stock Muon has another decay for its Adam part, 0.004.
+    assert new.get_config()["weight_decay"] == pytest.approx(RATE * DECAY)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd-momentum", "nadamw", "lion", "muon"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"weight_decay": 0.0},
+        {"use_ema": True, "ema_momentum": 0.75, "ema_overwrite_frequency": 4},
+        {"clipnorm": 0.5},
+        {"learning_rate": schedules.CosineDecay(RATE, 12, alpha=0.1)},
+        {"learning_rate": schedules.CosineDecay(0.0, 9, warmup_target=RATE, warmup_steps=4)},
+        {"exclude": {"var_names": ["bias", "scale"]}},
+    ],
+    ids=["no decay", "averages", "clipping", "schedule", "warm-up", "exclusions"],
+)
+def test_what_is_carried(name, arguments):
+    went_on(name, **arguments)
+
+
+def test_excluded_variables():
+    variables = make_variables()
+    stock, step = trained("adamw", variables, exclude={"var_list": variables[:2]})
+    new = AdamW.from_keras(stock)
+    assert_together("adamw", variables, step, eager(new, variables))
+    assert set(new.weight_decays) == set(PATHS[2:])
+
+
+def test_averages():
+    stock, new = went_on("lion", use_ema=True, ema_momentum=0.75)
+    del stock
+    before = [numpy(a) for a in new._model_variables_moving_average]
+    assert all(np.any(a != value) for a, value in zip(before, initial_values(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor"])
+@pytest.mark.parametrize("before", [4, 5])
+def test_accumulation(name, before):
+    """Also in the middle of an accumulation: what was summed up goes on, too."""
+    went_on(
+        name, eager_with_cond, micro_batches(10, seed=7), before=before, gradient_accumulation_steps=2
+    )
+
+
+def test_a_moved_rate():
+    variables = make_variables()
+    stock, _ = trained("adamw", variables)
+    stock.learning_rate = 0.02
+    new = AdamW.from_keras(stock)
+    assert_together("adamw", variables, eager(stock, variables), eager(new, variables))
+    assert new.get_config()["base_learning_rate"] == 0.02
+    assert float(numpy(new.eta_t)) == 1.0
+
+
+def test_muons_two_decays():
+    variables = make_variables()
+    stock, step = trained("muon", variables, adam_weight_decay=0.1)
+    new = decouple(keras.optimizers.Muon).from_keras(stock)
+    assert_together("muon", variables, step, eager(new, variables))
+    l2 = {row["path"]: row["l2"] for row in new.explain().rows}
+    assert l2["encoder/dense_10/kernel"] == pytest.approx(RATE * DECAY)
+    assert l2["head/kernel"] == pytest.approx(RATE * 0.1)
+
+
+def test_in_a_loss_scale_optimizer():
+    variables = make_variables()
+    stock = keras.optimizers.LossScaleOptimizer(make_stock("adamw"), 64.0, dynamic_growth_steps=4)
+    stock.build(variables)
+    step = eager_with_cond(stock, variables)
+    scaled = [[(64 * g).astype("float32") for g in grads] for grads in micro_batches(3)]
+    for grads in scaled:
+        step(grads)
+    new = AdamW.from_keras(stock)
+    assert isinstance(new, keras.optimizers.LossScaleOptimizer)
+    assert isinstance(new.inner_optimizer, AdamW)
+    batches = [[np.full_like(g, np.inf) for g in scaled[0]], *scaled]
+    assert int(numpy(new.step_counter)) == 3
+    new_step = eager_with_cond(new, variables)
+    assert_together("adamw", variables, step, new_step, batches[1:2])  # and doubles the scale
+    assert float(numpy(new.dynamic_scale)) == float(numpy(stock.dynamic_scale)) == 128.0
+
+
+def test_changes_replace_arguments_and_keep_the_state():
+    variables = make_variables()
+    stock, _ = trained("adamw", variables)
+    new = AdamW.from_keras(
+        stock, learning_rate=0.01, weight_decays={"bias": 0}, gradient_accumulation_steps=3
+    )
+    config = new.get_config()
+    assert (config["learning_rate"], config["base_learning_rate"]) == (0.01, 0.01)
+    assert config["weight_decay"] == RATE * DECAY  # the decay that it had
+    assert int(numpy(new.iterations)) == BEFORE
+    assert "encoder/dense_1/bias" not in new.weight_decays
+    moment = new._slots.get(new._slots.keys[0], "velocity")
+    np.testing.assert_array_equal(numpy(moment), numpy(stock._velocities[0]))
+    assert AdamW.from_keras(stock, weight_decay=0.25).get_config()["weight_decay"] == 0.25
+
+
+def test_the_stock_optimizer_is_left_alone():
+    variables = make_variables()
+    stock, _ = trained("adamw", variables)
+    before = [numpy(v) for v in (*stock.variables, *variables)]
+    new = AdamW.from_keras(stock)
+    eager(new, variables)(micro_batches(1)[0])
+    after = [numpy(v) for v in stock.variables]
+    assert all(map(np.array_equal, before, after))
+
+
+def test_low_precision():
+    variables = make_variables(dtype="bfloat16")
+    stock, _ = trained("adamw", variables)
+    new = AdamW.from_keras(stock)
+    moment = new._slots.get(new._slots.keys[0], "momentum")
+    assert keras.backend.standardize_dtype(moment.dtype) == "float32"
+    np.testing.assert_array_equal(numpy(moment), numpy(stock._momentums[0]))
+    eager(new, variables)(micro_batches(1)[0])
+
+
+@each
+def test_not_built(name):
+    new = TWINS[name][0].from_keras(make_stock(name, clipnorm=2.0, name="one"))
+    config = new.get_config()
+    assert not new.built
+    assert (config["name"], config["clipnorm"], config["learning_rate"]) == ("one", 2.0, RATE)
+    assert config["weight_decay"] == pytest.approx(RATE * DECAY)
+
+
+def test_no_decay_does_not_warn():
+    """Without a decay in the stock optimizer, none is what its user wanted."""
+    variables = make_variables()
+    stock, _ = trained("adam", variables, weight_decay=None)
+    assert AdamW.from_keras(stock).get_config()["weight_decay"] == 0
+
+
+class MyAdam(keras.optimizers.Adam):
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign_sub(variable, learning_rate * gradient)
+
+
+def test_a_class_of_a_user():
+    cls = decouple(MyAdam)
+    new = cls.from_keras(MyAdam(0.5, beta_1=0.25, weight_decay=0.5))
+    assert type(new) is cls
+    assert new.get_config()["beta_1"] == 0.25
+
+
+def excluding(**arguments):
+    optimizer = make_stock("adamw")
+    optimizer.exclude_from_weight_decay(**arguments)
+    return optimizer
+
+
+REFUSED = {
+    "another class": (SGDW, partial(make_stock, "adamw"), {}, TypeError, "decouple"),
+    "a class of a user": (AdamW, MyAdam, {}, TypeError, "decouple"),
+    "one of ours": (AdamW, AdamW, {}, TypeError, "decouple"),
+    "a name": (AdamW, lambda: "adamw", {}, TypeError, "keras.Adam"),
+    "a class": (AdamW, lambda: keras.optimizers.AdamW, {}, TypeError, "keras.Adam"),
+    "exclusions, not built": (
+        AdamW,
+        partial(excluding, var_names=["bias"]),
+        {},
+        ValueError,
+        r"optimizer\.build",
+    ),
+    "a schedule and accumulation": (
+        AdamW,
+        partial(
+            make_stock,
+            "adamw",
+            learning_rate=schedules.CosineDecay(RATE, 10),
+            gradient_accumulation_steps=2,
+        ),
+        {},
+        ValueError,
+        "micro-batches",
+    ),
+    "an unknown argument": (AdamW, partial(make_stock, "adamw"), {"beta": 1}, ValueError, "`beta`"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case):
+    cls, make, changes, error, words = REFUSED[case]
+    with pytest.raises(error, match=words) as caught:
+        cls.from_keras(make(), **changes)
+    assert "Received: " in str(caught.value)
+
+
+def test_another_accumulation_in_the_middle_of_one_is_refused():
+    variables = [make_variable("w", np.ones(3, "float32"))]
+    stock = make_stock("adamw", gradient_accumulation_steps=2)
+    eager_with_cond(stock, variables)([np.ones(3, "float32")])
+    with pytest.raises(ValueError, match="between two updates"):
+        AdamW.from_keras(stock, gradient_accumulation_steps=4)

@@ -1,0 +1,96 @@
+"""The conventions of other libraries, each against the library itself where it is here."""
+
+import importlib.util
+
+import keras
+import numpy as np
+import pytest
+
+from cases import BACKEND, eager, make_variable, numpy
+from keras_decoupled import AdamW, convert_weight_decay, decay_from_timescale
+
+RATE, DECAY = 0.05, 0.25
+LIBRARIES = ["keras", "torch", "optax", "tfa", "composer", "keras_decoupled"]
+
+
+def one_update(optimizer):
+    """The weight 1 after an update without a gradient."""
+    variable = make_variable("w", np.ones(1, "float32"))
+    eager(optimizer, [variable])([np.zeros(1, "float32")])
+    return numpy(variable)[0]
+
+
+def of_keras():
+    return one_update(keras.optimizers.AdamW(RATE, weight_decay=DECAY))
+
+
+def of_torch():
+    import torch
+
+    weight = torch.nn.Parameter(torch.ones(1))
+    weight.grad = torch.zeros(1)
+    torch.optim.AdamW([weight], lr=RATE, weight_decay=DECAY).step()
+    return weight.item()
+
+
+def of_optax():
+    import optax
+
+    optimizer = optax.adamw(RATE, weight_decay=DECAY)
+    weight = np.ones(1, "float32")
+    updates, _ = optimizer.update(np.zeros(1, "float32"), optimizer.init(weight), weight)
+    return (weight + updates)[0]
+
+
+# TensorFlow Addons and Composer are not made for these versions: their rule, from their source.
+RULES = {"tfa": lambda: 1 - DECAY, "composer": lambda: 1 - 1.0 * DECAY}
+REAL = {"keras": of_keras}
+REAL |= {"torch": of_torch} if importlib.util.find_spec("torch") else {}
+REAL |= {"optax": of_optax} if importlib.util.find_spec("optax") else {}
+
+
+def test_the_real_libraries_are_here():
+    """Each backend has its own."""
+    assert {"jax": "optax", "torch": "torch"}.get(BACKEND, "keras") in REAL
+
+
+@pytest.mark.parametrize("library", [*REAL, *RULES])
+def test_ours_does_what_the_library_does(library):
+    ours = AdamW(RATE, weight_decay=convert_weight_decay(DECAY, RATE, source=library))
+    assert one_update(ours) == pytest.approx((REAL | RULES)[library](), rel=1e-6)
+
+
+@pytest.mark.parametrize("source", LIBRARIES)
+@pytest.mark.parametrize("target", LIBRARIES)
+def test_there_and_back(source, target):
+    there = convert_weight_decay(DECAY, RATE, source, target)
+    assert convert_weight_decay(there, RATE, target, source) == pytest.approx(DECAY, rel=1e-15)
+    coupled = ("keras", "torch", "optax")
+    exponent = (source in coupled) - (target in coupled)
+    assert there == DECAY * RATE**exponent
+
+
+def test_a_timescale():
+    assert decay_from_timescale(50, 200) == 1e-4
+    assert decay_from_timescale(0.5, 200) == 0.01
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: convert_weight_decay(-1, 0.1), ValueError, "`weight_decay`"),
+        (lambda: convert_weight_decay("1", 0.1), TypeError, "`weight_decay`"),
+        (lambda: convert_weight_decay(1, 0), ValueError, "`learning_rate`"),
+        (lambda: convert_weight_decay(1, None), TypeError, "`learning_rate`"),
+        (lambda: convert_weight_decay(1, 0.1, "jax"), ValueError, "`source`.*'torch'"),
+        (lambda: convert_weight_decay(1, 0.1, target=None), ValueError, "`target`"),
+        (lambda: decay_from_timescale(0, 10), ValueError, "`epochs`"),
+        (lambda: decay_from_timescale(5, 0), ValueError, "`steps_per_epoch`"),
+        (lambda: decay_from_timescale(5, 1.5), ValueError, "`steps_per_epoch`"),
+        (lambda: decay_from_timescale(True, 10), TypeError, "`epochs`"),
+    ],
+)
+def test_errors(call, error, words):
+    with pytest.raises(error, match=words) as caught:
+        call()
+    assert "Received: " in str(caught.value)
