@@ -100,7 +100,9 @@ def test_a_layer_as_key_and_a_model_say_nothing_of_vectors():
 
 
 def test_multipliers_know_no_vectors():
-    assert set(column(AdamW(lr_multipliers={"net": 2}, decay_vectors=False), "multiplier").values()) == {2.0}
+    assert set(
+        column(AdamW(lr_multipliers={"net": 2}, decay_vectors=False), "multiplier").values()
+    ) == {2.0}
 
 
 def test_vectors_stay_as_they_are():
@@ -169,7 +171,10 @@ def test_which_rule_decides():
         assert rules(built, weight_decay=0.1) == ["weight_decay"] * 2
         assert rules(built, weight_decay=0) == ["weight_decay"] * 2
         assert rules(built, weight_decays={"kernel": 0.1}) == ["kernel", ""]
-        assert rules(built, weight_decay=0.1, weight_decays={head: 0.2, "bias": 0}) == ["head", "bias"]
+        assert rules(built, weight_decay=0.1, weight_decays={head: 0.2, "bias": 0}) == [
+            "head",
+            "bias",
+        ]
         assert rules(built, weight_decay=0.1, weight_decays={kernel.path: 0.2}) == [
             "net/head/kernel",
             "weight_decay",
@@ -349,7 +354,9 @@ def test_text_is_as_wide_as_the_terminal(monkeypatch):
 
 def test_columns_that_say_nothing_are_left_out():
     text = str(AdamW(weight_decay=1e-4).explain(variables()))
-    assert not any(word in text.splitlines()[2] for word in ("l1", "kind", "rate", "epochs", "dtype"))
+    assert not any(
+        word in text.splitlines()[2] for word in ("l1", "kind", "rate", "epochs", "dtype")
+    )
 
 
 def test_html_is_escaped():

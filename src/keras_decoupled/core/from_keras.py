@@ -55,12 +55,17 @@ def _check_class(cls: Any, optimizer: Any) -> None:
     # On torch an object of a stock class is of another class.
     if type(optimizer) in {kind for twin in cls.twins for kind in (twin, type(twin.__new__(twin)))}:
         return
-    names = " or ".join(f"`{twin.__module__.split('.')[0]}.{twin.__name__}`" for twin in cls.twins)
+    names = " or ".join(f"`{_public_name(twin)}`" for twin in cls.twins)
     raise TypeError(
         f"`{cls.__name__}.from_keras` continues an optimizer of exactly the class {names}. "
         f"Received: {optimizer!r} of type {type(optimizer).__name__}. For another class call "
         "decouple(that class).from_keras(optimizer)."
     )
+
+
+def _public_name(cls: type[Any]) -> str:
+    public = getattr(keras.optimizers, cls.__name__, None) is cls
+    return f"keras.optimizers.{cls.__name__}" if public else cls.__name__
 
 
 def _carry_decay(stock: StockHooks, alpha: float, arguments: dict[str, Any]) -> list[Any]:
