@@ -17,7 +17,9 @@ from keras_decoupled.optimizers.muon import Muon as Muon
 from keras_decoupled.optimizers.nadamw import NadamW as NadamW
 from keras_decoupled.optimizers.rmsprop import RMSprop as RMSprop
 from keras_decoupled.optimizers.sgdw import SGDW as SGDW
+from keras_decoupled.plots import plot_schedule as plot_schedule
 from keras_decoupled.schedule.cosine import CosineWarmRestarts as CosineWarmRestarts
+from keras_decoupled.schedule.stable import WarmupStableDecay as WarmupStableDecay
 
 __all__ = [
     "SGDW",
@@ -33,10 +35,12 @@ __all__ = [
     "Muon",
     "NadamW",
     "RMSprop",
+    "WarmupStableDecay",
     "convert_weight_decay",
     "decay_from_timescale",
     "decouple",
     "fill_dict_in_order",
     "get_weight_decays",
+    "plot_schedule",
 ]
 __version__ = "0.1.0"

@@ -110,6 +110,7 @@ REPRESENTATIVE = {
         "kinds by key",
         "eta_power=0, learning rate 0",
         "weight decay set",
+        "a decay that begins when it is told",
     ],
     "adamw-amsgrad": ["l1 and l2", "restarts by hand", "all kinds at once"],
     "nadamw": [

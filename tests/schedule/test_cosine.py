@@ -1,6 +1,5 @@
 """CosineWarmRestarts against float64 arithmetic on Python's integers, at every boundary up to 2³¹."""
 
-import contextlib
 import copy
 import itertools
 import json
@@ -16,24 +15,12 @@ from hypothesis import strategies as st
 from keras import ops
 
 from keras_decoupled import CosineWarmRestarts
+from steps import LAST, at, compiled, floatx, numpy, step_kinds
 
-LAST = 2**31 - 2  # the last step of a run that counts in int32
 COUNTS = ("cycle", "position", "cycle_steps")
 
 # Keras' Variable.__array__ lacks NumPy 2's `copy`; as in pyproject.toml, but also under `-W error`.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-def numpy(x):
-    return ops.convert_to_numpy(x)
-
-
-def at(function, steps):
-    """`function` of an array of steps, padded: JAX compiles every operation for every new size."""
-    size = 64
-    while size < len(steps):
-        size *= 8
-    return numpy(function(np.pad(steps, (0, size - len(steps)))))[: len(steps)]
 
 
 def starts_and_lengths(first, t_mul, warmup_steps=0):
@@ -83,31 +70,6 @@ def check_against_oracle(schedule, steps, **arguments):
     np.testing.assert_allclose(actual, expected[:, 0], rtol=2e-6, atol=1e-6 * added)
     rate = schedule.initial_learning_rate
     np.testing.assert_allclose(at(schedule, steps), rate * actual, rtol=3e-7, atol=1e-37)
-
-
-def compiled(function):
-    """`function` as the backend's training loops compile it."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return [tf.function(function), tf.function(function, jit_compile=True)]
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return [jax.jit(function)]
-    return [function]  # Keras runs torch eagerly
-
-
-@contextlib.contextmanager
-def floatx(name, x64=False):
-    with contextlib.ExitStack() as stack:
-        stack.callback(keras.config.set_floatx, keras.config.floatx())
-        keras.config.set_floatx(name)
-        if x64 and keras.backend.backend() == "jax":
-            import jax
-
-            stack.enter_context(jax.enable_x64(True))
-        yield
 
 
 # --- values -------------------------------------------------------------------------------------
@@ -357,25 +319,13 @@ SCHEDULES = {
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_kind_of_step(name):
     schedule = CosineWarmRestarts(0.1, **SCHEDULES[name])
-    kinds = [
-        np.int32(17),
-        np.int64(17),
-        np.uint8(17),
-        17.0,
-        np.float16(17),
-        np.array(17),
-        ops.convert_to_tensor(17),
-        ops.convert_to_tensor(np.uint8(17)),
-        ops.convert_to_tensor(17.0, "float32"),
-        keras.Variable(17, dtype="int", trainable=False),
-    ]
     for method in ("__call__", "multiplier", *COUNTS):
         expected = getattr(schedule, method)(17)
         assert ops.is_tensor(expected)
         assert tuple(expected.shape) == ()
         dtype = keras.backend.standardize_dtype(expected.dtype)
         assert dtype == ("int32" if method in COUNTS else "float32")
-        for step in kinds:
+        for step in step_kinds(17):
             assert numpy(getattr(schedule, method)(step)) == numpy(expected), repr(step)
         square = getattr(schedule, method)(np.full((2, 3), 17))
         np.testing.assert_array_equal(numpy(square), np.full((2, 3), numpy(expected)))

@@ -136,6 +136,12 @@ def warm_restarts(*args, **kwargs):
     return CosineWarmRestarts(*args, **kwargs)
 
 
+def warmup_stable_decay(*args, **kwargs):
+    from keras_decoupled import WarmupStableDecay
+
+    return WarmupStableDecay(*args, **kwargs)
+
+
 def keras_cosine(s, alpha=ALPHA, steps=10, floor=0.1):
     """keras.optimizers.schedules.CosineDecay, as its docstring writes it, over the base learning rate."""
     return oracle.At(
@@ -223,6 +229,10 @@ def reset_reference(optimizer):
 
 def restart(position=0):
     return lambda optimizer: optimizer.restart(position)
+
+
+def begin_decay(optimizer):
+    optimizer.begin_decay()
 
 
 def restart_and_scale_rate(factor):
@@ -402,6 +412,28 @@ CASES = {
         normalize="cycle",
         warmup=5,
         events={12: restart(2)},
+    ),
+    "stable, then a decay": Case(
+        lambda: {
+            "learning_rate": warmup_stable_decay(ALPHA, 3, 6, 2, eta_min=0.1),
+            "weight_decay": 0.1,
+            "total_iterations_wd": 16,
+        },
+        {"*": (0.0, 0.1)},
+        schedule=partial(oracle.stable, stable=3, decay=6, warmup=2, eta_min=0.1),
+        normalize=16,
+        warmup=2,
+        events={8: scale_rate(0.5), 13: restart(4)},
+    ),
+    "a decay that begins when it is told": Case(
+        lambda: {
+            "learning_rate": warmup_stable_decay(ALPHA, None, 4, 1, shape="linear"),
+            "weight_decay": 0.03,
+        },
+        UNIFORM,
+        schedule=partial(oracle.stable, stable=None, decay=4, warmup=1, shape="linear"),
+        warmup=1,
+        events={4: begin_decay, 10: restart(), 11: scale_rate(0.5), 12: begin_decay},
     ),
     "keras CosineDecay": Case(
         lambda: {

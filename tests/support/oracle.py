@@ -6,6 +6,7 @@ made, `rate` is η·α·m_v, and `state` is a dict that the algorithm keeps its 
 
 import math
 from collections import namedtuple
+from functools import partial
 
 import numpy as np
 
@@ -68,6 +69,17 @@ def cosine(
     return At(eta, s, total)
 
 
+def stable(s, stable, decay, warmup=0, shape="1-sqrt", eta_min=0.0):
+    """Hu et al., MiniCPM (arXiv 2404.06395), section 4: warm-up, stable part (None: no end), decay."""
+    position = max(s - warmup, 0)
+    if s < warmup:
+        return At((s + 1) / (warmup + 1), position, None)
+    j = 0 if stable is None else min(max(position - stable, 0), decay - 1)
+    x = j / (decay - 1)
+    f = {"1-sqrt": 1 - math.sqrt(x), "linear": 1 - x, "cosine": 0.5 * (1 + math.cos(math.pi * x))}
+    return At(eta_min + (1 - eta_min) * f[shape], position, None)
+
+
 Decay = namedtuple(
     "Decay",
     "l1 l2 towards cautious eta_power soft_threshold",
@@ -123,6 +135,7 @@ class Run:
         self.states = [{} for _ in values]
         self.path = [np.zeros_like(value) for value in self.values]  # Σ|Δθ|, for the tolerance
         self.k, self.cycle_start, self.r = 0, -t_cur, 1.0
+        self.first_schedule = schedule
 
     @property
     def at(self):
@@ -142,6 +155,11 @@ class Run:
 
     def restart(self, position=0):
         self.cycle_start = self.k - self.warmup - position
+        self.schedule = self.first_schedule
+
+    def begin_decay(self):
+        """Of a schedule `stable` without a stable part of its own."""
+        self.schedule = partial(self.first_schedule, stable=self.at.position)
 
     def reset_reference(self):
         self.initial = [value.copy() for value in self.values]

@@ -16,7 +16,14 @@ from keras import ops
 from keras_decoupled import checks
 from keras_decoupled.core.keras_hooks import KerasHooks
 from keras_decoupled.core.numbers import OnTensors
-from keras_decoupled.schedule.rates import CallableRate, ConstantRate, ScheduleRate
+from keras_decoupled.schedule.rates import (
+    CallableRate,
+    ConstantRate,
+    Rate,
+    ScheduleRate,
+    StableRate,
+)
+from keras_decoupled.schedule.stable import NEVER
 from keras_decoupled.schedule.timing import Timing
 
 
@@ -36,6 +43,10 @@ class Scheduled(KerasHooks):
             # r, which callbacks and assignments move.
             self._rate = self._add_scalar("learning_rate_factor", r, self._on_tensors.dtype)
         self._cycle_start = self._add_scalar("cycle_start", -timing.t_cur, "int")
+        # The schedule's step at which `begin_decay` said that the decay starts.
+        self._decay_start: Any = None
+        if isinstance(timing.rate, StableRate):
+            self._decay_start = self._add_scalar("decay_start", NEVER, "int")
         self._warned_of_peak = False
 
     def _add_scalar(self, name: str, value: float, dtype: str) -> Any:
@@ -66,11 +77,16 @@ class Scheduled(KerasHooks):
         now = on.read(self._rate)
         return now / float(np.float32(self._timing.rate.base)) if self._constant_rate else now
 
+    def _schedule(self, on: Any) -> Rate:
+        """Return the rate at r = 1, a function of s."""
+        rate = self._timing.rate
+        return rate.starting(on.count(self._decay_start)) if isinstance(rate, StableRate) else rate
+
     def _eta(self, on: Any, step: Any) -> Any:
-        return self._factor(on) * on.evaluate(self._timing.rate.multiplier, step)
+        return self._factor(on) * on.evaluate(self._schedule(on).multiplier, step)
 
     def _current_rate(self, on: Any, step: Any) -> Any:
-        return self._factor(on) * on.evaluate(self._timing.rate, step)
+        return self._factor(on) * on.evaluate(self._schedule(on), step)
 
     def _check_state(self) -> None:
         try:
@@ -114,7 +130,7 @@ class Scheduled(KerasHooks):
         if self._constant_rate:
             self._rate.assign(value)
             return
-        rate = self._timing.rate
+        rate = self._schedule(self._on_tensors)
         # Not rate(step): a float32 rate over a float32 schedule is not exactly r.
         now = rate.base * float(as_number(rate.multiplier(self._counts(self._on_tensors)[1])))
         if now == 0:
@@ -170,7 +186,7 @@ class Scheduled(KerasHooks):
 
     @property
     def t_cur(self) -> Any:
-        """Position of the next update in its cycle; without a cosine, the schedule's step s."""
+        """Position of the next update in its cycle, or after the warm-up; else the step s."""
         return self._timing.position(self._counts(self._on_tensors)[1])
 
     @t_cur.setter
@@ -179,6 +195,8 @@ class Scheduled(KerasHooks):
 
     def restart(self, position: int = 0) -> None:
         """Make the next update the one at `position` of the first cycle, without the warm-up.
+
+        A `WarmupStableDecay` goes back to its stable part, and forgets `begin_decay`.
 
         Args:
             position: 0 ≤ position < T of the first cycle; -1 is 0. Defaults to `0`.
@@ -191,6 +209,37 @@ class Scheduled(KerasHooks):
         step = self._timing.step_at(position)
         updates, _ = self._counts(self._on_tensors)
         self._cycle_start.assign(updates - step)
+        if self._decay_start is not None:
+            self._decay_start.assign(NEVER)
+
+    def begin_decay(self) -> None:
+        """Begin the decay of a `WarmupStableDecay` with the next update.
+
+        In the warm-up: with the first update after it. Where the decay is on or over already,
+        nothing changes, so that a callback may call this at every epoch, and a run that is resumed
+        goes on. With `stable_steps` given, the decay begins before these are over. `restart()`
+        goes back to the stable part.
+
+        Raises:
+            ValueError: the learning rate is no `WarmupStableDecay`.
+            RuntimeError: on JAX, called inside an epoch of `fit` on an optimizer that is not
+                `self.model.optimizer`.
+
+        Example:
+        >>> from keras_decoupled import AdamW, WarmupStableDecay
+        >>> optimizer = AdamW(WarmupStableDecay(1e-3, None, decay_steps=1000), weight_decay=1e-4)
+        >>> optimizer.begin_decay()
+        """
+        if self._decay_start is None:
+            schedule = getattr(self._timing.rate, "schedule", None)
+            raise ValueError(
+                "`begin_decay()` needs a `WarmupStableDecay`, as the optimizer's learning rate. "
+                f"Received: schedule={schedule!r}. Make the optimizer with "
+                "learning_rate=WarmupStableDecay(α, stable_steps=None, decay_steps=...)."
+            )
+        _, step = self._counts(self._on_tensors)
+        start = ops.maximum(step, min(self._timing.step_at(0), NEVER))
+        self._decay_start.assign(ops.minimum(self._decay_start, start))
 
 
 def as_given(given: float, variable: Any) -> float:

@@ -12,13 +12,14 @@ from keras import ops
 
 from keras_decoupled.checks import flag, integer, real
 
-_INT32_MAX = 2**31 - 1  # JAX counts in int32, so every backend does: steps 0 … 2³¹ − 2
+from .exact import INT32_MAX, ExactSchedule, int32, real_tensor, tensor
+
 _MAX_CYCLES = 100_000
 _RADIX = 2048  # of the cycle index, for m_mul^i: at most 3 digits
 
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")
-class CosineWarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
+class CosineWarmRestarts(ExactSchedule):
     r"""Cosine annealing with warm restarts (SGDR), exact at every boundary.
 
     Cycle i lasts `T_i = round(first_decay_steps · t_mul^i)` updates. At its update s, from 0,
@@ -75,9 +76,7 @@ class CosineWarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
         autorestart: bool = True,
         name: str | None = None,
     ) -> None:
-        self.initial_learning_rate = real(
-            "initial_learning_rate", initial_learning_rate, minimum=0, cure="It is the rate at η=1."
-        )
+        super().__init__(initial_learning_rate, warmup_steps, name)
         self.endpoint = flag("endpoint", endpoint, cure="True ends a cycle at eta_min exactly.")
         self.autorestart = flag("autorestart", autorestart, cure="False stays at eta_min.")
         self.first_decay_steps = integer(
@@ -90,25 +89,19 @@ class CosineWarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
         self.m_mul = real("m_mul", m_mul, minimum=0, cure="Pass 1 for peaks of equal height.")
         self.eta_min = real("eta_min", eta_min, minimum=0, cure="It is η at the end of a cycle.")
         self.eta_max = real("eta_max", eta_max, minimum=0, cure="It is η at the first peak.")
-        self.warmup_steps = integer("warmup_steps", warmup_steps, minimum=0, cure="0 is none.")
         if self.eta_min > self.eta_max:
             raise ValueError(
                 "`eta_min` must be ≤ `eta_max`: a cycle falls from eta_max to eta_min. "
                 f"Received: eta_min={eta_min!r}, eta_max={eta_max!r}. Lower eta_min."
             )
-        if not (name is None or isinstance(name, str)):
-            received = f"name={name!r} of type {type(name).__name__}"
-            raise TypeError(f"`name` must be a string or None. Received: {received}. Leave it out.")
-        self.name = name
 
         # Boundaries are Python's integers. Only the last T can pass int32: the table holds it
         # there, and what is beyond is kept apart.
-        self._warmup = min(self.warmup_steps, _INT32_MAX)
-        limit = _INT32_MAX - self._warmup
+        limit = INT32_MAX - self._warmup
         starts, lengths = self._cycles(limit)
         self._starts = np.array(starts, "int32")
-        self._lengths = np.array([min(T, _INT32_MAX) for T in lengths], "int32")
-        self._excess = float(max(lengths[-1] - _INT32_MAX, 0))
+        self._lengths = np.array([min(T, INT32_MAX) for T in lengths], "int32")
+        self._excess = float(max(lengths[-1] - INT32_MAX, 0))
         self._equal = self.autorestart and self.t_mul == 1  # the one length is that of all cycles
         self._last_cycle = max(limit - 1, 0) // lengths[0] if self._equal else len(starts) - 1
         # m_mul^i is a product with one factor per digit of i, each a float64 rounded once: good to
@@ -138,42 +131,39 @@ class CosineWarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
 
     def _place(self, step: Any) -> tuple[Any, Any, Any]:
         """(i, s, T) at an int32 step; s is 0 in the warm-up, and passes T after the only cycle."""
-        k = step - self._warmup
-        k = ops.maximum(k, ops.zeros_like(k))
+        k = self._after_warmup(step)
         if self._equal:
             T = int(self._lengths[0])
             return k // T, k % T, ops.full_like(k, T)
-        starts, lengths = _tensor(self._starts), _tensor(self._lengths)
+        starts, lengths = tensor(self._starts), tensor(self._lengths)
         vector = ops.reshape(k, (-1,))  # TensorFlow searches for nothing else
         i = ops.reshape(ops.searchsorted(starts, vector, side="right") - 1, ops.shape(k))
         return i, k - ops.take(starts, i), ops.take(lengths, i)
 
     def cycle(self, step: Any) -> Any:
         """The index i of the cycle at `step`, from 0."""
-        return self._place(_int32(step))[0]
+        return self._place(int32(step))[0]
 
     def position(self, step: Any) -> Any:
         """The position s in the cycle at `step`: 0 in the warm-up, T − 1 after the only cycle."""
-        _, elapsed, T = self._place(_int32(step))
+        _, elapsed, T = self._place(int32(step))
         return ops.minimum(elapsed, T - 1)
 
     def cycle_steps(self, step: Any) -> Any:
         """T of the cycle at `step`, in updates (a T beyond int32 is given as 2³¹ − 1)."""
-        return self._place(_int32(step))[2]
+        return self._place(int32(step))[2]
 
     def multiplier(self, step: Any) -> Any:
         """η at `step`: the learning rate over `initial_learning_rate`."""
-        step = _int32(step)
+        step = int32(step)
         i, elapsed, T = self._place(step)
 
-        # from NumPy: JAX has float64 under x64 only, and warns when asked for it by name
-        floatx = "float64" if keras.config.floatx() == "float64" else "float32"
-        eta_min = ops.convert_to_tensor(np.array(self.eta_min, floatx))
+        eta_min = real_tensor(self.eta_min)
         dtype = keras.backend.standardize_dtype(eta_min.dtype)
         peak = self.eta_max * ops.ones_like(i, dtype)
         for unit, powers in self._m_powers:
             powers = np.minimum(powers, np.finfo(dtype).max).astype(dtype)
-            peak = peak * ops.take(_tensor(powers), i // unit % _RADIX)
+            peak = peak * ops.take(tensor(powers), i // unit % _RADIX)
 
         # ½(1 + cos(π·s/span)) = sin²(½π·(span − s)/span): near the end of a cycle, where 1 + cos
         # has no digits left in float32, the integer span − s keeps them all.
@@ -184,35 +174,9 @@ class CosineWarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
         eta = eta_min + (peak - eta_min) * wave
         # exact ends, however XLA rounds; nothing is left after the only cycle either
         eta = ops.where(elapsed == 0, peak, ops.where(left <= 0, eta_min, eta))
-        if self._warmup:
-            ramp = self.eta_max / (self.warmup_steps + 1) * ops.cast(step + 1, dtype)
-            eta = ops.where(step < self._warmup, ramp, eta)
-        return eta
-
-    def __call__(self, step: Any) -> Any:
-        """The learning rate at `step`: initial_learning_rate · η."""
-        return self.initial_learning_rate * self.multiplier(step)
+        return self._warmed_up(step, eta, self.eta_max)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments, as `from_config` takes them."""
         names = inspect.signature(CosineWarmRestarts).parameters
         return {name: getattr(self, name) for name in names}
-
-
-def _int32(step: Any) -> Any:
-    """`step` as an int32 tensor; what lies on the host is checked, and never rounded to float32."""
-    if isinstance(step, (int, float, np.number, np.ndarray, list, tuple)):
-        value = np.asarray(step)
-        exact = value.astype("float64") if value.dtype.kind in "iuf" else np.array(np.nan)
-        if not np.all((exact >= 0) & (exact < _INT32_MAX) & (exact == np.floor(exact))):
-            raise ValueError(
-                "`step` must be an integer from 0 to 2**31 - 2, or an array of them. "
-                f"Received: step={step!r}. Pass the number of updates done so far."
-            )
-        return _tensor(value.astype("int32"))
-    return ops.cast(ops.convert_to_tensor(step), "int32")
-
-
-def _tensor(array: np.ndarray) -> Any:
-    """`array` as a tensor of the same dtype; left to guess, JAX under bfloat16 makes it float32."""
-    return ops.convert_to_tensor(array, str(array.dtype))

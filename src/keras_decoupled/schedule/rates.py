@@ -2,16 +2,17 @@
 
 The optimizer keeps one factor r that callbacks move; the rate of an update is r·schedule(s) and
 η is r·multiplier(s). Each class below is one kind of `learning_rate` argument. The multiplier of
-a constant and of a `CosineWarmRestarts` is not computed by a division of float32 numbers: that
-would give 1.00000005 where 1 is meant.
+a constant and of our own schedules is not computed by a division of float32 numbers: that would
+give 1.00000005 where 1 is meant.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import keras
 from keras.optimizers.schedules import LearningRateSchedule
@@ -19,6 +20,8 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_decoupled import checks
 
 from .cosine import CosineWarmRestarts
+from .exact import ExactSchedule
+from .stable import WarmupStableDecay
 
 _POWERS = [0, *(10**j for j in range(10))]  # asked whether a schedule rises
 _SEARCHED = sorted({0, *(round(10 ** (6 * i / 199)) for i in range(200))})  # asked for its top
@@ -135,19 +138,42 @@ class ScheduleRate(Rate):
         return _top(self.schedule)[0]
 
 
-class CosineRate(ScheduleRate):
-    """Our own schedule, which knows its multiplier exactly."""
+class ExactRate(ScheduleRate):
+    """A schedule of our own, which knows its multiplier exactly."""
 
-    schedule: CosineWarmRestarts
+    schedule: ExactSchedule
 
     def multiplier(self, step: Any) -> Any:
         """Return schedule(s)/α without a division of rounded numbers."""
         return self.schedule.multiplier(step) * (self.schedule.initial_learning_rate / self.base)
 
+
+class CosineRate(ExactRate):
+    """Warm restarts."""
+
+    schedule: CosineWarmRestarts
+
     @property
     def peak(self) -> float:
         """The rate at the start of the first cycle."""
         return self.schedule.initial_learning_rate * self.schedule.eta_max
+
+
+class StableRate(ExactRate):
+    """A stable part, whose end may be an optimizer variable."""
+
+    schedule: WarmupStableDecay
+
+    def starting(self, start: Any) -> Self:
+        """Return the rate with a decay that starts at this step, if that comes earlier."""
+        other = copy.copy(self)
+        other.schedule = self.schedule.starting(start)
+        return other
+
+    @property
+    def peak(self) -> float:
+        """The rate of the stable part."""
+        return self.schedule.initial_learning_rate
 
 
 def make_rate(learning_rate: Any, base_learning_rate: Any = None) -> tuple[Rate, float]:
@@ -161,11 +187,12 @@ def make_rate(learning_rate: Any, base_learning_rate: Any = None) -> tuple[Rate,
         cure = "It is the rate at which η is 1."
         base = checks.real("base_learning_rate", base_learning_rate, cure=cure)
         _reference(base, "`base_learning_rate`")
-    if isinstance(learning_rate, CosineWarmRestarts):
+    if isinstance(learning_rate, (CosineWarmRestarts, WarmupStableDecay)):
         if base is None:  # nothing to search: its η is a multiple of this, whatever its eta_max
             base = learning_rate.initial_learning_rate
             _reference(base, "the schedule's `initial_learning_rate`")
-        return CosineRate(learning_rate, base), 1.0
+        kind = CosineRate if isinstance(learning_rate, CosineWarmRestarts) else StableRate
+        return kind(learning_rate, base), 1.0
     if isinstance(learning_rate, LearningRateSchedule):
         checks.of_one_number("learning_rate", learning_rate)
         return ScheduleRate(learning_rate, base), 1.0

@@ -12,7 +12,7 @@ from keras import ops
 from keras_decoupled import checks
 
 from .cosine import CosineWarmRestarts
-from .rates import ConstantRate, CosineRate, Rate, ScheduleRate, make_rate
+from .rates import ConstantRate, CosineRate, ExactRate, Rate, ScheduleRate, make_rate
 
 _count = partial(checks.integer, minimum=1, cure="It counts weight updates.")
 
@@ -96,11 +96,11 @@ class Timing:
         return 1.0 if T is None else float(T) ** -0.5
 
     def position(self, s: Any) -> Any:
-        """Return the position in the current cycle; without a cosine, the step itself."""
-        return self._cosine.position(s) if isinstance(self.rate, CosineRate) else s
+        """Return the position in the current cycle or after the warm-up, else the step itself."""
+        return self.rate.schedule.position(s) if isinstance(self.rate, ExactRate) else s
 
     def step_at(self, position: Any) -> int:
-        """Return the step s at which the first cycle is at `position`."""
+        """Return the step s at `position` of the first cycle, or after the warm-up."""
         if not isinstance(self.rate, ScheduleRate):
             raise ValueError(
                 "`restart()` needs a schedule to restart: `use_cosine_annealing=True`, or a "
@@ -108,15 +108,15 @@ class Timing:
                 f"Received: position={position} with a learning rate that has no schedule."
             )
         position = _position("position", position)
-        if not isinstance(self.rate, CosineRate):
+        if not isinstance(self.rate, ExactRate):
             return position
-        if position >= self._cosine.first_decay_steps:
+        if isinstance(self.rate, CosineRate) and position >= self._cosine.first_decay_steps:
             raise ValueError(
                 "`position` is a position in the first cycle and must be in 0 … T - 1 = "
                 f"{self._cosine.first_decay_steps - 1}. Received: position={position}. "
                 "restart() without an argument goes to the start of the cycle."
             )
-        return self._cosine.warmup_steps + position
+        return self.rate.schedule.warmup_steps + position
 
     @property
     def _cosine(self) -> CosineWarmRestarts:

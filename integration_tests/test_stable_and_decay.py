@@ -1,0 +1,162 @@
+"""WarmupStableDecay in real runs: several decays from one checkpoint, callbacks, a longer run."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, WarmupStableDecay
+
+BATCHES = 4  # per epoch
+
+
+def data():
+    rng = np.random.default_rng(0)
+    x = rng.random((8 * BATCHES, 3), "float32")
+    return x, x @ np.array([[1.0], [-2.0], [0.5]], "float32")
+
+
+def make(stable_steps=None, decay_steps=6, cls=AdamW, **arguments):
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(2)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(1)])
+    schedule = WarmupStableDecay(0.02, stable_steps, decay_steps, warmup_steps=3, shape="linear")
+    model.compile(cls(schedule, weight_decay=1e-3, **arguments), loss="mse")
+    return model
+
+
+class Rates(keras.callbacks.Callback):
+    """η before each update."""
+
+    def __init__(self):
+        super().__init__()
+        self.etas = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.etas.append(float(self.model.optimizer.eta_t))
+
+
+class BeginAt(keras.callbacks.Callback):
+    def __init__(self, epoch, batch):
+        super().__init__()
+        self.at = epoch, batch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if (self.epoch, batch) == self.at:
+            self.model.optimizer.begin_decay()
+
+
+def fit(model, epochs=1, *callbacks):
+    rates = Rates()
+    arguments = {"batch_size": 8, "shuffle": False, "verbose": 0}
+    model.fit(*data(), epochs=epochs, callbacks=[*callbacks, rates], **arguments)
+    return rates.etas
+
+
+def same(model, other):
+    for a, b in zip(model.trainable_variables, other.trainable_variables, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("cls", [AdamW, SGDW])
+def test_decays_branch_from_one_checkpoint_of_the_stable_part(cls, tmp_path):
+    trunk, file = make(cls=cls), tmp_path / "stable.keras"
+    assert fit(trunk, 2) == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1])
+    trunk.save(file)
+
+    # 1. The decay that the file has.
+    branch = keras.models.load_model(file)
+    branch.optimizer.begin_decay()
+    assert fit(branch, 2) == pytest.approx([1, 0.8, 0.6, 0.4, 0.2, 0, 0, 0])
+    planned = make(stable_steps=5, cls=cls)
+    fit(planned, 4)
+    same(branch, planned)
+
+    # 2. Another decay: a new optimizer that takes the state of the file.
+    longer = make(decay_steps=9, cls=cls)
+    longer.optimizer.build(longer.trainable_variables)
+    longer.load_weights(file)
+    longer.optimizer.begin_decay()
+    assert fit(longer, 2) == pytest.approx([1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+    planned = make(stable_steps=5, decay_steps=9, cls=cls)
+    fit(planned, 4)
+    same(longer, planned)
+
+    # 3. The stable part goes on as if nobody had branched, in memory and from the file.
+    again = keras.models.load_model(file)
+    for model in (trunk, again):
+        assert fit(model) == [1.0] * BATCHES
+    straight = make(cls=cls)
+    fit(straight, 3)
+    same(trunk, straight)
+    same(again, straight)
+
+    # 4. A run that is stopped in its decay goes on in it, also where it is told to begin again.
+    stopped = keras.models.load_model(file)
+    stopped.optimizer.begin_decay()
+    fit(stopped)
+    stopped.save(tmp_path / "decay.keras")
+    stopped = keras.models.load_model(tmp_path / "decay.keras")
+    stopped.optimizer.begin_decay()
+    assert fit(stopped) == pytest.approx([0.2, 0, 0, 0])
+    same(stopped, branch)
+
+    # 5. And back.
+    stopped.optimizer.restart()
+    assert fit(stopped) == [1.0] * BATCHES
+
+
+@pytest.mark.parametrize("accumulation", [None, 2])
+def test_begun_by_a_callback_in_the_middle_of_an_epoch(accumulation):
+    model = make(gradient_accumulation_steps=accumulation)
+    etas = fit(model, 6, BeginAt(2, 2))
+    each = accumulation or 1
+    updates = range(6 * BATCHES // each)
+    wanted = [
+        min((k + 1) / 4, 1) if k < 10 // each else max(1 - (k - 10 // each) / 5, 0) for k in updates
+    ]
+    assert etas == pytest.approx(list(np.repeat(wanted, each)))
+
+
+def test_begun_from_a_closure():
+    """On JAX the optimizer holds no state inside an epoch: say so, and change nothing."""
+    model = make()
+    optimizer = model.optimizer
+
+    class Closure(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            optimizer.begin_decay()
+
+    if keras.backend.backend() == "jax":
+        with pytest.raises(RuntimeError, match=r"go through `self\.model\.optimizer`"):
+            model.fit(*data(), verbose=0, callbacks=[Closure()])
+    else:
+        model.fit(*data(), batch_size=8, verbose=0, callbacks=[Closure()])
+        assert float(optimizer.eta_t) == pytest.approx(0.8)  # began after the warm-up of 3
+
+
+def test_a_stable_part_made_longer(tmp_path):
+    """The file keeps what `begin_decay` said, and not where the schedule's own decay begins."""
+    short = make(stable_steps=5)
+    fit(short)
+    short.save_weights(tmp_path / "w.weights.h5")
+    long = make(stable_steps=9)
+    long.optimizer.build(long.trainable_variables)
+    long.load_weights(tmp_path / "w.weights.h5")
+    assert fit(long, 3) == pytest.approx([*[1.0] * 9, 0.8, 0.6, 0.4])
+
+
+def test_from_a_run_with_another_schedule(tmp_path):
+    first = make()
+    first.compile(AdamW(CosineWarmRestarts(0.02, 9), weight_decay=1e-3), loss="mse")
+    fit(first)
+    first.save_weights(tmp_path / "w.weights.h5")
+    second = make()
+    second.optimizer.build(second.trainable_variables)
+    with pytest.warns(UserWarning, match="Started fresh: decay_start"):
+        second.load_weights(tmp_path / "w.weights.h5")
+    assert fit(second) == [1.0] * BATCHES
+    second.optimizer.begin_decay()
+    assert fit(second) == pytest.approx([1, 0.8, 0.6, 0.4])

@@ -1,0 +1,114 @@
+"""`plot_schedule`: a picture of the learning rates to come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_decoupled import checks
+from keras_decoupled.core.keras_hooks import StockHooks
+from keras_decoupled.core.scheduled import Scheduled, as_number
+from keras_decoupled.schedule.exact import ExactSchedule
+from keras_decoupled.schedule.rates import CallableRate, ConstantRate, ScheduleRate
+
+
+def plot_schedule(schedule_or_optimizer: Any, steps: int, ax: Any = None) -> Any:
+    """Plot the learning rate of the updates 0 … steps − 1.
+
+    An optimizer is shown as it was made, whatever it has done since: from update 0 on, with no
+    rate that a callback set, no restart and no `begin_decay`. The axes' first line has the rates.
+    matplotlib comes with `pip install "keras_decoupled[plot]"`.
+
+    Args:
+        schedule_or_optimizer: a `LearningRateSchedule`, or an optimizer of this package or of
+            Keras, perhaps inside a `LossScaleOptimizer`.
+        steps: number of updates; ≥ 1.
+        ax: matplotlib Axes to draw into, where several schedules can be compared. Defaults to
+            `None`: those of a new figure.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        TypeError: an argument has the wrong type.
+        ValueError: `steps` is no integer ≥ 1, or the learning rate is a callable, which nobody can
+            ask for the rates to come.
+
+    Example:
+    >>> from keras_decoupled import CosineWarmRestarts, plot_schedule
+    >>> ax = plot_schedule(CosineWarmRestarts(1e-3, 100, t_mul=2), steps=700)
+    >>> ax.figure.savefig("schedule.png")
+    """
+    steps = checks.integer("steps", steps, minimum=1, cure="It counts weight updates.")
+    rates, name = _rates(schedule_or_optimizer, steps)
+    try:
+        from matplotlib import pyplot as plt
+        from matplotlib.axes import Axes
+        from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+    except ImportError as error:
+        raise ImportError(
+            '`plot_schedule` needs matplotlib. Install it: pip install "keras_decoupled[plot]".'
+        ) from error
+    if not (ax is None or isinstance(ax, Axes)):
+        raise TypeError(
+            "`ax` must be matplotlib Axes or None. Received: "
+            f"ax={ax!r} of type {type(ax).__name__}. Leave it out for a new figure."
+        )
+    if ax is None:
+        ax = plt.subplots(figsize=(6.4, 3.2), layout="constrained")[1]
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.25)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    # Each update has one rate: a step in the line, which falls and rises at no slope of its own.
+    ax.plot(np.arange(steps), rates, drawstyle="steps-mid", label=name)
+    ax.set_xlabel("weight update, from 0")
+    ax.set_ylabel("learning rate")
+    if ax.get_yscale() == "linear":
+        ax.set_ylim(bottom=0)
+    return ax
+
+
+def _rates(given: Any, steps: int) -> tuple[np.ndarray, str]:
+    """Return the rates of the first updates, and a name for them."""
+    if isinstance(given, keras.optimizers.LossScaleOptimizer):
+        given = given.inner_optimizer
+    rate, first, name = given, 0, type(given).__name__  # Keras' names of optimizers have numbers
+    if isinstance(given, Scheduled):
+        rate, first = given._timing.rate, given._timing.t_cur
+        if isinstance(rate, ConstantRate):
+            rate = rate.given
+        elif isinstance(rate, ScheduleRate):
+            rate = rate.schedule
+    elif isinstance(given, getattr(keras.optimizers, "MultiOptimizer", ())):  # since Keras 3.15
+        raise ValueError(
+            "A `MultiOptimizer` has no learning rate of its own. Received: "
+            f"{given!r}. Plot each of its optimizers into the same `ax`."
+        )
+    elif isinstance(given, keras.optimizers.Optimizer):
+        rate = StockHooks(given).rate
+    elif isinstance(given, LearningRateSchedule):
+        name = getattr(given, "name", None) or name
+    else:
+        raise TypeError(
+            "`schedule_or_optimizer` must be a `LearningRateSchedule` or an optimizer. Received: "
+            f"{given!r} of type {type(given).__name__}. Plot an instance of one of the two."
+        )
+    if isinstance(rate, (float, keras.Variable)):
+        return np.full(steps, as_number(rate)), name
+    counts = ops.convert_to_tensor(np.arange(first, first + steps, dtype="int32"))
+    if isinstance(rate, ExactSchedule):
+        return ops.convert_to_numpy(rate(counts)), name
+    if not isinstance(rate, LearningRateSchedule) or isinstance(rate, CallableRate):
+        raise ValueError(
+            "A callable learning rate can be asked for the next update only, and not be plotted. "
+            f"Received: {given!r}. Plot a `LearningRateSchedule`."
+        )
+    # Keras' schedules are made for one step at a time. One call of JAX's lax.map compiles them.
+    each = ops.map(lambda step: ops.cast(rate(step), "float32"), counts)
+    return ops.convert_to_numpy(each), name

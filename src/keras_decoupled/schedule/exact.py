@@ -1,0 +1,78 @@
+"""What our schedules share: integer steps, a warm-up, and η in float32 or wider."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_decoupled.checks import integer, real
+
+INT32_MAX = 2**31 - 1  # JAX counts in int32, so every backend does: steps 0 … 2³¹ − 2
+
+
+class ExactSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule of the learning rate initial_learning_rate·η."""
+
+    def __init__(self, initial_learning_rate: float, warmup_steps: int, name: str | None) -> None:
+        self.initial_learning_rate = real(
+            "initial_learning_rate", initial_learning_rate, minimum=0, cure="It is the rate at η=1."
+        )
+        self.warmup_steps = integer("warmup_steps", warmup_steps, minimum=0, cure="0 is none.")
+        if not (name is None or isinstance(name, str)):
+            received = f"name={name!r} of type {type(name).__name__}"
+            raise TypeError(f"`name` must be a string or None. Received: {received}. Leave it out.")
+        self.name = name
+        self._warmup = min(self.warmup_steps, INT32_MAX)
+
+    def multiplier(self, step: Any) -> Any:
+        """η at `step`: the learning rate over `initial_learning_rate`."""
+        raise NotImplementedError
+
+    def position(self, step: Any) -> Any:
+        """The position at `step`, counted from the end of the warm-up."""
+        raise NotImplementedError
+
+    def __call__(self, step: Any) -> Any:
+        """The learning rate at `step`: initial_learning_rate · η."""
+        return self.initial_learning_rate * self.multiplier(step)
+
+    def _after_warmup(self, step: Any) -> Any:
+        """The int32 step, counted from the end of the warm-up; 0 in it."""
+        k = step - self._warmup
+        return ops.maximum(k, ops.zeros_like(k))
+
+    def _warmed_up(self, step: Any, eta: Any, peak: float = 1.0) -> Any:
+        """η with the linear warm-up to `peak` before it."""
+        if not self._warmup:
+            return eta
+        ramp = peak / (self.warmup_steps + 1) * ops.cast(step + 1, eta.dtype)
+        return ops.where(step < self._warmup, ramp, eta)
+
+
+def int32(step: Any) -> Any:
+    """`step` as an int32 tensor; what lies on the host is checked, and never rounded to float32."""
+    if isinstance(step, (int, float, np.number, np.ndarray, list, tuple)):
+        value = np.asarray(step)
+        exact = value.astype("float64") if value.dtype.kind in "iuf" else np.array(np.nan)
+        if not np.all((exact >= 0) & (exact < INT32_MAX) & (exact == np.floor(exact))):
+            raise ValueError(
+                "`step` must be an integer from 0 to 2**31 - 2, or an array of them. "
+                f"Received: step={step!r}. Pass the number of updates done so far."
+            )
+        return tensor(value.astype("int32"))
+    return ops.cast(ops.convert_to_tensor(step), "int32")
+
+
+def real_tensor(number: float) -> Any:
+    """A number as a tensor of the type that η has: float32, or float64 under that floatx."""
+    # from NumPy: JAX has float64 under x64 only, and warns when asked for it by name
+    floatx = "float64" if keras.config.floatx() == "float64" else "float32"
+    return ops.convert_to_tensor(np.array(number, floatx))
+
+
+def tensor(array: np.ndarray) -> Any:
+    """`array` as a tensor of the same dtype; left to guess, JAX under bfloat16 makes it float32."""
+    return ops.convert_to_tensor(array, str(array.dtype))

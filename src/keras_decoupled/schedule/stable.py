@@ -1,0 +1,144 @@
+"""`WarmupStableDecay`: a warm-up, a constant rate for as long as you like, a decay at the end."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, Self
+
+import keras
+from keras import ops
+
+from keras_decoupled.checks import integer, real
+
+from .exact import INT32_MAX, ExactSchedule, int32, real_tensor
+
+# Each is a function of what is left of the decay, 1 − x, which keeps its digits near the end where
+# 1 minus a float32 x does not.
+SHAPES: dict[str, Callable[[Any, Any], Any]] = {
+    "1-sqrt": lambda left, x: left / (1 + ops.sqrt(x)),  # = 1 − √x
+    "linear": lambda left, x: left,
+    "cosine": lambda left, x: ops.square(ops.sin(math.pi / 2 * left)),  # = ½(1 + cos πx)
+}
+NEVER = INT32_MAX  # a step that no run reaches
+
+
+@keras.saving.register_keras_serializable(package="keras_decoupled")
+class WarmupStableDecay(ExactSchedule):
+    r"""Warm-up, stable part, decay (WSD), exact at every boundary.
+
+    The learning rate is `initial_learning_rate · η`. In the warm-up, for the steps
+    `k < warmup_steps`, `η = (k + 1)/(warmup_steps + 1)`. Then η is 1 for `stable_steps` updates.
+    Then comes the decay: at its updates j = 0, …, `decay_steps` − 1, with
+    `x = j/(decay_steps − 1)`,
+
+        η = eta_min + (1 − eta_min)·f(x)
+        f(x) = 1 − √x  ("1-sqrt"),   1 − x  ("linear")   or   ½(1 + cos πx)  ("cosine")
+
+    so that η is 1 at its first update and `eta_min` exactly at its last. There it stays.
+
+    The stable part is one run that can be trained as long as there is data, and a decay from any
+    of its checkpoints gives a finished model. With `stable_steps=None` it lasts until
+    `optimizer.begin_decay()`, of this package's optimizers; in others it never ends.
+
+    Every method takes an integer or an array of them, also a variable or a traced tensor, and
+    returns a tensor: η and the rate in float32 (float64 under that floatx), positions in int32.
+    Steps up to 2³¹ − 2 are exact.
+
+    Args:
+        initial_learning_rate: learning rate at η = 1, the base learning rate α; ≥ 0.
+        stable_steps: updates from the end of the warm-up to the first of the decay; ≥ 0. None:
+            until `optimizer.begin_decay()`.
+        decay_steps: updates of the decay; ≥ 2.
+        warmup_steps: updates of linear warm-up before the stable part; ≥ 0. Default 0.
+        shape: of the decay, "1-sqrt" (default), "linear" or "cosine".
+        eta_min: η at the end of the decay and from then on; 0 ≤ eta_min < 1. Default 0.
+        name: a label, kept in the config.
+
+    Raises:
+        TypeError: an argument of a wrong type; booleans are no numbers here.
+        ValueError: an argument out of range or not finite, or an unknown shape.
+
+    Example:
+    >>> from keras_decoupled import AdamW, WarmupStableDecay
+    >>> schedule = WarmupStableDecay(0.1, stable_steps=2, decay_steps=5, warmup_steps=1)
+    >>> [round(float(schedule(step)), 3) for step in range(9)]
+    [0.05, 0.1, 0.1, 0.1, 0.05, 0.029, 0.013, 0.0, 0.0]
+    >>> optimizer = AdamW(WarmupStableDecay(1e-3, None, decay_steps=1000), weight_decay=1e-4)
+    >>> optimizer.begin_decay()
+
+    References:
+        Hu et al.: https://arxiv.org/abs/2404.06395, section 4; shapes: 2508.01483
+    """
+
+    def __init__(
+        self,
+        initial_learning_rate: float,
+        stable_steps: int | None,
+        decay_steps: int,
+        warmup_steps: int = 0,
+        shape: str = "1-sqrt",
+        eta_min: float = 0.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(initial_learning_rate, warmup_steps, name)
+        cure = "None is until optimizer.begin_decay()."
+        if stable_steps is not None:
+            stable_steps = integer("stable_steps", stable_steps, minimum=0, cure=cure)
+        self.stable_steps = stable_steps
+        cure = "It counts updates, and needs 2: the first is at η = 1, the last at eta_min."
+        self.decay_steps = integer("decay_steps", decay_steps, minimum=2, cure=cure)
+        if not isinstance(shape, str) or shape not in SHAPES:
+            received, error = f"shape={shape!r}", ValueError
+            if not isinstance(shape, str):
+                received, error = f"{received} of type {type(shape).__name__}", TypeError
+            raise error(
+                f"`shape` must be one of {', '.join(map(repr, SHAPES))}. Received: {received}. "
+                "'1-sqrt' is a good start."
+            )
+        self.shape = shape
+        cure = "It is η at the end of the decay, which begins at 1."
+        self.eta_min = real("eta_min", eta_min, minimum=0, below=1, cure=cure)
+        own = NEVER if stable_steps is None else self.warmup_steps + stable_steps
+        self._start: Any = min(own, NEVER)  # the step of the decay's first update
+
+    def starting(self, start: Any) -> Self:
+        """The same schedule, but its decay starts at the step `start` if that comes earlier.
+
+        It is a number, or a tensor: what it reads in an update.
+        """
+        other = copy.copy(self)
+        if ops.is_tensor(start):
+            other._start = ops.minimum(ops.cast(start, "int32"), self._start)
+        else:
+            other._start = min(start, self._start)
+        return other
+
+    def position(self, step: Any) -> Any:
+        """The position at `step`, counted from the end of the warm-up; 0 in the warm-up."""
+        return self._after_warmup(int32(step))
+
+    def multiplier(self, step: Any) -> Any:
+        """η at `step`: the learning rate over `initial_learning_rate`."""
+        step = int32(step)
+        one = real_tensor(1.0)
+        dtype = keras.backend.standardize_dtype(one.dtype)
+        # j and what is left are integers in int32; a span that is longer than these reaches is
+        # never at its end.
+        last = min(self.decay_steps - 1, 2**62)  # more is no float32
+        span = min(last, INT32_MAX)
+        j = ops.clip(step - self._start, 0, span)
+        left = (ops.cast(span - j, dtype) + float(last - span)) / float(last)
+        falling = SHAPES[self.shape](left, ops.cast(j, dtype) / float(last))
+        eta = self.eta_min + (1 - self.eta_min) * falling
+        eta_min = real_tensor(self.eta_min)
+        # exact ends, however XLA rounds
+        eta = ops.where(j == 0, one, ops.where(left == 0, eta_min, eta))
+        return self._warmed_up(step, eta)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments, as `from_config` takes them."""
+        names = inspect.signature(WarmupStableDecay).parameters
+        return {name: getattr(self, name) for name in names}

@@ -1,0 +1,242 @@
+"""`begin_decay()` of an optimizer with a WarmupStableDecay: when the decay begins, and who knows it."""
+
+import copy
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+from keras.optimizers import schedules
+
+import oracle
+from cases import ALPHA, BACKEND, COMPILED, eager_with_cond, gradients, make_variable, numpy
+from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Muon, WarmupStableDecay
+
+RUNNERS = {"eager": eager_with_cond, **COMPILED}
+SHAPES = [(3, 2), (2,)]
+
+
+def make(stable=None, decay=5, warmup=2, cls=AdamW, shape="1-sqrt", eta_min=0.0, **arguments):
+    schedule = WarmupStableDecay(ALPHA, stable, decay, warmup, shape, eta_min)
+    return cls(schedule, weight_decay=0.1, **arguments)
+
+
+def variables():
+    rng = np.random.default_rng(0)
+    return [make_variable(f"v{i}/kernel", rng.normal(size=s)) for i, s in enumerate(SHAPES)]
+
+
+def run(optimizer, updates, events=None, runner=eager_with_cond):
+    """η and position before each update, and the weights after the last; `events` come before updates."""
+    weights, etas, positions = variables(), [], []
+    optimizer.build(weights)
+    step = runner(optimizer, weights)
+    for k, grads in enumerate(gradients(updates, SHAPES)):
+        if event := (events or {}).get(k):
+            event(optimizer)
+        etas.append(float(numpy(optimizer.eta_t)))
+        positions.append(int(numpy(optimizer.t_cur)))
+        step(grads)
+    return etas, positions, np.concatenate([numpy(w).ravel() for w in weights])
+
+
+def begin(optimizer):
+    optimizer.begin_decay()
+
+
+def expected(updates, **arguments):
+    arguments = {"stable": None, "decay": 5, "warmup": 2} | arguments
+    return [oracle.stable(s, **arguments).multiplier for s in range(updates)]
+
+
+# --- when it begins -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("shape", ["1-sqrt", "linear", "cosine"])
+def test_begun_after_n_updates_is_a_stable_part_of_n(shape, runner):
+    arguments = {"shape": shape, "eta_min": 0.125}
+    events = {6: begin, 8: begin, 13: begin}  # again: no effect
+    told = run(make(**arguments), 15, events, RUNNERS[runner])
+    known = run(make(4, **arguments), 15, runner=RUNNERS[runner])
+    for a, b in zip(told, known, strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_allclose(told[0], expected(15, stable=4, **arguments), rtol=1e-6)
+    assert told[0][6:] != [1.0] * 9
+    assert told[1] == [0, 0, *range(13)]
+
+
+@pytest.mark.parametrize("cls", [AdamW, SGDW, Muon])
+def test_without_a_call_it_stays_stable(cls):
+    etas, _, _ = run(make(cls=cls), 9)
+    assert etas[2:] == [1.0] * 7
+
+
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_in_the_warm_up_the_decay_comes_after_it(k):
+    etas, _, _ = run(make(), 9, {k: begin})
+    np.testing.assert_allclose(etas, expected(9, stable=0), rtol=1e-6)
+
+
+def test_before_the_build():
+    optimizer = make(warmup=0)
+    optimizer.begin_decay()
+    np.testing.assert_allclose(run(optimizer, 7)[0], expected(7, stable=0, warmup=0), rtol=1e-6)
+
+
+def test_a_known_stable_part_ends_early_and_never_late():
+    etas, _, _ = run(make(10), 12, {5: begin})
+    np.testing.assert_allclose(etas, expected(12, stable=3), rtol=1e-6)
+    etas, _, _ = run(make(2), 12, {6: begin, 11: begin})
+    np.testing.assert_allclose(etas, expected(12, stable=2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("back", ["restart", "t_cur"])
+@pytest.mark.parametrize("stable", [None, 4])
+def test_restart_goes_back_to_the_stable_part(stable, back):
+    def restart(optimizer):
+        if back == "restart":
+            optimizer.restart(1)
+        else:
+            optimizer.t_cur = 1
+
+    etas, positions, _ = run(make(stable), 20, {4: begin, 7: restart, 9: begin, 17: restart})
+    once = expected(20, stable=2)
+    again = expected(20, stable=3)
+    np.testing.assert_allclose(etas, [*once[:7], *again[3:13], *[1.0] * 3], rtol=1e-6)
+    assert positions == [0, 0, *range(5), *range(1, 11), 1, 2, 3]
+    assert int(numpy(make(stable).t_cur)) == 0
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_counts_weight_updates_under_accumulation(runner):
+    """Called between two micro-batches, the update that they are part of is the decay's first."""
+    optimizer, weights = make(gradient_accumulation_steps=3), variables()
+    optimizer.build(weights)
+    step, etas = RUNNERS[runner](optimizer, weights), []
+    for micro, grads in enumerate(gradients(33, SHAPES)):
+        if micro in (13, 17):  # in update 4, of which 12 … 14 are the micro-batches; and in 5
+            optimizer.begin_decay()
+        etas.append(float(numpy(optimizer.eta_t)))
+        step(grads)
+    np.testing.assert_allclose(etas[::3], expected(11, stable=2), rtol=1e-6)
+    assert etas[::3] == etas[2::3]
+
+
+def test_a_rate_that_was_set_stays_a_factor():
+    def half(optimizer):
+        optimizer.learning_rate = float(numpy(optimizer.learning_rate)) / 2
+
+    etas, _, _ = run(make(), 14, {3: half, 4: begin, 6: half})
+    r = np.repeat([1, 0.5, 0.25], [3, 3, 8])
+    np.testing.assert_allclose(etas, r * expected(14, stable=2), rtol=1e-6)
+    optimizer = make(stable=0, decay=2, warmup=0)
+    run(optimizer, 1)
+    with pytest.raises(ValueError, match="the schedule is at 0"):
+        optimizer.learning_rate = 0.1
+
+
+def test_the_base_is_the_stable_rate():
+    assert make(warmup=9).get_config()["base_learning_rate"] == ALPHA
+    optimizer = make(stable=0, warmup=0, decay=3, shape="linear", base_learning_rate=2 * ALPHA)
+    assert run(optimizer, 4)[0] == [0.5, 0.25, 0, 0]
+    with pytest.warns(UserWarning, match=r"the rate will peak at 0\.1 "):
+        make().learning_rate = 2 / 3 * ALPHA  # in the warm-up, where 1/3 of it is due
+
+
+def test_it_has_no_cycle_to_normalize_by():
+    with pytest.raises(ValueError, match=r"finds no T.*Give one of them"):
+        make(normalize_weight_decay=True)
+    with pytest.raises(ValueError, match=r"needs a number as"):
+        make(use_cosine_annealing=True, total_iterations=9)
+    optimizer, theta = make(warmup=0, total_iterations_wd=25), variables()
+    optimizer.apply([keras.ops.zeros(s) for s in SHAPES], theta)
+    left = numpy(theta[0]) / numpy(variables()[0])
+    np.testing.assert_allclose(left, 1 - 0.1 / math.sqrt(25), rtol=1e-6)
+
+
+# --- who knows it -------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="the fused kernels' floats of the host are torch's")
+@pytest.mark.parametrize("stable", [None, 6])
+def test_floats_of_the_host_are_the_tensors_numbers(stable):
+    from keras_decoupled.fast.torch_host_copy import OnHost
+
+    on, events = OnHost(), {4: begin, 9: lambda o: o.restart(), 11: begin}
+    optimizer, weights = make(stable), variables()
+    optimizer.build(weights)
+    for k, grads in enumerate(gradients(18, SHAPES)):
+        events.get(k, lambda o: None)(optimizer)
+        host = optimizer.numbers(on, None)
+        tensors = optimizer.numbers(optimizer._on_tensors, None)
+        assert all(isinstance(x, float) for x in (*host.rates, *host.decays))
+        for a, b in zip(host[:2], tensors[:2], strict=True):
+            assert [np.float32(x) for x in a] == [np.float32(float(x)) for x in b]
+        optimizer.apply([keras.ops.convert_to_tensor(g) for g in grads], weights)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="only torch has a faster way")
+def test_fast_and_slow_go_one_way():
+    events = {4: begin, 12: lambda o: o.restart(), 14: begin}
+    slow = make()
+    slow.fast = False
+    fast, slow = run(make(), 20, events), run(slow, 20, events)
+    assert fast[:2] == slow[:2]
+    np.testing.assert_allclose(fast[2], slow[2], rtol=2e-5)
+
+
+def test_its_start_is_an_optimizer_variable():
+    optimizer = make()
+    (start,) = (v for v in optimizer.variables if v.path.endswith("decay_start"))
+    optimizer.begin_decay()
+    assert int(numpy(start)) == 2
+    others = (AdamW(0.1, weight_decay=0), AdamW(CosineWarmRestarts(0.1, 9), weight_decay=0))
+    assert not any("decay_start" in v.path for other in others for v in other.variables)
+
+
+def test_a_config_has_the_schedule_and_no_state():
+    optimizer = make(None, 7, shape="cosine", eta_min=0.25)
+    run(optimizer, 5, {3: begin})
+    config = json.loads(json.dumps(optimizer.get_config()))
+    for again in (AdamW.from_config(config), copy.deepcopy(optimizer)):
+        assert again.get_config() == optimizer.get_config()
+        np.testing.assert_allclose(
+            run(again, 12, {6: begin})[0],
+            expected(12, stable=4, decay=7, shape="cosine", eta_min=0.25),
+            rtol=1e-6,
+        )
+
+
+def test_goes_on_from_a_stock_optimizer():
+    stock = keras.optimizers.AdamW(WarmupStableDecay(ALPHA, None, 5, 2), weight_decay=0.1)
+    weights = variables()
+    for grads in gradients(4, SHAPES):
+        stock.apply([keras.ops.convert_to_tensor(g) for g in grads], weights)
+    optimizer, etas = AdamW.from_keras(stock), []
+    optimizer.begin_decay()
+    for grads in gradients(6, SHAPES):
+        etas.append(float(numpy(optimizer.eta_t)))
+        optimizer.apply([keras.ops.convert_to_tensor(g) for g in grads], weights)
+    np.testing.assert_allclose(etas, expected(10, stable=2)[4:], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [
+        0.1,
+        lambda: 0.1,
+        CosineWarmRestarts(0.1, 9),
+        schedules.ExponentialDecay(0.1, 9, 0.5),
+    ],
+)
+def test_other_learning_rates_have_no_decay_to_begin(rate):
+    optimizer = AdamW(rate, weight_decay=0)
+    with pytest.raises(
+        ValueError, match=r"^`begin_decay\(\)` needs a `WarmupStableDecay`.*Received: .*Make the op"
+    ):
+        optimizer.begin_decay()
+    annealed = AdamW(0.1, weight_decay=0, use_cosine_annealing=True, total_iterations=9)
+    with pytest.raises(ValueError, match=r"Received: schedule=.*CosineWarmRestarts"):
+        annealed.begin_decay()

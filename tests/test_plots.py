@@ -1,0 +1,187 @@
+"""`plot_schedule`: the first line is the rates that training uses, whatever has happened so far."""
+
+import re
+import sys
+from unittest.mock import patch
+
+import keras
+import matplotlib as mpl
+import numpy as np
+import pytest
+from keras.optimizers import schedules
+
+from cases import make_variable, numpy
+from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Lion, WarmupStableDecay, plot_schedule
+
+mpl.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    mpl.pyplot.close("all")
+
+
+class Halving(schedules.LearningRateSchedule):
+    """A user's own, which nobody can load by name; a Python number where it is told so."""
+
+    def __init__(self, number=False):
+        self.number = number
+
+    def __call__(self, step):
+        return 0.25 if self.number else 0.5 ** keras.ops.cast(step, "float32")
+
+
+def lines(*arguments):
+    """The y of each line, the first one's x seen to be the updates."""
+    ax = plot_schedule(*arguments)
+    assert isinstance(ax, mpl.axes.Axes)
+    x = ax.lines[0].get_xdata()
+    np.testing.assert_array_equal(x, np.arange(arguments[1]))
+    return np.asarray(ax.lines[0].get_ydata(), "float64")
+
+
+def trained_rates(optimizer, updates):
+    """The rate before each update of a run."""
+    variable, rates = make_variable("w", np.ones(2)), []
+    optimizer.build([variable])
+    for _ in range(updates):
+        rates.append(float(numpy(optimizer.learning_rate)))
+        optimizer.apply([keras.ops.ones(2)], [variable])
+    return rates
+
+
+COSINE = {"use_cosine_annealing": True, "total_iterations": 4}
+OPTIMIZERS = {
+    "number": lambda: AdamW(0.1, weight_decay=0),
+    "number beside a base": lambda: AdamW(0.1, base_learning_rate=0.5, weight_decay=0),
+    "restarts": lambda: AdamW(CosineWarmRestarts(0.1, 3, t_mul=2), weight_decay=0),
+    "annealing": lambda: SGDW(0.1, weight_decay=0, t_cur=2, **COSINE),
+    "stable": lambda: Lion(WarmupStableDecay(0.1, 2, 3, 2), weight_decay=0),
+    "Keras'": lambda: AdamW(schedules.ExponentialDecay(0.1, 5, 0.5), weight_decay=0),
+    "with accumulation": lambda: AdamW(
+        CosineWarmRestarts(0.1, 4), weight_decay=0, gradient_accumulation_steps=1 + 1
+    ),
+    "Keras' warm-up": lambda: keras.optimizers.SGD(
+        schedules.CosineDecay(0.0, 6, warmup_target=0.1, warmup_steps=2)
+    ),
+    "stock": lambda: keras.optimizers.Adam(0.1),
+    "stock, ours": lambda: keras.optimizers.Adam(CosineWarmRestarts(0.1, 3)),
+    "stock, a user's own": lambda: keras.optimizers.Adam(Halving()),
+    "ours, a user's own": lambda: AdamW(Halving(), weight_decay=0),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_rates_of_a_run(name):
+    rates = trained_rates(OPTIMIZERS[name](), 18 if "accumulation" in name else 9)
+    rates = rates[::2] if "accumulation" in name else rates
+    np.testing.assert_allclose(lines(OPTIMIZERS[name](), 9), rates, rtol=1e-6, atol=1e-9)
+    wrapped = keras.optimizers.LossScaleOptimizer(OPTIMIZERS[name]())
+    np.testing.assert_allclose(lines(wrapped, 9), rates, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        CosineWarmRestarts(0.1, 5, warmup_steps=2),
+        WarmupStableDecay(0.1, None, 5, 3),
+        schedules.PiecewiseConstantDecay([3, 6], [0.1, 0.05, 0.01]),
+        schedules.CosineDecay(0.0, 6, warmup_target=0.1, warmup_steps=3),
+        schedules.CosineDecayRestarts(0.1, 3),
+        Halving(),
+        Halving(number=True),
+    ],
+)
+def test_a_schedule(schedule):
+    expected = [float(schedule(keras.ops.convert_to_tensor(k))) for k in range(12)]
+    np.testing.assert_allclose(lines(schedule, 12), expected, rtol=1e-6, atol=1e-9)
+    assert lines(schedule, 1) == pytest.approx(expected[:1])
+
+
+def test_starts_at_update_0_whatever_was_done():
+    for make in (OPTIMIZERS[name] for name in ("number", "restarts", "annealing", "stable")):
+        optimizer = make()
+        expected = lines(optimizer, 12)
+        trained_rates(optimizer, 4)
+        optimizer.learning_rate = 0.01
+        if make is not OPTIMIZERS["number"]:
+            optimizer.restart(1)
+        if make is OPTIMIZERS["stable"]:
+            optimizer.begin_decay()
+        before = [numpy(v) for v in optimizer.variables]
+        np.testing.assert_array_equal(lines(optimizer, 12), expected)
+        for value, variable in zip(before, optimizer.variables, strict=True):
+            np.testing.assert_array_equal(value, numpy(variable))
+
+
+def test_labels_and_limits():
+    ax = plot_schedule(CosineWarmRestarts(0.1, 5, name="warm"), np.int64(20))
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("weight update, from 0", "learning rate")
+    assert ax.get_ylim()[0] == 0
+    assert ax.lines[0].get_label() == "warm"
+    ax.figure.canvas.draw()
+    ticks = [label.get_text() for label in ax.get_xticklabels()]
+    assert all(re.fullmatch(r"\N{MINUS SIGN}?\d+", tick) for tick in ticks), ticks
+
+
+def test_two_schedules_in_one_picture():
+    figure, (left, right) = mpl.pyplot.subplots(1, 2)
+    right.set_yscale("log")
+    for axes in (left, right):
+        assert plot_schedule(AdamW(CosineWarmRestarts(0.1, 5), 0.1), 9, axes) is axes
+        plot_schedule(WarmupStableDecay(0.2, 2, 5, eta_min=0.1), 9, ax=axes)
+        assert [line.get_label() for line in axes.lines] == ["AdamW", "WarmupStableDecay"]
+    assert left.get_ylim()[0] == 0
+    assert right.get_ylim()[0] > 0
+    assert len(mpl.pyplot.get_fignums()) == 1
+    figure.canvas.draw()
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+def test_without_matplotlib_it_says_what_to_install():
+    with (
+        patch.dict(sys.modules, {"matplotlib": None, "matplotlib.pyplot": None}),
+        pytest.raises(ImportError, match=re.escape('pip install "keras_decoupled[plot]"')),
+    ):
+        plot_schedule(CosineWarmRestarts(0.1, 5), 9)
+
+
+@pytest.mark.parametrize("given", [0.1, None, "adamw", lambda: 0.1, CosineWarmRestarts, AdamW])
+def test_what_is_no_schedule_and_no_optimizer(given):
+    with pytest.raises(
+        TypeError, match=r"^`schedule_or_optimizer` must be .*Received: .* of type .*\. Plot an in"
+    ):
+        plot_schedule(given, 9)
+
+
+@pytest.mark.parametrize("cls", [AdamW, keras.optimizers.SGD])
+def test_a_callable_rate_says_nothing_of_the_future(cls):
+    with pytest.raises(ValueError, match=r"A callable learning rate.*Received: .*Plot a"):
+        plot_schedule(cls(lambda: 0.1, weight_decay=0.1), 9)
+
+
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="since Keras 3.15")
+def test_many_optimizers_have_many_rates():
+    optimizer = keras.optimizers.MultiOptimizer.__new__(keras.optimizers.MultiOptimizer)
+    with pytest.raises(ValueError, match=r"`MultiOptimizer`.*Received: .*Plot each"):
+        plot_schedule(optimizer, 9)
+
+
+@pytest.mark.parametrize(
+    ("steps", "error"),
+    [(0, ValueError), (-1, ValueError), (1.5, ValueError), ("9", TypeError), (None, TypeError)],
+)
+def test_steps(steps, error):
+    with pytest.raises(error, match=r"^`steps` must be an integer ≥ 1. Received: steps=.*updates"):
+        plot_schedule(CosineWarmRestarts(0.1, 5), steps)
+
+
+def test_ax():
+    figure, axes = mpl.pyplot.subplots(1, 2)
+    for wrong in (figure, axes, "left", mpl.pyplot):
+        with pytest.raises(TypeError, match=r"^`ax` must be matplotlib Axes or None. Received: .*"):
+            plot_schedule(CosineWarmRestarts(0.1, 5), 9, wrong)
+    assert not any(ax.lines for ax in axes)
