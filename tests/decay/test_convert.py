@@ -34,12 +34,13 @@ def of_torch():
 
 
 def of_optax():
+    import jax.numpy as jnp
     import optax
 
     optimizer = optax.adamw(RATE, weight_decay=DECAY)
-    weight = np.ones(1, "float32")
-    updates, _ = optimizer.update(np.zeros(1, "float32"), optimizer.init(weight), weight)
-    return (weight + updates)[0]
+    weight = jnp.ones(1)
+    updates, _ = optimizer.update(jnp.zeros(1), optimizer.init(weight), weight)
+    return optax.apply_updates(weight, updates).item()
 
 
 # TensorFlow Addons and Composer are not made for these versions: their rule, from their source.

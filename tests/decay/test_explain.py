@@ -281,7 +281,7 @@ def test_no_warning_where_all_is_well():
     assert warnings_of(AdamW(weight_decay=0)) == ""
 
 
-@pytest.mark.parametrize("penalty", ["l2", "l1", "l1_l2"])
+@pytest.mark.parametrize("penalty", ["l2", "l1", keras.regularizers.L1L2(1e-4, 1e-4)])
 def test_a_penalty_beside_a_decay(penalty):
     model = small_model(kernel_regularizer=penalty)
     optimizer = AdamW(weight_decay=1e-4, decay_vectors=False)
@@ -348,8 +348,8 @@ def test_text_is_as_wide_as_the_terminal(monkeypatch):
         text = str(optimizer.explain(variables(), steps_per_epoch=10))
         assert max(map(len, text.splitlines())) <= width
         assert "\x1b" not in text
-        words = "".join(text.split())
-        assert all(word in words for word in ("weight_decay", "cautious", "half-life"))
+        whole = ("weight_decay", "half-life", "1e-04", "0.0001")  # folded are paths and kinds alone
+        assert sum(word in text for word in whole) == 3
 
 
 def test_columns_that_say_nothing_are_left_out():

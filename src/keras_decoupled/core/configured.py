@@ -105,9 +105,11 @@ class Configured(Decaying):
         """Return pairs of an optimizer variable of this optimizer and of its stock twin."""
         pairs = []
         for name, attribute in self.twin_names.items():
+            if name not in self.slot_names and not name.startswith("_"):
+                continue  # without momentum, say
             if name in self.slot_names:
                 own: Any = [self._slots.get(key, name) for key in self._slots.keys]
             else:
-                own = getattr(self, name, ())
+                own = getattr(self, name)
             pairs += from_keras.paired(own, getattr(stock, attribute, ()))
         return pairs
