@@ -63,14 +63,14 @@ def plot_schedule(schedule_or_optimizer: Any, steps: int, ax: Any = None) -> Any
         ax = plt.subplots(figsize=(6.4, 3.2), layout="constrained")[1]
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.25)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     # Each update has one rate: a step in the line, which falls and rises at no slope of its own.
     ax.plot(np.arange(steps), rates, drawstyle="steps-mid", label=name)
-    ax.set_xlabel("weight update, from 0")
+    ax.set_xlabel("weight update (from 0)")
     ax.set_ylabel("learning rate")
-    if ax.get_yscale() == "linear":
-        ax.set_ylim(bottom=0)
+    ax.update_datalim([(0, 0)])  # show 0, and leave the limits to what else is drawn
+    ax.autoscale_view()
     return ax
 
 
@@ -109,6 +109,13 @@ def _rates(given: Any, steps: int) -> tuple[np.ndarray, str]:
             "A callable learning rate can be asked for the next update only, and not be plotted. "
             f"Received: {given!r}. Plot a `LearningRateSchedule`."
         )
-    # Keras' schedules are made for one step at a time. One call of JAX's lax.map compiles them.
-    each = ops.map(lambda step: ops.cast(rate(step), "float32"), counts)
-    return ops.convert_to_numpy(each), name
+
+    def ask(step: Any) -> Any:
+        return ops.cast(rate(step), "float32")
+
+    # A schedule is made for one step at a time, and one call for each would take many seconds.
+    try:
+        return ops.convert_to_numpy(ops.vectorized_map(ask, counts)), name
+    except Exception:  # it branches, or reads the step
+        each = [ask(ops.convert_to_tensor(k, "int32")) for k in range(first, first + steps)]
+        return ops.convert_to_numpy(ops.stack(each)), name
