@@ -5,6 +5,9 @@ from keras_decoupled.decay.convert import decay_from_timescale as decay_from_tim
 from keras_decoupled.decay.kinds import Decay as Decay
 from keras_decoupled.decay.regularizers import fill_dict_in_order as fill_dict_in_order
 from keras_decoupled.decay.regularizers import get_weight_decays as get_weight_decays
+from keras_decoupled.layerwise import layerwise_lr_multipliers as layerwise_lr_multipliers
+from keras_decoupled.layerwise import layerwise_weight_decays as layerwise_weight_decays
+from keras_decoupled.layerwise import no_decay as no_decay
 from keras_decoupled.optimizers.adadelta import Adadelta as Adadelta
 from keras_decoupled.optimizers.adafactor import Adafactor as Adafactor
 from keras_decoupled.optimizers.adagrad import Adagrad as Adagrad
@@ -41,6 +44,9 @@ __all__ = [
     "decouple",
     "fill_dict_in_order",
     "get_weight_decays",
+    "layerwise_lr_multipliers",
+    "layerwise_weight_decays",
+    "no_decay",
     "plot_schedule",
 ]
 __version__ = "0.1.0"
