@@ -366,13 +366,6 @@ def test_html_is_escaped():
     assert page.count("<tr>") == 2
 
 
-def test_init_verbose_prints_it(capsys):
-    own = variables()
-    optimizer = AdamW(weight_decay=1e-4, init_verbose=True)
-    optimizer.build(own)
-    assert capsys.readouterr().out.strip() == str(optimizer.explain()).strip()
-
-
 # --- errors ---
 
 

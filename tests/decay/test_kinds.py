@@ -348,8 +348,9 @@ def test_a_plain_decay_is_a_pair_however_it_was_given():
     assert optimizer.weight_decays == {"a/kernel": (0.0, 0.1), "a/bias": (0.2, 0.0)}
 
 
-def test_what_is_printed(capsys):
+def test_what_is_printed(capsys, monkeypatch):
     """A column for the kinds, where there are any."""
+    monkeypatch.setenv("COLUMNS", "140")
     AdamW(0.01, init_verbose=True, **MIXED).build(two_layers().trainable_variables)
     printed = capsys.readouterr().out
     for line in ("kind", "cautious", "towards initial, η^0"):

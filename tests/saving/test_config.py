@@ -374,6 +374,7 @@ def test_the_arguments_as_given_are_in_the_config():
         "weight_decay": 0.25,
         "weight_decays": {"one": 0.5, "two": [0.25, 0.0]},
         "lr_multipliers": {"one": 0.5},
+        "decay_vectors": False,
         "total_iterations": 10,
         "total_iterations_wd": 20,
         "normalize_weight_decay": True,
