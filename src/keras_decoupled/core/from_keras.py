@@ -42,7 +42,7 @@ def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:
     if "learning_rate" in changes:
         del arguments["base_learning_rate"]
     excluded = [] if "weight_decay" in changes else _carry_decay(stock, alpha, arguments)
-    new = cls(**arguments | changes)
+    new = cls(**arguments | dict(changes))
     if excluded:
         new.exclude_from_weight_decay(var_list=excluded)
     if optimizer.built:
