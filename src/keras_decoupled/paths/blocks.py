@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"\d+[a-z]?(?![a-zA-Z])|\d+")  # "2a" too
 _NO_BLOCK = re.compile(r"(attention|sequential|head|heads)$|downsampl|upsampl|transition")
 _STAGE = re.compile(r"(stage|stack|group|level)s?$")  # has the blocks in it
 _EMBEDDING = re.compile(r"embed|position|tokens?$")
-_NO_EMBEDDING = re.compile(r"^reverse_|kernel|bias|gamma|beta|scale")
+_NO_EMBEDDING = re.compile(r"^reverse_|kernel|(bias|gamma|beta|scale)$")
 
 
 def is_embedding(label: str) -> bool:
