@@ -10,7 +10,7 @@ import keras_decoupled
 SOURCE = Path(keras_decoupled.__file__).parent
 # From the top down: a folder imports what stands on its own line or below it.
 FLOORS = [
-    ["layerwise", "plots"],
+    ["callbacks", "layerwise", "plots"],
     ["optimizers"],
     ["core"],
     ["saving", "fast"],

@@ -1,5 +1,6 @@
 """Keras 3 optimizers with independent weight decay: the learning rate never multiplies it."""
 
+from keras_decoupled import callbacks as callbacks
 from keras_decoupled.decay.convert import convert_weight_decay as convert_weight_decay
 from keras_decoupled.decay.convert import decay_from_timescale as decay_from_timescale
 from keras_decoupled.decay.kinds import Decay as Decay
@@ -39,6 +40,7 @@ __all__ = [
     "NadamW",
     "RMSprop",
     "WarmupStableDecay",
+    "callbacks",
     "convert_weight_decay",
     "decay_from_timescale",
     "decouple",

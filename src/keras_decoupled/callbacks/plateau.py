@@ -1,0 +1,109 @@
+"""`RestartOnPlateau`: a warm restart when a metric gets no better."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import keras
+
+from keras_decoupled import checks
+
+from .position import optimizer_of, scheduled_optimizer_of
+
+
+class RestartOnPlateau(keras.callbacks.Callback):
+    """Restart the learning rate's schedule when a metric has stopped getting better.
+
+    After `patience` epochs without a better value it calls `optimizer.restart()`: the next update
+    is the first one of the first cycle, without the warm-up. The arguments are those of
+    `keras.callbacks.ReduceLROnPlateau`.
+
+    The schedule's position is the optimizer's and is saved with it. Which value was the best one,
+    and how many epochs it is ago, is forgotten when `fit` ends, as in Keras' callbacks: a run that
+    `BackupAndRestore` resumes goes on at its position and starts to wait anew. Put it before
+    `BackupAndRestore`, so that a backup has the restart.
+
+    Args:
+        monitor: name of the metric in the logs. Default "val_loss".
+        patience: number of epochs without a better value before a restart; ≥ 0. Default 10.
+        verbose: 1 prints a line at each restart. Default 0.
+        mode: "min" if lower is better, "max" if higher is; "auto" (default) asks the metric.
+        min_delta: by how much a value has to be better; ≥ 0. Default 1e-4.
+        cooldown: number of epochs after a restart that do not count; ≥ 0. Default 0. A restart
+            makes a loss rise at first, so give it some epochs to come down again.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range; when `fit` begins, the optimizer has no schedule.
+
+    Example:
+    >>> import keras, numpy as np
+    >>> from keras_decoupled import AdamW, CosineWarmRestarts
+    >>> from keras_decoupled.callbacks import RestartOnPlateau
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    >>> model.compile(AdamW(CosineWarmRestarts(0.1, 100), weight_decay=1e-3), loss="mse")
+    >>> restart = RestartOnPlateau("loss", patience=1, min_delta=1e9)  # nothing is that much better
+    >>> history = model.fit(np.ones((6, 3)), np.ones((6, 1)), epochs=3, verbose=0, callbacks=[restart])
+    >>> int(model.optimizer.t_cur)
+    0
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        patience: int = 10,
+        verbose: int = 0,
+        mode: str = "auto",
+        min_delta: float = 1e-4,
+        cooldown: int = 0,
+    ) -> None:
+        super().__init__()
+        self.monitor = checks.text("monitor", monitor, cure='Name a metric, as in "val_loss".')
+        epochs = "It counts epochs."
+        self.patience = checks.integer("patience", patience, minimum=0, cure=epochs)
+        self.cooldown = checks.integer("cooldown", cooldown, minimum=0, cure=epochs)
+        self.verbose = verbose
+        if mode not in ("auto", "min", "max"):
+            raise ValueError(
+                f'`mode` must be "auto", "min" or "max". Received: mode={mode!r}. It says whether '
+                "the metric gets better downwards or upwards."
+            )
+        min_delta = checks.real("min_delta", min_delta, minimum=0, cure="0 takes any gain.")
+        # Keras knows in which direction a metric gets better. This one watches and never stops.
+        self._watch = keras.callbacks.EarlyStopping(
+            monitor, min_delta=min_delta, mode=mode, patience=math.inf
+        )
+        self._waited = self._cooling = 0
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Check that there is a schedule, and forget what an earlier `fit` saw."""
+        scheduled_optimizer_of(self.model, "RestartOnPlateau").check_restart()
+        self._watch.set_model(self.model)
+        self._watch.on_train_begin()
+        self._waited = self._cooling = 0
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
+        """Restart if the metric has waited long enough."""
+        if logs.get(self.monitor) is None:
+            warnings.warn(
+                f"`RestartOnPlateau` looks at '{self.monitor}', which this epoch did not give. "
+                f"There are: {', '.join(logs)}. The epoch does not count.",
+                UserWarning,
+                stacklevel=2,
+            )
+            return
+        self._watch.on_epoch_end(epoch, logs)
+        better = self._watch.wait == 0
+        self._cooling = max(self._cooling - 1, 0)
+        self._waited = 0 if better or self._cooling else self._waited + 1
+        if better or self._cooling or self._waited < self.patience:
+            return
+        optimizer_of(self.model).restart()
+        self._waited, self._cooling = 0, self.cooldown
+        if self.verbose:
+            print(
+                f"\nEpoch {epoch + 1}: RestartOnPlateau restarts the schedule, as '{self.monitor}' "
+                "has not got better."
+            )
