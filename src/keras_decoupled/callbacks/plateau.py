@@ -10,7 +10,7 @@ import keras
 
 from keras_decoupled import checks
 
-from .position import optimizer_of, scheduled_optimizer_of
+from .position import check_schedule, optimizer_of
 
 
 class RestartOnPlateau(keras.callbacks.Callback):
@@ -79,7 +79,7 @@ class RestartOnPlateau(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Check that there is a schedule, and forget what an earlier `fit` saw."""
-        scheduled_optimizer_of(self.model, "RestartOnPlateau").check_restart()
+        check_schedule(self.model)
         self._watch.set_model(self.model)
         self._watch.on_train_begin()
         self._waited = self._cooling = 0

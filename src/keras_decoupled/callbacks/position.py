@@ -1,4 +1,4 @@
-"""Where a model's optimizer stands in its schedule."""
+"""Where a model's optimizer stands in its schedule: no other file here looks inside one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from keras_decoupled.core.scheduled import Scheduled
+from keras_decoupled.schedule.rates import CosineRate
 
 
 def optimizer_of(model: Any) -> Any:
@@ -18,16 +19,27 @@ def optimizer_of(model: Any) -> Any:
     return optimizer
 
 
-def scheduled_optimizer_of(model: Any, callback: str) -> Scheduled:
-    """Return the model's optimizer, if it is one of this package."""
+def check_schedule(model: Any) -> None:
+    """Refuse an optimizer that has no schedule to restart."""
     optimizer = optimizer_of(model)
     if not isinstance(optimizer, Scheduled):
         raise ValueError(
-            f"`{callback}` needs an optimizer of keras_decoupled with a schedule. Received: "
-            f"optimizer={optimizer!r}. Compile the model with "
-            "keras_decoupled.AdamW(CosineWarmRestarts(...)), say."
+            "`RestartOnPlateau` needs an optimizer of keras_decoupled with a schedule. Received: "
+            f"optimizer={optimizer!r}. Compile the model with AdamW(CosineWarmRestarts(...)), say."
         )
-    return optimizer
+    optimizer._timing.step_at(0)  # as restart() asks: it says what is missing
+
+
+def check_cosine(model: Any) -> None:
+    """Refuse an optimizer that has no cosine cycles."""
+    optimizer = optimizer_of(model)
+    rate = optimizer._timing.rate if isinstance(optimizer, Scheduled) else None
+    if not isinstance(rate, CosineRate):
+        raise ValueError(
+            "`SnapshotEnsemble` needs an optimizer of keras_decoupled with cosine cycles. Received: "
+            f"optimizer={optimizer!r}. Compile the model with AdamW(CosineWarmRestarts(...)), say, "
+            "or with use_cosine_annealing=True and total_iterations."
+        )
 
 
 def batches_seen(optimizer: Scheduled) -> int:
@@ -37,11 +49,20 @@ def batches_seen(optimizer: Scheduled) -> int:
 
 def batches_at_end(optimizer: Scheduled) -> float:
     """Return how many it will have seen after its cycle's last update, infinity if there is none."""
-    left = optimizer.updates_left()
     each = optimizer.gradient_accumulation_steps or 1
-    return math.inf if left is None else (batches_seen(optimizer) // each + left) * each
+    return (batches_seen(optimizer) // each + _updates_left(optimizer)) * each
 
 
 def cycle_is_over(optimizer: Scheduled) -> bool:
     """Tell whether the next update is the first of a cycle, or follows the only one."""
-    return optimizer.updates_left() is None or int(optimizer.t_cur) == 0
+    return _updates_left(optimizer) == math.inf or int(optimizer.t_cur) == 0
+
+
+def _updates_left(optimizer: Scheduled) -> float:
+    """Return the number of updates to the end of the cycle, infinity after the only one."""
+    schedule = optimizer._timing.rate.schedule
+    s = int(optimizer._counts(optimizer._on_tensors)[1])
+    first = max(s, schedule.warmup_steps)  # a warm-up is a part of the first cycle
+    if not schedule.autorestart and first - schedule.warmup_steps >= schedule.first_decay_steps:
+        return math.inf
+    return first - s + int(schedule.cycle_steps(first)) - int(schedule.position(first))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -15,9 +15,9 @@ from .numbered_files import NumberedFiles
 from .position import (
     batches_at_end,
     batches_seen,
+    check_cosine,
     cycle_is_over,
     optimizer_of,
-    scheduled_optimizer_of,
 )
 
 
@@ -80,7 +80,7 @@ class SnapshotEnsemble(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Check the optimizer, and take the next free number."""
-        scheduled_optimizer_of(self.model, "SnapshotEnsemble").updates_left()
+        check_cosine(self.model)
         self._number = max(self._files.found(), default=-1) + 1
         self._ahead = None
 
@@ -137,7 +137,7 @@ class SnapshotEnsemble(keras.callbacks.Callback):
         """Return after how many batches those files were written that are newer than the model."""
         optimizer = optimizer_of(self.model)
         now, ahead = batches_seen(optimizer), set()
-        with _kept(self.model):
+        with _kept([*self.model.variables, *self.model.optimizer.variables]):
             for path in reversed(self.files()):
                 self.model.load_weights(path)
                 if batches_seen(optimizer) <= now:
@@ -176,9 +176,10 @@ class SnapshotEnsemble(keras.callbacks.Callback):
                 f"x={x!r} of type {type(x).__name__}. Pass arrays, a `PyDataset` or a dataset."
             )
         mean: Any = None
-        with _kept(model):
+        optimizer = getattr(model, "optimizer", None)  # it may be another one, or none
+        with _kept(model.variables):
             for n, path in enumerate(files, start=1):
-                model.load_weights(path, objects_to_skip=[model.optimizer])
+                model.load_weights(path, objects_to_skip=[optimizer])
                 outputs = model.predict(x, **kwargs)
                 wide = keras.tree.map_structure(lambda y: np.asarray(y, "float64"), outputs)
                 if mean is None:
@@ -195,9 +196,8 @@ def _rounded(mean: np.ndarray, output: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _kept(model: Any) -> Iterator[None]:
-    """Give the model and its optimizer their values back afterwards."""
-    variables = [*model.variables, *(model.optimizer.variables if model.optimizer else ())]
+def _kept(variables: Sequence[Any]) -> Iterator[None]:
+    """Give variables their values back afterwards."""
     before = [np.array(variable.numpy()) for variable in variables]
     try:
         yield
