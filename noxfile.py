@@ -91,6 +91,14 @@ def integration(session: nox.Session, backend: str) -> None:
 
 
 @on_each_backend
+def ecosystem(session: nox.Session, backend: str) -> None:
+    """Try it beside keras-hub, keras_tuner, scikit-learn and Orbax. CI does not: it takes minutes."""
+    install(session, backend, "keras", "test", "ecosystem")
+    session.install("--no-deps", *GROUPS["keras-hub"])
+    python(session, backend, "-m", "pytest", "integration_tests/ecosystem", *session.posargs)
+
+
+@on_each_backend
 def reliability(session: nox.Session, backend: str) -> None:
     """Kill, fuzz and soak for hours what the tests do for minutes."""
     install(session, backend, "keras", "test")
