@@ -51,8 +51,14 @@ def python(session: nox.Session, backend: str, *command: str, **env: str) -> Non
 
 def run_tests(session: nox.Session, backend: str, *options: str) -> None:
     """Run tests/, two processes at a time; posargs go to pytest."""
-    # Two processes of many threads each would fight for the cores.
-    python(session, backend, "-m", "pytest", "-n2", *options, *session.posargs, OMP_NUM_THREADS="1")
+    env = {"OMP_NUM_THREADS": "1"}  # two processes of many threads each would fight for the cores
+    if backend == "jax":  # what one process has compiled, the other need not
+        env["JAX_COMPILATION_CACHE_DIR"] = f"{session.virtualenv.location}/jax-cache"
+        env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        env["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    elif not session.posargs:  # nothing of a backend is in these: once is enough
+        options += ("--ignore=tests/paths", "--ignore=tests/paper")
+    python(session, backend, "-m", "pytest", "-n2", *options, *session.posargs, **env)
 
 
 @on_each_backend
@@ -79,6 +85,14 @@ def tests_nightly(session: nox.Session, backend: str) -> None:
     session.run("python", "-m", "pip", "uninstall", "--yes", "keras", "keras-nightly")
     session.install("--pre", "--no-deps", "--upgrade", *GROUPS["keras-nightly"])
     run_tests(session, backend)
+
+
+@on_each_backend
+def contracts(session: nox.Session, backend: str) -> None:
+    """Run every optimizer with every feature; the tests take a part of it where it is slow."""
+    install(session, backend, "keras", "test")
+    session.env["RELIABILITY"] = "full"
+    run_tests(session, backend, *(() if session.posargs else ("tests/optimizers",)))
 
 
 @on_each_backend

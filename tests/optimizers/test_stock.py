@@ -26,6 +26,7 @@ from cases import (
     uniform,
     warm_restarts,
 )
+from effort import effort
 from stock import (
     FAST,
     PATHS,
@@ -42,9 +43,11 @@ from stock import (
     steps,
 )
 
-# What is the same code for all of them is tried on one of each build: factored slots, one slot, two parts, a scalar.
-# On torch it is tried on all: some have code of their own there.
-SOME = list(STOCK) if BACKEND == "torch" else ["adafactor", "lion", "muon", "nadam"]
+# What is the same code for all of them is tried in CI on one of each build: factored slots, one slot, two parts, a
+# scalar. On torch it is tried on all: some have code of their own there. `nox -s contracts` tries all of it everywhere.
+SOME = effort(["adafactor", "lion", "muon", "nadam"], list(STOCK))
+SOME = list(STOCK) if BACKEND == "torch" else SOME
+SOME_KINDS = list(STOCK) if BACKEND == "torch" else effort(["lion", "muon"], list(STOCK))
 SHORT = 3  # updates
 
 FEATURES = {
@@ -164,7 +167,7 @@ def test_every_update(name, feature, fast):
 
 @fast_or_not
 @pytest.mark.parametrize("case", KINDS)
-@pytest.mark.parametrize("name", SOME if BACKEND == "torch" else ["lion", "muon"])
+@pytest.mark.parametrize("name", SOME_KINDS)
 def test_a_kind_of_decay_on_all_weights(name, case, fast):
     follow(KINDS[case], *pair(name, fast), fast=fast)
 

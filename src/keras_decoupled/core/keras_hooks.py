@@ -150,7 +150,7 @@ class KerasHooks(keras.optimizers.Optimizer):
 
 
 class StockHooks:
-    """What `from_keras` reads of an optimizer of Keras, for which Keras has no public name."""
+    """What is read of an optimizer of Keras itself, where Keras has no public name."""
 
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
