@@ -132,7 +132,7 @@ class Stock(Decoupled):
         change = self._change
         if variable is not change.target:
             return False
-        if _inside_cond():
+        if not self._keras_own and _inside_cond():  # the walk through the frames takes its time
             raise ValueError(
                 f"`{self.stock.__name__}.update_step` must not change the variable inside "
                 "`ops.cond`: a compiled step traces both branches, and the change cannot be "
