@@ -107,7 +107,8 @@ def integration(session: nox.Session, backend: str) -> None:
 @on_each_backend
 def ecosystem(session: nox.Session, backend: str) -> None:
     """Try it beside keras-hub, keras_tuner, scikit-learn and Orbax. CI does not: it takes minutes."""
-    install(session, backend, "keras", "test", "ecosystem")
+    more = ["tensorboard"] if backend == "tensorflow" else []  # keras-tuner imports it there
+    install(session, backend, "keras", "test", "ecosystem", *more)
     session.install("--no-deps", *GROUPS["keras-hub"])
     python(session, backend, "-m", "pytest", "integration_tests/ecosystem", *session.posargs)
 

@@ -424,10 +424,9 @@ def test_the_paths_are_those_of_all_weights():
 # --- in an optimizer ---
 
 
-@pytest.mark.parametrize("name", ["functional", "resnet", "sequential", "tied"])
-def test_an_update(name):
+def test_an_update():
     """θ ← θ − λ_v·θ − α·m_v·g, with the depth of each variable."""
-    model, depths = made(name)
+    model, depths = made("functional")
     variables, alpha, l2 = model.trainable_variables, 0.5, 0.25
     decays = layerwise_weight_decays(model, l2, 0.75) | no_decay(model)
     multipliers = layerwise_lr_multipliers(model, 0.75)
