@@ -135,6 +135,7 @@ def benchmark(session: nox.Session, backend: str) -> None:
     install(session, backend, "keras", f"benchmark-{backend}")
     python(session, backend, "benchmarks/step.py", *session.posargs)
     quick = ["--quick"] if "--quick" in session.posargs else []
+    python(session, backend, "benchmarks/step.py", "--stock", *quick)
     for script in ("fit.py", "files.py", "scaling.py"):
         python(session, backend, f"benchmarks/{script}", *quick)
 
