@@ -645,3 +645,18 @@ def test_the_example_runs(name):
     failed, attempted = doctest.DocTestRunner(verbose=False).run(example, out=said.append)
     assert attempted > 0
     assert not failed, "".join(said)
+
+
+def test_rules_of_another_model_are_refused():
+    """None of their keys would hit anything, and all would be taken for frozen layers."""
+    one, other = (
+        keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name=name)], name=name)
+        for name in ("one", "other")
+    )
+    for rules in (
+        {"weight_decays": no_decay(one)},
+        {"lr_multipliers": layerwise_lr_multipliers(one, 0.5)},
+    ):
+        with pytest.raises(ValueError, match=r"must be made from the model.*Received: .*Make them"):
+            AdamW(weight_decay=0.1, **rules).build(other.trainable_variables)
+        AdamW(weight_decay=0.1, **rules).build(one.trainable_variables)

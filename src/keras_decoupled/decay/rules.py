@@ -137,6 +137,18 @@ class Rules:
                 f"none is that model's. Received: {len(names)} variables. Make it with the model "
                 "that it trains."
             )
+        if (
+            first
+            and self._elsewhere.isdisjoint(names)
+            and self._elsewhere
+            and not self.given.from_file
+        ):
+            raise ValueError(
+                "`no_decay` and the layerwise rules must be made from the model that is trained: "
+                f"they know its variables by path. Received: rules of a model with "
+                f"{match.listed(sorted(self._elsewhere))}, for {match.listed(names)}. Make them "
+                "from this model."
+            )
         # A key that names a layer means that layer wherever it is, and no part of another path.
         elsewhere = match.labels([match.path_of(v) for v in self._model])
         exclusions = self.given.exclusions
