@@ -60,7 +60,7 @@ class RestartOnPlateau(keras.callbacks.Callback):
         cooldown: int = 0,
     ) -> None:
         super().__init__()
-        self.monitor = checks.text("monitor", monitor, cure='Name a metric, as in "val_loss".')
+        self.monitor = monitor
         epochs = "It counts epochs."
         self.patience = checks.integer("patience", patience, minimum=0, cure=epochs)
         self.cooldown = checks.integer("cooldown", cooldown, minimum=0, cure=epochs)

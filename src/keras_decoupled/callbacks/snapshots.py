@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -34,9 +35,9 @@ class SnapshotEnsemble(keras.callbacks.Callback):
     restart by hand or by another callback counts from the next epoch on.
 
     `fit` numbers the files from the next number that is free, and overwrites none. If it begins at a
-    later epoch than the first, with `BackupAndRestore` or `initial_epoch`, it goes on with an earlier
-    run: what that has written of the updates still to come, before it was killed, stays and is not
-    written a second time. So give each run a folder of its own, and put `BackupAndRestore` behind this.
+    later epoch than the first, with `BackupAndRestore` or `initial_epoch`, it goes on with a run that
+    was killed: files which that has written in the epoch that comes again stay, and are not written a
+    second time. Put `BackupAndRestore` behind this in the list of callbacks.
 
     Args:
         filepath: path of the files, with "{cycle}" or, say, "{cycle:03d}" for the number, and
@@ -134,15 +135,25 @@ class SnapshotEnsemble(keras.callbacks.Callback):
         self._number += 1
 
     def _written_ahead(self) -> set[int]:
-        """Return after how many batches those files were written that are newer than the model."""
-        optimizer = optimizer_of(self.model)
-        now, ahead = batches_seen(optimizer), set()
-        with _kept([*self.model.variables, *self.model.optimizer.variables]):
+        """Return after which batches, of the epoch that begins, a killed run has written a file.
+
+        They are the newest files. Older ones, and those of other runs, are of other batches.
+        """
+        optimizer, ahead = optimizer_of(self.model), set[int]()
+        now = batches_seen(optimizer)
+        last = now + (self.params["steps"] or math.inf)
+        variables = [*self.model.variables, *self.model.optimizer.variables]
+        # One of another run may be of another optimizer, or of another model.
+        with _kept(variables), warnings.catch_warnings(action="ignore"):
             for path in reversed(self.files()):
-                self.model.load_weights(path)
-                if batches_seen(optimizer) <= now:
+                try:
+                    self.model.load_weights(path)
+                except ValueError:
                     break
-                ahead.add(batches_seen(optimizer))
+                seen = batches_seen(optimizer)
+                if not now < seen <= last:
+                    break
+                ahead.add(seen)
         return ahead
 
     def predict(self, model: keras.Model, x: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,165 @@
+"""`RestartOnPlateau` restarts where Keras' ReduceLROnPlateau reduces, given the same metrics."""
+
+import keras
+import numpy as np
+import pytest
+from keras.optimizers import schedules
+
+from keras_decoupled import AdamW, CosineWarmRestarts, WarmupStableDecay
+from keras_decoupled.callbacks import RestartOnPlateau
+
+EPOCHS = 25
+
+
+def compiled(optimizer, **arguments):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile(optimizer, "mse", **arguments)
+    return model
+
+
+def ours(**arguments):
+    return compiled(AdamW(CosineWarmRestarts(0.1, 100), weight_decay=0), **arguments)
+
+
+def moved(callback, model, metrics, was_moved):
+    """The epochs at whose end the callback did something."""
+    callback.set_model(model)
+    callback.on_train_begin()
+    found = []
+    for epoch, logs in enumerate(metrics):
+        callback.on_epoch_end(epoch, dict(logs))
+        if was_moved(model.optimizer):
+            found.append(epoch)
+    return found
+
+
+def restarts(callback, metrics, model=None):
+    def restarted(optimizer):
+        was = int(optimizer.t_cur) == 0
+        optimizer.t_cur = 50
+        return was
+
+    model = model or ours()
+    model.optimizer.t_cur = 50
+    return moved(callback, model, metrics, restarted)
+
+
+def reductions(callback, metrics, **arguments):
+    def reduced(optimizer):
+        was = float(optimizer.learning_rate) < 1
+        optimizer.learning_rate = 1.0
+        return was
+
+    return moved(callback, compiled(keras.optimizers.SGD(1.0), **arguments), metrics, reduced)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"patience": 3},
+        {"patience": 0},
+        {"patience": 1, "cooldown": 2, "min_delta": 0.2},
+        {"patience": 2, "cooldown": 1, "min_delta": 0.0, "mode": "max"},
+        {"patience": 4, "monitor": "loss", "mode": "min", "min_delta": 0.05},
+    ],
+)
+def test_like_keras(arguments):
+    rng, n, model = np.random.default_rng(0), 0, ours()
+    for _ in range(3):
+        values = np.linspace(1, 0.5, EPOCHS) + rng.normal(scale=0.2, size=EPOCHS)
+        metrics = [{"loss": v, "val_loss": v + 0.1} for v in values]
+        wanted = reductions(keras.callbacks.ReduceLROnPlateau(**arguments), metrics)
+        assert restarts(RestartOnPlateau(**arguments), metrics, model) == wanted
+        n += len(wanted)
+    assert n > 3
+
+
+def test_auto_asks_the_metric():
+    model = ours(metrics=["binary_accuracy"])
+    model.evaluate(np.ones((2, 3)), np.ones((2, 1)), verbose=0)  # now it has its metrics
+    rising = [{"val_binary_accuracy": 0.1 * i} for i in range(6)]
+    callback = RestartOnPlateau("val_binary_accuracy", patience=2)
+    assert restarts(callback, rising, model) == []
+    assert restarts(callback, rising[::-1], model) == [2, 4]
+
+
+def test_an_unknown_metric_has_no_direction():
+    with pytest.raises(ValueError, match=r"Pass `mode='max'`"):
+        restarts(RestartOnPlateau("score", patience=2), [{"score": 1.0}])
+
+
+def test_each_fit_begins_anew():
+    callback = RestartOnPlateau("loss", patience=2)
+    assert restarts(callback, [{"loss": 1.0}] * 2) == []
+    assert restarts(callback, [{"loss": 2.0}] * 2) == []
+    assert restarts(callback, [{"loss": 2.0}] * 3) == [2]
+
+
+def test_an_epoch_without_the_metric_does_not_count():
+    """As with validation_freq=2."""
+    with_and_without = [{"val_loss": 1.0}, {"loss": 1.0}] * 2
+    with pytest.warns(UserWarning, match=r"looks at 'val_loss', .* There are: loss\."):
+        assert restarts(RestartOnPlateau(patience=2), with_and_without) == []
+    with pytest.warns(UserWarning, match="'val_loss'"):
+        assert restarts(RestartOnPlateau(patience=1), with_and_without) == [2]
+
+
+def test_verbose(capsys):
+    restarts(RestartOnPlateau("loss", 1), [{"loss": 1.0}] * 3)
+    assert capsys.readouterr().out == ""
+    restarts(RestartOnPlateau("loss", 1, verbose=1), [{"loss": 1.0}] * 2)
+    assert "Epoch 2: RestartOnPlateau restarts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        CosineWarmRestarts(0.1, 4, t_mul=2, warmup_steps=1),
+        WarmupStableDecay(0.1, 2, 3, 1),
+        schedules.ExponentialDecay(0.1, 3, 0.5),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_in_fit(schedule, wrapped):
+    optimizer = AdamW(schedule, weight_decay=0)
+    model = compiled(keras.optimizers.LossScaleOptimizer(optimizer) if wrapped else optimizer)
+    x, y = np.ones((6, 3)), np.ones((6, 1))
+    restart = RestartOnPlateau("loss", patience=1, min_delta=1e9)
+    model.fit(x, y, batch_size=2, epochs=2, verbose=0, callbacks=[restart])
+    assert int(optimizer.t_cur) == 0
+    assert float(optimizer.eta_t) == 1  # past the warm-up
+    assert int(optimizer.iterations) == 6
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (lambda: AdamW(0.1, weight_decay=0), r"needs a schedule to restart: .* Received: "),
+        (lambda: AdamW(lambda: 0.1, weight_decay=0), r"needs a schedule to restart: "),
+        (lambda: keras.optimizers.SGD(CosineWarmRestarts(0.1, 3)), r"`RestartOnPlateau` needs an "),
+    ],
+)
+def test_nothing_to_restart(optimizer, message):
+    callback = RestartOnPlateau()
+    callback.set_model(compiled(optimizer()))
+    with pytest.raises(ValueError, match=message):
+        callback.on_train_begin()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"patience": -1}, ValueError),
+        ({"patience": 1.5}, ValueError),
+        ({"patience": "1"}, TypeError),
+        ({"cooldown": -1}, ValueError),
+        ({"mode": "up"}, ValueError),
+        ({"mode": None}, ValueError),
+        ({"min_delta": -0.1}, ValueError),
+        ({"min_delta": float("nan")}, ValueError),
+    ],
+)
+def test_wrong_arguments(arguments, error):
+    (name,) = arguments
+    with pytest.raises(error, match=rf"`{name}` must be .* Received: {name}="):
+        RestartOnPlateau(**arguments)

@@ -1,0 +1,92 @@
+"""`LogRates`: the numbers of the next update, at the end of each epoch."""
+
+import keras
+import numpy as np
+import pytest
+from keras.optimizers import schedules
+
+from cases import BACKEND
+from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Decay, WarmupStableDecay
+from keras_decoupled.callbacks import LogRates
+
+X, Y = np.ones((6, 3), "float32"), np.zeros((6, 1), "float32")
+NAMES = {"learning_rate", "eta", "t_cur", "weight_decay"}
+COSINE = CosineWarmRestarts(0.1, 4, t_mul=2)
+
+
+def logged(optimizer, *callbacks, epochs=3):
+    """The logs of epochs of three batches."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile(optimizer, "mse", run_eagerly=BACKEND == "tensorflow")  # its graph takes seconds
+    fit = {"batch_size": 2, "epochs": epochs, "verbose": 0, "callbacks": [*callbacks, LogRates()]}
+    return model.fit(X, Y, **fit).history
+
+
+def wanted(schedule, *updates):
+    return [float(schedule(k)) for k in updates]
+
+
+def test_a_cosine():
+    found = logged(AdamW(COSINE, weight_decay=1e-3))
+    assert found.keys() == {"loss", *NAMES}
+    np.testing.assert_allclose(found["learning_rate"], wanted(COSINE, 3, 6, 9), rtol=1e-6)
+    np.testing.assert_allclose(found["eta"], np.divide(found["learning_rate"], 0.1), rtol=1e-6)
+    assert found["t_cur"] == [3, 2, 5]
+    np.testing.assert_allclose(found["weight_decay"], 1e-3)
+    assert {type(x) for name in NAMES for x in found[name]} == {float, int}  # for JSON and CSV
+
+
+def test_accumulated_gradients_and_a_schedule_as_decay():
+    """Both are asked at updates, not at batches."""
+    decay = schedules.PiecewiseConstantDecay([1, 2], [3e-3, 2e-3, 1e-3])
+    schedule = WarmupStableDecay(0.1, 1, 4, 2)
+    optimizer = SGDW(schedule, weight_decay=Decay(decay), gradient_accumulation_steps=2)
+    found = logged(optimizer, epochs=2)
+    np.testing.assert_allclose(found["learning_rate"], wanted(schedule, 1, 3), rtol=1e-6)
+    np.testing.assert_allclose(found["weight_decay"], [3e-3, 1e-3], rtol=1e-6)
+    assert found["t_cur"] == [0, 1]
+
+
+def test_what_callbacks_set_before_it():
+    def halve(epoch, logs):
+        optimizer = keras_model().optimizer
+        optimizer.learning_rate = float(optimizer.learning_rate) / 2
+        optimizer.weight_decay = float(optimizer.weight_decay) / 2
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=halve)
+
+    def keras_model():
+        return callback.model
+
+    found = logged(AdamW(0.1, weight_decay=Decay(1e-3, eta_power=2)), callback, epochs=2)
+    np.testing.assert_allclose(found["learning_rate"], [0.05, 0.025], rtol=1e-6)
+    np.testing.assert_allclose(found["eta"], [0.5, 0.25], rtol=1e-6)
+    np.testing.assert_allclose(found["weight_decay"], [5e-4, 2.5e-4], rtol=1e-6)
+
+
+def test_no_uniform_decay():
+    found = logged(AdamW(0.1, weight_decays={"kernel": 1e-3}), epochs=1)
+    assert found.keys() == {"loss", "learning_rate", "eta", "t_cur"}
+
+
+def test_inside_a_loss_scale_optimizer():
+    wrapper = keras.optimizers.LossScaleOptimizer(AdamW(COSINE, weight_decay=1e-3), 8.0)
+    found = logged(wrapper, epochs=1)
+    assert found.keys() == {"loss", *NAMES}
+    np.testing.assert_allclose(found["learning_rate"], wanted(COSINE, 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.1, schedules.ExponentialDecay(0.1, 3, 0.5)])
+def test_a_stock_optimizer_has_a_learning_rate_alone(rate):
+    found = logged(keras.optimizers.AdamW(rate, weight_decay=1e-3), epochs=1)
+    assert found.keys() == {"loss", "learning_rate"}
+    after = 0.1 if isinstance(rate, float) else 0.05
+    np.testing.assert_allclose(found["learning_rate"], [after], rtol=1e-6)
+
+
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="since Keras 3.15")
+def test_a_multi_optimizer_has_several():
+    default = AdamW(0.1, weight_decay=0)
+    optimizer = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(default))
+    with pytest.raises(ValueError, match=r"`LogRates` needs .* Received: optimizer="):
+        logged(optimizer)

@@ -1,0 +1,480 @@
+"""`SnapshotEnsemble`: at which batch a cycle ends, which files there are, and that they hold those weights.
+
+Where cycles end is counted by hand, and the weights are compared with those that another callback saw after each batch.
+"""
+
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from cases import BACKEND, numpy
+from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, WarmupStableDecay
+from keras_decoupled.callbacks import RestartOnPlateau, SnapshotEnsemble
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(12, 3)).astype("float32")
+Y = X @ np.array([[1.0], [-2.0], [0.5]], "float32") + 1
+PATTERN = "snapshots/{cycle}.weights.h5"
+PACKED = pytest.mark.skipif(BACKEND == "torch", reason="Keras has no steps_per_execution there")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def cosine(first=3, t_mul=2, **arguments):
+    return CosineWarmRestarts(0.05, first, t_mul=t_mul, **arguments)
+
+
+def sgdw(schedule=None, **arguments):
+    return SGDW(schedule or cosine(), momentum=0.9, weight_decay=1e-3, **arguments)
+
+
+def compiled(optimizer=None, **arguments):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    # TensorFlow's graph takes seconds for each model.
+    eager = {"run_eagerly": BACKEND == "tensorflow" and not arguments}
+    model.compile(optimizer or sgdw(), loss="mse", **eager, **arguments)
+    return model
+
+
+def fit(model, *callbacks, epochs=1, batches=4, **arguments):
+    """Train on `batches` batches an epoch."""
+    arguments = {"x": X[: 2 * batches], "y": Y[: 2 * batches], "batch_size": 2} | arguments
+    return model.fit(
+        epochs=epochs, shuffle=False, verbose=0, callbacks=list(callbacks), **arguments
+    )
+
+
+class Weights(keras.callbacks.Callback):
+    """The weights after each batch, from the first on, and how many updates there were."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.updates = [None], [0]
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen.append(self.model.get_weights())
+        self.updates.append(int(self.model.optimizer.iterations))
+
+
+class At(keras.callbacks.Callback):
+    """Does something to the model after the n-th batch, or at the end of the n-th epoch."""
+
+    def __init__(self, action, batch=None, epoch=None):
+        super().__init__()
+        self.action, self.batch, self.epoch = action, batch, epoch
+        self.batches = self.epochs = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches += 1
+        if self.batches == self.batch:
+            self.action(self.model)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs += 1
+        if self.epochs == self.epoch:
+            self.action(self.model)
+
+
+def restart(model):
+    model.optimizer.restart()
+
+
+def stop(model):
+    model.stop_training = True
+
+
+def weights_in(path):
+    model = compiled(SGDW(0.1, weight_decay=0))
+    model.load_weights(path, objects_to_skip=[model.optimizer])
+    return model.get_weights()
+
+
+def check(snapshots, weights, ends, first=0):
+    """The files are those of the cycles that ended after so many batches."""
+    files = snapshots.files()
+    assert files == [PATTERN.format(cycle=first + i).replace("/", os.sep) for i in range(len(ends))]
+    assert sorted(os.listdir("snapshots")) == sorted(os.path.basename(file) for file in files)
+    for file, end in zip(files, ends, strict=True):
+        for found, wanted in zip(weights_in(file), weights.seen[end], strict=True):
+            np.testing.assert_array_equal(found, wanted, err_msg=f"{file}, after {end} batches")
+
+
+# --- where a cycle ends -------------------------------------------------------------------------
+
+ANNEALED = {"use_cosine_annealing": True, "total_iterations": 4}
+ENDS = {  # the optimizer, batches per epoch, epochs: the batches after which cycles have ended
+    "growing": (lambda: sgdw(cosine(2)), 5, 3, [2, 6, 14]),
+    "at the ends of epochs": (lambda: sgdw(cosine(2)), 3, 2, [2, 6]),
+    "warm-up": (lambda: sgdw(cosine(2, t_mul=1, warmup_steps=4)), 3, 3, [6, 8]),
+    "accumulation": (lambda: sgdw(cosine(2), gradient_accumulation_steps=2), 3, 4, [4, 12]),
+    "position": (lambda: AdamW(0.05, weight_decay=0, t_cur=1, **ANNEALED), 4, 2, [3, 7]),
+    "shortest": (lambda: sgdw(cosine(1, t_mul=1, endpoint=False)), 2, 2, [1, 2, 3, 4]),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_file_of_each_cycle_after_its_last_batch(name):
+    optimizer, batches, epochs, ends = ENDS[name]
+    snapshots, weights = SnapshotEnsemble(PATTERN), Weights()
+    fit(compiled(optimizer()), snapshots, weights, batches=batches, epochs=epochs)
+    check(snapshots, weights, ends)
+
+
+def test_validation_and_prediction_do_not_count():
+    snapshots, weights = SnapshotEnsemble(PATTERN), Weights()
+    predict = At(lambda model: model.predict(X, batch_size=4, verbose=0), epoch=1)
+    evaluate = At(lambda model: model.evaluate(X, Y, batch_size=4, verbose=0), epoch=1)
+    data = {"validation_data": (X, Y), "validation_batch_size": 4}
+    fit(compiled(sgdw(cosine(2))), predict, snapshots, evaluate, weights, epochs=2, **data)
+    check(snapshots, weights, [2, 6])
+
+
+@PACKED
+@pytest.mark.parametrize(
+    ("first", "together", "batches", "ends"), [(4, 2, 6, [4, 8, 12]), (6, 4, 6, [6, 12])]
+)
+def test_steps_per_execution_that_end_with_a_cycle(first, together, batches, ends):
+    snapshots = SnapshotEnsemble(PATTERN)
+    one, many = (
+        compiled(sgdw(cosine(first, t_mul=1)), steps_per_execution=n) for n in (1, together)
+    )
+    many.set_weights(one.get_weights())
+    weights = Weights()
+    fit(one, weights, epochs=2, batches=batches)
+    fit(many, snapshots, epochs=2, batches=batches)
+    files = snapshots.files()
+    assert len(files) == len(ends)
+    for file, end in zip(files, ends, strict=True):
+        for found, wanted in zip(weights_in(file), weights.seen[end], strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+@PACKED
+@pytest.mark.parametrize("first", [3, 5])  # the second ends inside the last ones of an epoch
+def test_steps_per_execution_that_a_cycle_ends_inside(first):
+    model = compiled(sgdw(cosine(first)), steps_per_execution=2)
+    with pytest.raises(
+        ValueError, match=r"steps_per_execution=2, and a cycle that ended 1 batches"
+    ):
+        fit(model, SnapshotEnsemble(PATTERN), batches=6)
+    assert not Path("snapshots").exists()
+
+
+# --- what else moves the position ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_restarted_at_the_end_of_a_cycle(before):
+    """A cycle that had its last update has ended, whoever restarts it first."""
+    snapshots, weights, again = SnapshotEnsemble(PATTERN), Weights(), At(restart, epoch=1)
+    callbacks = [again, snapshots] if before else [snapshots, again]
+    fit(compiled(sgdw(cosine(3))), *callbacks, weights, epochs=2, batches=3)
+    check(snapshots, weights, [3, 6])  # and no cycle of 6 from there
+
+
+def test_restarted_before_its_end_a_cycle_has_no_file():
+    snapshots, weights, again = SnapshotEnsemble(PATTERN), Weights(), At(restart, batch=2)
+    fit(compiled(sgdw(cosine(3, t_mul=1))), again, snapshots, weights, epochs=3, batches=3)
+    check(snapshots, weights, [5, 8])  # the next epoch reads the position again
+
+
+def test_restarted_after_the_only_cycle():
+    snapshots, weights, again = SnapshotEnsemble(PATTERN), Weights(), At(restart, epoch=2)
+    schedule = cosine(2, autorestart=False)
+    fit(compiled(sgdw(schedule)), snapshots, again, weights, epochs=3, batches=3)
+    check(snapshots, weights, [2, 8])
+
+
+def test_a_plateau_beside_it():
+    plateau = RestartOnPlateau("loss", patience=1, min_delta=1e9)  # at each epoch but the first
+    snapshots, weights = SnapshotEnsemble(PATTERN), Weights()
+    fit(compiled(sgdw(cosine(2))), plateau, snapshots, weights, epochs=3, batches=3)
+    check(snapshots, weights, [2, 6, 8])
+
+
+def test_stopped_early():
+    snapshots, weights = SnapshotEnsemble(PATTERN), Weights()
+    fit(compiled(), snapshots, weights, At(stop, batch=3), epochs=3)
+    check(snapshots, weights, [3])
+
+
+def test_stopped_where_the_data_end():
+    """Keras announces a batch that never comes."""
+    data = ((X[:2], Y[:2]) for _ in range(7))
+    snapshots, weights = SnapshotEnsemble(PATTERN), Weights()
+    arguments = {"x": data, "y": None, "batch_size": None, "steps_per_epoch": 4}
+    with pytest.warns(UserWarning, match="ran out of data"):
+        fit(compiled(sgdw(cosine(7))), snapshots, weights, epochs=2, **arguments)
+    check(snapshots, weights, [7])
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="there it is an error")
+def test_stopped_by_stop_iteration():
+    def end(model):
+        raise StopIteration
+
+    snapshots, weights = SnapshotEnsemble(PATTERN), Weights()
+    with pytest.warns(UserWarning, match="ran out of data"):
+        fit(compiled(), snapshots, weights, At(end, batch=3))
+    check(snapshots, weights, [3])
+
+
+def test_updates_that_a_loss_scale_skips_make_the_cycle_longer():
+    snapshots, weights = SnapshotEnsemble(PATTERN), Weights()
+    optimizer = sgdw(cosine(2))
+    model = compiled(keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0**126))
+    fit(model, snapshots, weights, epochs=3, y=8 * Y[:8])
+    assert 6 <= weights.updates[-1] < 11  # of 12 batches
+    check(snapshots, weights, [weights.updates.index(2), weights.updates.index(6)])
+
+
+def test_mixed_float16():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        snapshots, weights, model = SnapshotEnsemble(PATTERN), Weights(), compiled()
+        fit(model, snapshots, weights, epochs=2)
+        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+        check(snapshots, weights, [weights.updates.index(3)])
+        assert snapshots.predict(model, X, verbose=0).dtype == "float16"
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+# --- names of files -----------------------------------------------------------------------------
+
+
+def test_a_second_fit_counts_on():
+    snapshots, weights, model = SnapshotEnsemble(PATTERN), Weights(), compiled()
+    fit(model, snapshots, weights)
+    fit(model, snapshots, weights, epochs=2)
+    check(snapshots, weights, [3, 9])
+
+
+def test_files_that_are_there_are_kept():
+    os.makedirs("snapshots")
+    there = [Path("snapshots", name) for name in ("1.weights.h5", "7.weights.h5", "8.txt")]
+    for file in there:
+        file.write_bytes(file.name.encode())
+    snapshots = SnapshotEnsemble(PATTERN)
+    fit(compiled(sgdw(cosine(2, t_mul=1))), snapshots)
+    names = [os.path.basename(file) for file in snapshots.files()]
+    assert names == [f"{i}.weights.h5" for i in (1, 7, 8, 9)]
+    assert all(file.read_bytes() == file.name.encode() for file in there)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "files"),
+    [
+        ("{cycle:03d}.weights.h5", ["000.weights.h5", "007.weights.h5", "1234.weights.h5"]),
+        (
+            Path("a/{cycle}/[b]/{cycle:02}.weights.h5"),
+            ["a/0/[b]/00.weights.h5", "a/10/[b]/10.weights.h5"],
+        ),
+        ("./{{{cycle}}}.weights.h5", ["{0}.weights.h5", "{10}.weights.h5"]),
+    ],
+)
+def test_patterns(pattern, files):
+    snapshots = SnapshotEnsemble(pattern)
+    assert snapshots.files() == []
+    others = [
+        "7.weights.h5",
+        "0000.weights.h5",
+        "x.weights.h5",
+        "a/0/[b]/01.weights.h5",
+        "{1.weights.h5",
+    ]
+    for file in map(Path, reversed(files + others)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert [Path(file).as_posix() for file in snapshots.files()] == files
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "weights.h5",
+        "a.weights.h5",
+        "{epoch}.weights.h5",
+        "{cycle}-{epoch}.weights.h5",
+        "{}.weights.h5",
+        "{cycle}",
+        "{cycle}.keras",
+        "{cycle}.h5",
+        "{cycle.weights.h5",
+        "{{cycle}}.weights.h5",
+        "{cycle:x}.weights.h5",
+        "{cycle:,}.weights.h5",
+        "{cycle:>5}.weights.h5",
+        "{cycle:s}.weights.h5",
+        "",
+        b"{cycle}.weights.h5",
+    ],
+)
+def test_patterns_that_are_none(pattern):
+    with pytest.raises(
+        (ValueError, TypeError), match=r"`filepath` must .* Received: filepath=b?['\"]"
+    ):
+        SnapshotEnsemble(pattern)
+
+
+@pytest.mark.parametrize("pattern", [None, 3, ["{cycle}.weights.h5"]])
+def test_what_is_no_path(pattern):
+    with pytest.raises(TypeError, match=r"`filepath` must be a path\. Received: filepath="):
+        SnapshotEnsemble(pattern)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: AdamW(0.1, weight_decay=0),
+        lambda: AdamW(WarmupStableDecay(0.1, 2, 3), weight_decay=0),
+        lambda: keras.optimizers.Adam(cosine()),
+        lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)),
+    ],
+)
+def test_an_optimizer_without_cosine_cycles(optimizer):
+    snapshots = SnapshotEnsemble(PATTERN)
+    snapshots.set_model(compiled(optimizer()))
+    with pytest.raises(
+        ValueError, match=r"needs an optimizer .* cosine cycles\. Received: optimizer="
+    ):
+        snapshots.on_train_begin()
+
+
+def test_half_written_files_have_no_number(monkeypatch):
+    model = compiled()
+    snapshots = SnapshotEnsemble(PATTERN)
+
+    def fail(path, **arguments):
+        Path(path).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(model, "save_weights", fail)
+    with pytest.raises(OSError, match="disk full"):
+        fit(model, snapshots)
+    assert snapshots.files() == []
+    monkeypatch.undo()
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="elsewhere the state is always there")
+def test_jax_state_comes_back_where_a_cycle_ends_and_nowhere_else(monkeypatch):
+    model, batches = compiled(sgdw(cosine(10, t_mul=1))), []
+    snapshots = SnapshotEnsemble(PATTERN)
+    sync = model.jax_state_sync
+
+    def counted():
+        state = getattr(model, "_jax_state", None)
+        if state and not model._jax_state_synced:
+            batches.append(int(state["optimizer_variables"][0]))
+        sync()
+
+    monkeypatch.setattr(model, "jax_state_sync", counted)
+    fit(model, snapshots, epochs=2, x=np.tile(X, (4, 1)), y=np.tile(Y, (4, 1)))
+    assert len(snapshots.files()) == 4
+    assert batches == [10, 20, 24, 30, 40, 48]
+
+
+# --- predict ------------------------------------------------------------------------------------
+
+
+def ensemble(model, n=3):
+    """Snapshots of random weights, and the predictions of each."""
+    snapshots, predictions = SnapshotEnsemble(PATTERN), []
+    os.makedirs("snapshots")
+    for i in range(n):  # above 0, as variances are
+        model.set_weights([RNG.uniform(0.5, 2, size=w.shape) for w in model.get_weights()])
+        model.save_weights(PATTERN.format(cycle=i))
+        predictions.append(model.predict(X, verbose=0))
+    model.set_weights([np.ones(w.shape) for w in model.get_weights()])
+    return snapshots, predictions
+
+
+def all_state(model):
+    return [numpy(v) for v in [*model.variables, *model.optimizer.variables]]
+
+
+def assert_same(found, wanted):
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_predict_is_the_mean_and_leaves_the_model_alone():
+    trained = compiled()
+    fit(trained)
+    snapshots, predictions = ensemble(trained)
+    before = all_state(trained)
+    found = snapshots.predict(trained, X, batch_size=5, verbose=0)
+    np.testing.assert_allclose(found, np.mean(predictions, 0), rtol=1e-6)
+    assert found.dtype == "float32"
+    assert_same(all_state(trained), before)
+    assert int(trained.optimizer.iterations) == 4
+    # another optimizer, and none
+    other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    np.testing.assert_allclose(snapshots.predict(other, X, verbose=0), found, rtol=1e-6)
+    other.compile("adam", "mse")
+    np.testing.assert_allclose(snapshots.predict(other, X, verbose=0), found, rtol=1e-6)
+
+
+class Outputs(keras.Model):
+    """A tree of outputs, one of them of integers, and weights that are not trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = keras.layers.BatchNormalization()
+        self.dense = keras.layers.Dense(4)
+
+    def call(self, x):
+        logits = self.dense(self.norm(x))
+        return {"best": keras.ops.argmax(logits, axis=-1), "all": (logits, [logits + 1])}
+
+
+def test_predict_with_a_tree_of_outputs():
+    model = Outputs()
+    model.compile(sgdw(), loss=None, jit_compile=False)
+    model(X)
+    snapshots, predictions = ensemble(model)
+    found = snapshots.predict(model, X, verbose=0)
+    assert found["best"].dtype == "float64"
+    np.testing.assert_allclose(found["best"], np.mean([p["best"] for p in predictions], 0))
+    for of in (lambda p: p["all"][0], lambda p: p["all"][1][0]):
+        np.testing.assert_allclose(of(found), np.mean([of(p) for p in predictions], 0), rtol=1e-5)
+
+
+def test_predict_puts_the_weights_back_after_an_error(monkeypatch):
+    model = compiled()
+    snapshots, _ = ensemble(model)
+    before = all_state(model)
+    with pytest.raises(Exception, match=r"incompatible|expected"):  # TensorFlow's own
+        snapshots.predict(model, X[:, :2], verbose=0)
+    assert_same(all_state(model), before)
+    Path("snapshots/1.weights.h5").write_bytes(b"half")  # after the first was loaded
+    with pytest.raises(OSError, match=r"1\.weights|file"):
+        snapshots.predict(model, X, verbose=0)
+    assert_same(all_state(model), before)
+
+
+def test_predict_of_nothing_and_from_a_generator():
+    model, snapshots = compiled(), SnapshotEnsemble(PATTERN)
+    with pytest.raises(ValueError, match=r"`predict\(\)` needs a snapshot .* Received: filepath="):
+        snapshots.predict(model, X)
+    ensemble(model)
+    with pytest.raises(TypeError, match=r"`x` must be data that can be read once for each"):
+        snapshots.predict(model, (X for _ in range(3)))
+
+
+def test_predict_in_a_callback_inside_an_epoch():
+    """Metrics of the running epoch and the training go on as if nothing had been."""
+    snapshots = SnapshotEnsemble(PATTERN)
+    losses = []
+    for callbacks in ([], [At(lambda model: snapshots.predict(model, X, verbose=0), batch=6)]):
+        keras.utils.set_random_seed(3)
+        model = compiled()
+        losses.append(fit(model, snapshots, *callbacks, epochs=2).history["loss"])
+    assert losses[0] == losses[1]
