@@ -110,9 +110,10 @@ def check(snapshots, weights, ends, first=0):
 ANNEALED = {"use_cosine_annealing": True, "total_iterations": 4}
 ENDS = {  # the optimizer, batches per epoch, epochs: the batches after which cycles have ended
     "growing": (lambda: sgdw(cosine(2)), 5, 3, [2, 6, 14]),
-    "at the ends of epochs": (lambda: sgdw(cosine(2)), 3, 2, [2, 6]),
-    "warm-up": (lambda: sgdw(cosine(2, t_mul=1, warmup_steps=4)), 3, 3, [6, 8]),
-    "accumulation": (lambda: sgdw(cosine(2), gradient_accumulation_steps=2), 3, 4, [4, 12]),
+    "warm-up and accumulation": (
+        lambda: sgdw(cosine(2, t_mul=1, warmup_steps=2), gradient_accumulation_steps=2),
+        *(3, 4, [8, 12]),
+    ),
     "position": (lambda: AdamW(0.05, weight_decay=0, t_cur=1, **ANNEALED), 4, 2, [3, 7]),
     "shortest": (lambda: sgdw(cosine(1, t_mul=1, endpoint=False)), 2, 2, [1, 2, 3, 4]),
 }
@@ -136,23 +137,15 @@ def test_validation_and_prediction_do_not_count():
 
 
 @PACKED
-@pytest.mark.parametrize(
-    ("first", "together", "batches", "ends"), [(4, 2, 6, [4, 8, 12]), (6, 4, 6, [6, 12])]
-)
-def test_steps_per_execution_that_end_with_a_cycle(first, together, batches, ends):
+@pytest.mark.parametrize(("first", "together"), [(4, 2), (6, 4)])
+def test_steps_per_execution_that_end_with_a_cycle(first, together):
     snapshots = SnapshotEnsemble(PATTERN)
-    one, many = (
-        compiled(sgdw(cosine(first, t_mul=1)), steps_per_execution=n) for n in (1, together)
-    )
-    many.set_weights(one.get_weights())
-    weights = Weights()
-    fit(one, weights, epochs=2, batches=batches)
-    fit(many, snapshots, epochs=2, batches=batches)
-    files = snapshots.files()
-    assert len(files) == len(ends)
-    for file, end in zip(files, ends, strict=True):
-        for found, wanted in zip(weights_in(file), weights.seen[end], strict=True):
-            np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    model = compiled(sgdw(cosine(first, t_mul=1)), steps_per_execution=together)
+    fit(model, snapshots, epochs=2, batches=6)
+    for n, file in enumerate(snapshots.files(), start=1):
+        model.load_weights(file)
+        assert int(model.optimizer.iterations) == first * n
+    assert n == 12 // first
 
 
 @PACKED
