@@ -101,7 +101,9 @@ def integration(session: nox.Session, backend: str) -> None:
     more = ["tensorboard"] if backend == "tensorflow" else []
     # Not editable, so that pip builds a wheel and installs that.
     install(session, backend, "keras", "test", *more, package="--force-reinstall")
-    python(session, backend, "-m", "pytest", "integration_tests", *session.posargs)
+    # Each file in one process: its tests share what one of them has made.
+    options = ("-n2", "--dist", "loadfile", "integration_tests", *session.posargs)
+    python(session, backend, "-m", "pytest", *options, OMP_NUM_THREADS="1")
 
 
 @on_each_backend
