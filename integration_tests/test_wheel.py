@@ -89,7 +89,7 @@ def test_wheel_carries_the_license():
 
 def test_wheel_asks_for_no_backend_but_by_extra():
     metadata = importlib.metadata.metadata("keras_decoupled")
-    assert sorted(metadata.get_all("Provides-Extra")) == sorted(BACKENDS)
+    assert sorted(metadata.get_all("Provides-Extra")) == sorted([*BACKENDS, "plot"])
     required = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert sorted(required) == ["keras>=3.12", "numpy"]
 
