@@ -55,7 +55,7 @@ def reductions(callback, metrics, **arguments):
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"patience": 3},
+        {"patience": 3, "cooldown": 2},
         {"patience": 0},
         {"patience": 1, "cooldown": 2, "min_delta": 0.2},
         {"patience": 2, "cooldown": 1, "min_delta": 0.0, "mode": "max"},

@@ -262,6 +262,16 @@ def test_files_that_are_there_are_kept():
     assert all(file.read_bytes() == file.name.encode() for file in there)
 
 
+def test_a_run_that_goes_on_beside_a_file_of_another_model():
+    """The newest file is asked whether a killed run wrote it."""
+    other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    os.makedirs("snapshots")
+    other.save_weights("snapshots/4.weights.h5")
+    snapshots = SnapshotEnsemble(PATTERN)
+    fit(compiled(), snapshots, epochs=2, initial_epoch=1)
+    assert [os.path.basename(f) for f in snapshots.files()] == ["4.weights.h5", "5.weights.h5"]
+
+
 @pytest.mark.parametrize(
     ("pattern", "files"),
     [
@@ -278,7 +288,7 @@ def test_patterns(pattern, files):
     assert snapshots.files() == []
     others = [
         "7.weights.h5",
-        "0000.weights.h5",
+        "0005.weights.h5",
         "x.weights.h5",
         "a/0/[b]/01.weights.h5",
         "{1.weights.h5",
@@ -358,7 +368,8 @@ def test_half_written_files_have_no_number(monkeypatch):
 
 @pytest.mark.skipif(BACKEND != "jax", reason="elsewhere the state is always there")
 def test_jax_state_comes_back_where_a_cycle_ends_and_nowhere_else(monkeypatch):
-    model, batches = compiled(sgdw(cosine(10, t_mul=1))), []
+    schedule, batches = cosine(5, t_mul=1, warmup_steps=2), []
+    model = compiled(sgdw(schedule, gradient_accumulation_steps=2))
     snapshots = SnapshotEnsemble(PATTERN)
     sync = model.jax_state_sync
 
@@ -371,7 +382,7 @@ def test_jax_state_comes_back_where_a_cycle_ends_and_nowhere_else(monkeypatch):
     monkeypatch.setattr(model, "jax_state_sync", counted)
     fit(model, snapshots, epochs=2, x=np.tile(X, (4, 1)), y=np.tile(Y, (4, 1)))
     assert len(snapshots.files()) == 4
-    assert batches == [10, 20, 24, 30, 40, 48]
+    assert batches == [14, 24, 34, 44, 48]  # 24 and 48: epochs end
 
 
 # --- predict ------------------------------------------------------------------------------------
@@ -471,3 +482,37 @@ def test_predict_in_a_callback_inside_an_epoch():
         model = compiled()
         losses.append(fit(model, snapshots, *callbacks, epochs=2).history["loss"])
     assert losses[0] == losses[1]
+
+
+# --- stopped and resumed ---
+
+
+def test_a_run_that_is_stopped_inside_an_epoch_goes_on_with_the_same_files():
+    """What was written before the stop, of updates that come again, is not written a second time."""
+
+    def stop(model):
+        raise KeyboardInterrupt
+
+    def run(pattern, *callbacks):
+        keras.utils.set_random_seed(1)
+        snapshots = SnapshotEnsemble(pattern)
+        fit(compiled(sgdw(cosine(3, 1))), snapshots, *callbacks, epochs=3)
+        return snapshots
+
+    backup = keras.callbacks.BackupAndRestore("backup")
+    with pytest.raises(KeyboardInterrupt):  # after the cycle that ends in the second epoch
+        run(PATTERN, backup, At(stop, batch=7))
+    before = [Path(file).read_bytes() for file in SnapshotEnsemble(PATTERN).files()]
+    assert len(before) == 2
+    resumed = run(PATTERN, keras.callbacks.BackupAndRestore("backup"))
+    straight = run("straight/{cycle}.weights.h5")
+    assert len(resumed.files()) == len(straight.files()) == 4
+    assert [Path(file).read_bytes() for file in resumed.files()[:2]] == before
+    model = compiled()
+    for pair in zip(resumed.files(), straight.files(), strict=True):
+        found = []
+        for file in pair:
+            model.load_weights(file, objects_to_skip=[model.optimizer])
+            found.append(model.get_weights())
+        for a, b in zip(*found, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
