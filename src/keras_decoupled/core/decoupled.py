@@ -68,14 +68,8 @@ class Decoupled(Configured):
         decay_vectors = checks.flag(
             "decay_vectors", decay_vectors, cure="False leaves biases and scales undecayed."
         )
-        rules = Rules(
-            weight_decay,
-            weight_decays,
-            lr_multipliers,
-            self.key_of,
-            self.decide_part,
-            decay_vectors,
-        )
+        given = (weight_decay, weight_decays, lr_multipliers)
+        rules = Rules(*given, self.key_of, self.decide_part, decay_vectors)
         times = Timing.read(learning_rate, **about_time)
         if model is not None:
             rules.extract(model, zero_penalties, times.first_normalization())
