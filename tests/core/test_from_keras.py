@@ -136,6 +136,16 @@ def test_excluded_variables():
     assert set(new.weight_decays) == set(PATHS[2:])
 
 
+@pytest.mark.parametrize("decay", [None, DECAY])
+def test_excluded_variables_stay_out_of_another_decay(decay):
+    variables = make_variables()
+    stock, _ = trained(
+        "adamw" if decay else "adam", variables, exclude={"var_names": ["bias"]}, weight_decay=decay
+    )
+    new = AdamW.from_keras(stock, weight_decay=0.25)
+    assert set(PATHS) - set(new.weight_decays) == {"encoder/dense_1/bias"}
+
+
 def test_averages():
     stock, new = went_on("lion", use_ema=True, ema_momentum=0.75)
     del stock

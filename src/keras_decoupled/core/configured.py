@@ -105,11 +105,9 @@ class Configured(Decaying):
         """Return pairs of an optimizer variable of this optimizer and of its stock twin."""
         pairs = []
         for name, attribute in self.twin_names.items():
-            if name not in self.slot_names and not name.startswith("_"):
-                continue  # without momentum, say
+            own = getattr(self, name, None)
             if name in self.slot_names:
-                own: Any = [self._slots.get(key, name) for key in self._slots.keys]
-            else:
-                own = getattr(self, name)
-            pairs += from_keras.paired(own, getattr(stock, attribute, ()))
+                own = [self._slots.get(key, name) for key in self._slots.keys]
+            if isinstance(own, list | keras.Variable):  # and no slot that is not there, as m of SGD
+                pairs += from_keras.paired(own, getattr(stock, attribute, ()))
         return pairs

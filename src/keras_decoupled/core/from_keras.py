@@ -41,7 +41,8 @@ def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:
     arguments |= {"learning_rate": rate, "base_learning_rate": alpha, **cls.twin_arguments}
     if "learning_rate" in changes:
         del arguments["base_learning_rate"]
-    excluded = [] if "weight_decay" in changes else _carry_decay(stock, alpha, arguments)
+    excluded = _excluded(stock)
+    _carry_decay(stock, alpha, arguments)
     new = cls(**arguments | dict(changes))
     if excluded:
         new.exclude_from_weight_decay(var_list=excluded)
@@ -68,27 +69,28 @@ def _public_name(cls: type[Any]) -> str:
     return f"keras.optimizers.{cls.__name__}" if public else cls.__name__
 
 
-def _carry_decay(stock: StockHooks, alpha: float, arguments: dict[str, Any]) -> list[Any]:
-    """Add the decay to the arguments, λ = α·w; return the variables that have none."""
+def _excluded(stock: StockHooks) -> list[Any]:
+    """Return the variables that `exclude_from_weight_decay` keeps from any decay."""
+    if stock.has_exclusions and not stock.optimizer.built:
+        raise ValueError(
+            "What `exclude_from_weight_decay()` said can be carried over from a built optimizer "
+            f"only. Received: {stock.optimizer!r}, which is not built. Build it: "
+            "optimizer.build(model.trainable_variables)."
+        )
+    return [variable for variable in stock.variables if not stock.decays(variable)]
+
+
+def _carry_decay(stock: StockHooks, alpha: float, arguments: dict[str, Any]) -> None:
+    """Add the decay to the arguments, λ = α·w; of Muon's two, that of the Adam part by variable."""
     by_name = {name: alpha * (getattr(stock.optimizer, name, None) or 0.0) for name in _DECAYS}
-    uniform = arguments["weight_decay"] = by_name["weight_decay"]
-    if not any(by_name.values()):
-        return []
-    if not stock.optimizer.built:
-        if stock.has_exclusions:
-            raise ValueError(
-                "What `exclude_from_weight_decay()` said can be carried over from a built "
-                f"optimizer only. Received: {stock.optimizer!r}, which is not built. Build it: "
-                "optimizer.build(model.trainable_variables)."
-            )
-        return []
-    if by_name["adam_weight_decay"] != uniform and hasattr(stock.optimizer, "adam_weight_decay"):
+    arguments["weight_decay"] = by_name["weight_decay"]
+    two = hasattr(stock.optimizer, "adam_weight_decay")
+    if two and by_name["adam_weight_decay"] != by_name["weight_decay"]:
         arguments["weight_decays"] = {
             variable.path: by_name["adam_weight_decay"]
             for variable in stock.variables
             if stock.part(variable) == "adam"
         }
-    return [variable for variable in stock.variables if not stock.decays(variable)]
 
 
 def _carry_state(stock: StockHooks, new: Any) -> None:
