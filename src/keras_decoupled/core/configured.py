@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+import keras
+
 from keras_decoupled.core import from_keras
 from keras_decoupled.core.arguments import KERAS_ARGUMENTS, SHARED_ARGUMENTS, Check
 from keras_decoupled.core.decaying import Decaying
@@ -108,6 +110,6 @@ class Configured(Decaying):
             own = getattr(self, name, None)
             if name in self.slot_names:
                 own = [self._slots.get(key, name) for key in self._slots.keys]
-            if isinstance(own, list | keras.Variable):  # and no slot that is not there, as m of SGD
+            if isinstance(own, list | keras.Variable):  # without momentum, SGD has none
                 pairs += from_keras.paired(own, getattr(stock, attribute, ()))
         return pairs
