@@ -4,7 +4,6 @@ Each model is made together with the depth of its layers, as their places in it 
 """
 
 import copy
-import doctest
 import functools
 import pickle
 import re
@@ -635,16 +634,6 @@ def test_a_wrong_weight_decay(weight_decay, error):
 def test_a_wrong_choice_of_embeddings():
     with pytest.raises(TypeError, match=r"`embeddings` must be True or False.*Received"):
         no_decay(small(), embeddings="tokens")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_example_runs(name):
-    text = getattr(keras_decoupled, name).__doc__
-    example = doctest.DocTestParser().get_doctest(text, {}, name, None, 0)
-    said = []
-    failed, attempted = doctest.DocTestRunner(verbose=False).run(example, out=said.append)
-    assert attempted > 0
-    assert not failed, "".join(said)
 
 
 def test_rules_of_another_model_are_refused():

@@ -5,7 +5,6 @@ What they compute is compared elsewhere; the stock signatures and defaults are r
 
 import ast
 import copy
-import doctest
 import inspect
 import itertools
 import json
@@ -317,16 +316,6 @@ def test_the_help_has_the_defaults(name):
         default = re.search(r"Defaults\s+to\s+`([^`]*)`", entry[1])
         assert default is not None, parameter.name
         assert ast.literal_eval(default[1]) == parameter.default, parameter.name
-
-
-@pytest.mark.parametrize("named_object", [*READY_MADE, "decouple"])
-def test_the_example_runs(named_object):
-    text = getattr(keras_decoupled, named_object).__doc__
-    example = doctest.DocTestParser().get_doctest(text, {}, named_object, None, 0)
-    said = []
-    failed, attempted = doctest.DocTestRunner(verbose=False).run(example, out=said.append)
-    assert attempted > 0
-    assert not failed, "".join(said)
 
 
 def test_adafactor_has_its_bound_with_either_relative_step():

@@ -173,7 +173,7 @@ class Decaying(Persistent):
         >>> optimizer = AdamW(1e-3, weight_decay=1e-3, weight_decays={"bias": 0})
         >>> explanation = optimizer.explain(model, steps_per_epoch=100)
         >>> [(row["path"], row["rule"], row["half_life_epochs"]) for row in explanation.rows]
-        [('sequential/head/kernel', 'weight_decay', 6.927...), ('sequential/head/bias', 'bias', None)]
+        [('sequential/head/kernel', 'weight_decay', 6.928...), ('sequential/head/bias', 'bias', None)]
         """
         if steps_per_epoch is not None:
             steps_per_epoch = checks.integer(

@@ -43,6 +43,8 @@ def get_weight_decays(model: keras.Model, zero_penalties: bool = False) -> dict[
         whose regularizer is `L1`, `L2` or `L1L2`. Further variables of a path are "path#2" and so on.
 
     Example:
+        >>> import keras
+        >>> from keras_decoupled import get_weight_decays
         >>> head = keras.layers.Dense(2, kernel_regularizer="l2", name="head")
         >>> model = keras.Sequential([keras.Input((4,)), head], name="net")
         >>> get_weight_decays(model)
@@ -79,6 +81,7 @@ def fill_dict_in_order(wd_dict: Mapping[str, Any], values: Iterable[Any]) -> dic
         values: one `(l1, l2)`, or one number l2, for each key.
 
     Example:
+        >>> from keras_decoupled import fill_dict_in_order
         >>> decays = {"lstm/kernel": (0.0, 0.0), "lstm/bias": (0.0, 0.0)}
         >>> fill_dict_in_order(decays, [(0, 1e-4), (1e-6, 0)])
         {'lstm/kernel': (0.0, 0.0001), 'lstm/bias': (1e-06, 0.0)}

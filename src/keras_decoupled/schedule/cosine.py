@@ -52,12 +52,13 @@ class CosineWarmRestarts(ExactSchedule):
         ValueError: an argument out of range or not finite; `t_mul` > 1 with over 100,000 cycles.
 
     Example:
+    >>> from keras_decoupled import AdamW, CosineWarmRestarts
     >>> schedule = CosineWarmRestarts(0.1, first_decay_steps=3, t_mul=2.0)
     >>> [round(float(schedule(step)), 3) for step in range(10)]
     [0.1, 0.05, 0.0, 0.1, 0.09, 0.065, 0.035, 0.01, 0.0, 0.1]
     >>> int(schedule.cycle(8)), int(schedule.position(8)), int(schedule.cycle_steps(8))
     (1, 5, 6)
-    >>> optimizer = keras.optimizers.SGD(schedule)
+    >>> optimizer = AdamW(schedule, weight_decay=1e-4)  # or any optimizer of Keras
 
     References:
         Loshchilov & Hutter: https://arxiv.org/abs/1608.03983, eq. 5; 1711.05101, Appendix B.2
