@@ -150,20 +150,20 @@ def test_csv_and_history_and_ensemble():
     assert snapshots.predict(model, X, verbose=0).shape == Y.shape
 
 
-def test_tensorboard(backend):
-    if backend != "tensorflow":
-        pytest.skip("Keras' TensorBoard needs TensorFlow")
-    import tensorflow as tf
+if keras.backend.backend() == "tensorflow":  # which Keras' TensorBoard needs
 
-    model = compiled(AdamW(CosineWarmRestarts(0.05, 4), weight_decay=1e-3))
-    board = keras.callbacks.TensorBoard("logs", write_graph=False)
-    history = fit(model, LogRates(), board, epochs=2).history
-    for name in ("learning_rate", "eta", "t_cur", "weight_decay"):
-        logged = [
-            float(tf.make_ndarray(value.tensor))
-            for file in Path("logs/train").iterdir()
-            for event in tf.compat.v1.train.summary_iterator(str(file))
-            for value in event.summary.value
-            if value.tag == f"epoch_{name}"
-        ]
-        np.testing.assert_allclose(logged, history[name], rtol=1e-6)
+    def test_tensorboard():
+        import tensorflow as tf
+
+        model = compiled(AdamW(CosineWarmRestarts(0.05, 4), weight_decay=1e-3))
+        board = keras.callbacks.TensorBoard("logs", write_graph=False)
+        history = fit(model, LogRates(), board, epochs=2).history
+        for name in ("learning_rate", "eta", "t_cur", "weight_decay"):
+            logged = [
+                float(tf.make_ndarray(value.tensor))
+                for file in Path("logs/train").iterdir()
+                for event in tf.compat.v1.train.summary_iterator(str(file))
+                for value in event.summary.value
+                if value.tag == f"epoch_{name}"
+            ]
+            np.testing.assert_allclose(logged, history[name], rtol=1e-6)

@@ -155,25 +155,25 @@ def test_it_has_no_cycle_to_normalize_by():
 # --- who knows it -------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="the fused kernels' floats of the host are torch's")
-@pytest.mark.parametrize("stable", [None, 6])
-def test_floats_of_the_host_are_the_tensors_numbers(stable):
-    from keras_decoupled.fast.torch_host_copy import OnHost
+if BACKEND == "torch":  # whose fused kernels take floats of the host
 
-    on, events = OnHost(), {4: begin, 9: lambda o: o.restart(), 11: begin}
-    optimizer, weights = make(stable), variables()
-    optimizer.build(weights)
-    for k, grads in enumerate(gradients(18, SHAPES)):
-        events.get(k, lambda o: None)(optimizer)
-        host = optimizer.numbers(on, None)
-        tensors = optimizer.numbers(optimizer._on_tensors, None)
-        assert all(isinstance(x, float) for x in (*host.rates, *host.decays))
-        for a, b in zip(host[:2], tensors[:2], strict=True):
-            assert [np.float32(x) for x in a] == [np.float32(float(x)) for x in b]
-        optimizer.apply([keras.ops.convert_to_tensor(g) for g in grads], weights)
+    @pytest.mark.parametrize("stable", [None, 6])
+    def test_floats_of_the_host_are_the_tensors_numbers(stable):
+        from keras_decoupled.fast.torch_host_copy import OnHost
+
+        on, events = OnHost(), {4: begin, 9: lambda o: o.restart(), 11: begin}
+        optimizer, weights = make(stable), variables()
+        optimizer.build(weights)
+        for k, grads in enumerate(gradients(18, SHAPES)):
+            events.get(k, lambda o: None)(optimizer)
+            host = optimizer.numbers(on, None)
+            tensors = optimizer.numbers(optimizer._on_tensors, None)
+            assert all(isinstance(x, float) for x in (*host.rates, *host.decays))
+            for a, b in zip(host[:2], tensors[:2], strict=True):
+                assert [np.float32(x) for x in a] == [np.float32(float(x)) for x in b]
+            optimizer.apply([keras.ops.convert_to_tensor(g) for g in grads], weights)
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="only torch has a faster way")
 def test_fast_and_slow_go_one_way():
     events = {4: begin, 12: lambda o: o.restart(), 14: begin}
     slow = make()
