@@ -77,11 +77,7 @@ class UserRules:
         """
         label = self._label(variables, names)
         targets = [names[i] for i in positions]
-        vectors = {
-            place
-            for place, i in enumerate(positions)
-            if not self.decay_vectors and match.is_vector(names[i], variables[i].shape)
-        }
+        vectors = self._vectors(targets, [variables[i] for i in positions])
         found = []
         for argument in self._arguments:
             labeled = self._labeled(argument, label, targets, strict)
@@ -130,7 +126,8 @@ class UserRules:
         for argument in self._arguments:
             labeled = self._labeled(argument, label, names, strict=False)
             options: Any = {"argument": argument, "strict": False}
-            deciding = set(match.deciding_keys(labeled, names, **options))
+            vectors = self._vectors(names, variables) if argument == "weight_decays" else ()
+            deciding = set(match.deciding_keys(labeled, names, by_own_name=vectors, **options))
             found += [
                 (argument, arguments.shown(key))
                 for key, hits, _ in match.hits_of(labeled, names, **options)
@@ -156,6 +153,13 @@ class UserRules:
     @property
     def _arguments(self) -> dict[str, Mapping[arguments.Key, Any]]:
         return {"weight_decays": self.weight_decays, "lr_multipliers": self.lr_multipliers}
+
+    def _vectors(self, names: Sequence[str], variables: Sequence[Any]) -> set[int]:
+        """Return the positions of those that only a key of their own name decays."""
+        if self.decay_vectors:
+            return set()
+        pairs = enumerate(zip(names, variables, strict=True))
+        return {i for i, (name, v) in pairs if match.is_vector(name, v.shape)}
 
     def _label(self, variables: Sequence[Any], names: Sequence[str]) -> dict[Any, str]:
         return dict(zip(map(self.key_of, variables), names, strict=True))
