@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from keras_decoupled import CosineWarmRestarts
-from steps import LAST, at, compiled, floatx, numpy, step_kinds
+from steps import LAST, at, compiled, floatx, numpy, rates_of_stock, step_kinds
 
 COUNTS = ("cycle", "position", "cycle_steps")
 
@@ -424,12 +424,7 @@ def test_agrees_with_torch(T_0, T_mult):
 def test_stock_optimizers_follow_it():
     for make_optimizer in (keras.optimizers.SGD, keras.optimizers.Adam):
         schedule = CosineWarmRestarts(0.1, 3, 2.0, warmup_steps=1)
-        optimizer = make_optimizer(schedule)
-        variable = keras.Variable(np.zeros(2, "float32"))
-        rates = []
-        for _ in range(12):
-            rates.append(float(optimizer.learning_rate))
-            optimizer.apply([ops.ones(2)], [variable])
+        rates, variable = rates_of_stock(make_optimizer, schedule, 12)
         np.testing.assert_allclose(rates, numpy(schedule(np.arange(12))))
     # Adam's steps on a constant gradient are lr·1, SGD's too
     np.testing.assert_allclose(numpy(variable.value), -sum(rates) * np.ones(2), rtol=1e-4)

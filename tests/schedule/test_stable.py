@@ -15,7 +15,7 @@ from keras import ops
 
 import oracle
 from keras_decoupled import WarmupStableDecay
-from steps import LAST, at, compiled, floatx, numpy, step_kinds
+from steps import LAST, at, compiled, floatx, numpy, rates_of_stock, step_kinds
 
 SHAPES = ("1-sqrt", "linear", "cosine")
 
@@ -225,12 +225,7 @@ def test_refuses_a_step_that_is_none(step):
 def test_stock_optimizers_follow_it():
     for make_optimizer in (keras.optimizers.SGD, keras.optimizers.Adam):
         schedule = make(2, 4, 2)
-        optimizer = make_optimizer(schedule)
-        variable = keras.Variable(np.zeros(2, "float32"))
-        rates = []
-        for _ in range(9):
-            rates.append(float(optimizer.learning_rate))
-            optimizer.apply([ops.ones(2)], [variable])
+        rates, _ = rates_of_stock(make_optimizer, schedule, 9)
         np.testing.assert_allclose(rates, numpy(schedule(np.arange(9))))
     assert rates[-1] == 0
 

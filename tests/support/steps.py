@@ -60,3 +60,14 @@ def step_kinds(step):
         ops.convert_to_tensor(float(step), "float32"),
         keras.Variable(step, dtype="int", trainable=False),
     ]
+
+
+def rates_of_stock(make_optimizer, schedule, updates):
+    """The rates that an optimizer of Keras uses under a schedule, and a weight of 0 whose gradient is always 1."""
+    optimizer = make_optimizer(schedule)
+    variable = keras.Variable(np.zeros(2, "float32"))
+    rates = []
+    for _ in range(updates):
+        rates.append(float(optimizer.learning_rate))
+        optimizer.apply([ops.ones(2)], [variable])
+    return rates, variable
