@@ -88,14 +88,6 @@ def tests_nightly(session: nox.Session, backend: str) -> None:
 
 
 @on_each_backend
-def contracts(session: nox.Session, backend: str) -> None:
-    """Run every optimizer with every feature; the tests take a part of it where it is slow."""
-    install(session, backend, "keras", "test")
-    session.env["RELIABILITY"] = "full"
-    run_tests(session, backend, *(() if session.posargs else ("tests/optimizers",)))
-
-
-@on_each_backend
 def integration(session: nox.Session, backend: str) -> None:
     """Build the wheel, and try it and the README with one backend alone."""
     more = ["tensorboard"] if backend == "tensorflow" else []

@@ -15,7 +15,21 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_decoupled import SGDW, Adafactor, AdamW, Decay, Lion, Muon, NadamW, decouple
+from keras_decoupled import (
+    SGDW,
+    Adadelta,
+    Adafactor,
+    Adagrad,
+    Adamax,
+    AdamW,
+    Decay,
+    Lamb,
+    Lion,
+    Muon,
+    NadamW,
+    RMSprop,
+    decouple,
+)
 
 VERSION = "0.2.0"  # the release that these files come with; to be changed with what `make` makes
 FOLDER = Path(__file__).parent / "files"
@@ -23,7 +37,12 @@ OPTIMIZERS = {
     "adamw": (AdamW, {"amsgrad": True}),
     "nadamw": (NadamW, {}),
     "sgdw": (SGDW, {"momentum": 0.9, "nesterov": True}),
+    "adadelta": (Adadelta, {"epsilon": 0.25}),
     "adafactor": (Adafactor, {}),
+    "adagrad": (Adagrad, {}),
+    "adamax": (Adamax, {}),
+    "lamb": (Lamb, {}),
+    "rmsprop": (RMSprop, {"momentum": 0.8, "centered": True}),
     "lion": (Lion, {}),
     "muon": (Muon, {"exclude_layers": ["head"]}),
     "nadam": (decouple(keras.optimizers.Nadam), {}),

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from cases import BACKEND, COMPILED, OPTIMIZERS, eager, make_variable, numpy
-from effort import effort
 from training import (
     FITS,
     LOOPS,
@@ -101,7 +100,7 @@ if BACKEND != "jax":  # which has float64 only where it is switched on
         ],
         ids=["annealing", "schedule", "callable", "decay by a schedule", "Keras' arguments"],
     )
-    @pytest.mark.parametrize("name", effort(["nadamw"], ["adamw", "nadamw", "sgdw-momentum"]))
+    @pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw-momentum"])
     def test_float64_with_all_that_has_a_type(name, arguments, runner):
         """Schedules give float32 (or the type of floatx) and meet float64 scalars; beside them is a float32 weight."""
         variables = [make_variable("a", np.ones(2), "float64"), make_variable("b", np.ones(2))]

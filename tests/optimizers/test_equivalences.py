@@ -25,7 +25,6 @@ from cases import (
     numpy,
     warm_restarts,
 )
-from effort import effort
 
 # Keras' own Nadam on torch calls np.array(tensor), which NumPy 2 does not like.
 pytestmark = pytest.mark.filterwarnings(
@@ -34,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 BETAS = {"beta_1": 0.875, "beta_2": 1 - 2.0**-7}
 W = 0.4  # Keras' and torch's weight decay, λ = α·W of ours
-UPDATES = effort(8, 25)
+UPDATES = 25
 
 # ours, the stock optimizer that equals it without decay, the arguments of both, the oracle, arguments of ours alone
 STOCK = {

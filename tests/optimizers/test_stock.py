@@ -26,7 +26,6 @@ from cases import (
     uniform,
     warm_restarts,
 )
-from effort import effort
 from stock import (
     FAST,
     PATHS,
@@ -43,11 +42,6 @@ from stock import (
     steps,
 )
 
-# What is the same code for all of them is tried in CI on one of each build: factored slots, one slot, two parts, a
-# scalar. On torch it is tried on all: some have code of their own there. `nox -s contracts` tries all of it everywhere.
-SOME = effort(["adafactor", "lion", "muon", "nadam"], list(STOCK))
-SOME = list(STOCK) if BACKEND == "torch" else SOME
-SOME_KINDS = list(STOCK) if BACKEND == "torch" else effort(["lion", "muon"], list(STOCK))
 SHORT = 3  # updates
 
 FEATURES = {
@@ -154,7 +148,6 @@ ACCUMULATION = Case(
 )
 
 each = pytest.mark.parametrize("name", STOCK)
-some = pytest.mark.parametrize("name", SOME)
 fast_or_not = pytest.mark.parametrize("fast", FAST)
 
 
@@ -167,13 +160,13 @@ def test_every_update(name, feature, fast):
 
 @fast_or_not
 @pytest.mark.parametrize("case", KINDS)
-@pytest.mark.parametrize("name", SOME_KINDS)
+@each
 def test_a_kind_of_decay_on_all_weights(name, case, fast):
     follow(KINDS[case], *pair(name, fast), fast=fast)
 
 
 @fast_or_not
-@some
+@each
 def test_accumulation(name, fast):
     """Between two updates no weight moves, and the schedule counts updates."""
     follow(ACCUMULATION, *pair(name, fast), fast=fast)
@@ -181,7 +174,7 @@ def test_accumulation(name, fast):
 
 @pytest.mark.parametrize(
     ("name", "runner"),
-    [(name, runner) for name in STOCK for runner in COMPILED if runner != "xla" or name in SOME],
+    [(name, runner) for name in STOCK for runner in COMPILED],
 )
 def test_compiled(name, runner):
     """With rules and, for what no key names, the plain decay."""
@@ -223,7 +216,7 @@ def rounded(x):
 TYPES = [(name, ["bfloat16", "float32"]) for name in STOCK]
 if BACKEND != "jax":  # which has float64 only where it is switched on
     # On TensorFlow Keras' Muon multiplies by numbers in float32, which fails in float64.
-    TYPES += [(name, ["float64"]) for name in SOME if name != "muon" or BACKEND == "torch"]
+    TYPES += [(name, ["float64"]) for name in STOCK if name != "muon" or BACKEND == "torch"]
 
 
 @fast_or_not
@@ -292,7 +285,7 @@ def loss_scaled(optimizer, variables):
 
 
 @fast_or_not
-@some
+@each
 def test_in_a_loss_scale_optimizer(name, fast):
     follow(FEATURES["rules"], *pair(name, fast), loss_scaled, fast)
 
