@@ -246,9 +246,8 @@ class Decoupled(Configured):
         scalars: tuple[Any, ...],
     ) -> Any:
         """Return the optimizer's step, and assign its new slots; `theta` is the variable's value."""
-        # TensorFlow's `convert_to_tensor` gives the variable back, and the + of Keras' variables
-        # takes a short cut that fails on the shape (0, 3).
-        values = tuple(ops.stop_gradient(ops.convert_to_tensor(slot)) for slot in entry.slots)
+        # Tensors, as the + of Keras' variables takes a short cut that fails on the shape (0, 3).
+        values = tuple(map(ops.stop_gradient, entry.slots))
         step, new = self.step(gradient, values, rate, scalars)
         for slot, value in zip(entry.slots, new, strict=True):
             self.assign(slot, value)

@@ -223,7 +223,7 @@ def read(variable: Any, master: Any) -> Any:
     A variable below float32 has a master copy, which is valid while its cast is the variable:
     whoever assigns to the variable (a load, a constraint) is obeyed.
     """
-    theta = ops.stop_gradient(ops.convert_to_tensor(variable))
+    theta = ops.stop_gradient(variable)
     if master is None:
         return theta
     master = ops.convert_to_tensor(master)

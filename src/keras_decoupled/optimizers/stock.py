@@ -125,7 +125,8 @@ class Stock(Decoupled):
             )
         if not self._keras_own:
             self.assign(target, change.theta)
-        return ops.cast(change.step, theta.dtype)
+        same = getattr(change.step, "dtype", None) == theta.dtype  # Keras' cast takes its time
+        return change.step if same else ops.cast(change.step, theta.dtype)
 
     def _is_target(self, variable: Any) -> bool:
         """Tell whether this is the variable whose change is to be caught."""
@@ -172,7 +173,7 @@ class Stock(Decoupled):
         elif (
             self._change.step is None and self._keras_own and not isinstance(value, keras.Variable)
         ):
-            self._catch(ops.convert_to_tensor(value))
+            self._catch(value)  # Keras' own classes subtract a tensor
         else:  # a new tensor: a slot may be changed before the step is used
             self._catch(self._change.subtracted + ops.convert_to_tensor(value))
 
