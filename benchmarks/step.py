@@ -56,7 +56,14 @@ def arguments():
     which.add_argument(
         "--stock", action="store_const", const="stock", dest="which", help="other stock optimizers"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    known = STOCK_BYTES if options.which == "stock" else BYTES
+    for name in options.optimizer or ():
+        if name not in known:
+            parser.error(
+                f"--optimizer {name}: {'without' if name in BYTES else 'only with'} --stock"
+            )
+    return options
 
 
 def warm_up(backend, modes):

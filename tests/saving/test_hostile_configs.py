@@ -20,7 +20,7 @@ from keras import layers, regularizers
 import hostile
 from cases import eager, make_variable, numpy
 from effort import FULL, effort
-from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, NadamW
+from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, NadamW, WarmupStableDecay
 
 schedules = keras.optimizers.schedules
 PATHS = ["net/a/kernel", "net/a/bias", "net/b/kernel"]
@@ -582,3 +582,22 @@ def test_an_array_that_does_not_fit_is_refused_before_any_is_assigned(which, wha
     optimizer, ours = cls.from_config(config), variables()
     optimizer.build(ours)
     assert load(optimizer, ours, store) in ("ValueError", "TypeError")
+
+
+@pytest.mark.parametrize(
+    ("which", "count"),
+    [
+        *(("iteration", count) for count in (-1, 2**31)),
+        *(("cycle_start", count) for count in (-(2**31), 2**31)),
+        *(("decay_start", count) for count in (-1, 2**31)),
+    ],
+)
+def test_a_count_that_there_cannot_be_is_refused(which, count):
+    schedule = WarmupStableDecay(0.1, stable_steps=None, decay_steps=10)
+    optimizer, ours = AdamW(schedule, weight_decay=0.1), variables()
+    optimizer.build(ours)
+    store = {}
+    optimizer.save_own_variables(store)
+    names = [name for name, _ in json.loads(store["layout"].tobytes())["variables"]]
+    store[str(names.index(which))] = np.array(count, "int64")
+    assert load(optimizer, ours, store) == "ValueError"

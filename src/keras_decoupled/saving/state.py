@@ -22,8 +22,14 @@ VERSION = 1  # of the layout
 ACCUMULATOR = "gradient_accumulator"  # Keras' name of its gradient accumulators
 # Settable numbers. They are relative to what the optimizer was made with: see `_settings`.
 _SETTINGS = ("learning_rate", "learning_rate_factor", "weight_decay")
-# What cannot be below 0, and the most it can be.
-_COUNTED = {"iteration": 2**31 - 1} | dict.fromkeys(_SETTINGS, float(np.finfo("float32").max))
+_MOST_UPDATES = 2**31 - 1
+# The least and the most that a scalar can be. A cycle that began before the first update has a
+# start below 0.
+_RANGES = {
+    "iteration": (0, _MOST_UPDATES),
+    "cycle_start": (-_MOST_UPDATES, _MOST_UPDATES),
+    "decay_start": (0, _MOST_UPDATES),
+} | dict.fromkeys(_SETTINGS, (0, float(np.finfo("float32").max)))
 
 
 class Loaded(NamedTuple):
@@ -185,8 +191,9 @@ def _array(store: Any, source: int, variable: Any, entry: list[Any]) -> np.ndarr
     found = str(source) in store.keys()  # noqa: SIM118 - Keras' stores have no `in`
     array = np.asarray(store[str(source)] if found else None)
     fits = array.dtype.kind in {"b": "b", "i": "iu", "u": "iu"}.get(wanted.kind, "fiu")
-    if fits and entry[0] in _COUNTED:
-        fits = bool(np.all((array >= 0) & (array <= _COUNTED[entry[0]])))
+    if fits and entry[0] in _RANGES:
+        least, most = _RANGES[entry[0]]
+        fits = bool(np.all((array >= least) & (array <= most)))
     if array.shape != tuple(variable.shape) or not fits:
         received = f"{array.dtype} of shape {array.shape}: {array!r:.100}" if found else "none"
         raise ValueError(
