@@ -6,6 +6,7 @@ pyproject.toml pins.
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import nox
 
@@ -132,6 +133,37 @@ def benchmark(session: nox.Session, backend: str) -> None:
     python(session, backend, "benchmarks/step.py", "--stock", *quick)
     for script in ("fit.py", "files.py", "scaling.py"):
         python(session, backend, f"benchmarks/{script}", *quick)
+
+
+@nox.session(name="benchmark-cuda", python=False)
+def benchmark_cuda(session: nox.Session) -> None:
+    """On a machine with a GPU: tests, waits for the GPU and benchmarks, on torch and JAX. `-- --quick`."""
+    for backend in ("torch", "jax"):
+        session.notify(f"cuda-{backend}", session.posargs)
+
+
+def cuda(session: nox.Session, backend: str) -> None:
+    """Test, then measure, where there is a GPU; without one, all of it is tried on the CPU."""
+    install(session, f"{backend}-cuda", "keras", "test", f"benchmark-{backend}")
+    run = functools.partial(python, session, backend)
+    quick = ["--quick"] if "--quick" in session.posargs else []
+    tests = ["tests/optimizers/test_contracts.py"] if quick else ["tests"]
+    # JAX would take all of the GPU's memory for itself.
+    run("-m", "pytest", *tests, XLA_PYTHON_CLIENT_PREALLOCATE="false")
+    if backend == "torch":
+        run("benchmarks/waits.py")
+    results = Path("benchmarks/results/cuda")  # beside those of the CPU, which stay as they are
+    for which in ("", "kinds", "stock"):
+        file = results / f"{'quick-' if quick else ''}{which}{'-' if which else ''}{backend}.json"
+        option = [f"--{which}"] if which else []
+        run("benchmarks/step.py", *option, *quick, "--out", str(file))
+
+
+for _backend in ("torch", "jax"):
+    nox.session(
+        functools.update_wrapper(functools.partial(cuda, backend=_backend), cuda),
+        name=f"cuda-{_backend}",
+    )
 
 
 @nox.session
