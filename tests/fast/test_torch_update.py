@@ -111,6 +111,19 @@ if BACKEND == "torch":
             sides.do(lambda optimizer, _, rate=rate: setattr(optimizer, "learning_rate", rate))
             sides.step([np.asarray(times * base, base.dtype) for base in bases])
 
+    @pytest.mark.parametrize("rate", [1e-30, 1e-11, 1.5e-6, 1e-3, 3.0])
+    @pytest.mark.parametrize("name", ["sgdw-momentum", "sgdw-nesterov"])
+    def test_momentum_without_decay(name, rate):
+        """Where nothing is decayed, SGDW's two passes become one, at rates that float32 can tell from 0 there."""
+        base = away_from_0((5, 4)).astype("float32")
+        sides = Sides(
+            lambda: make(name, weight_decay=0.5, weight_decays={"v0": 0}),
+            variables_of(rate * base, base),  # at a weight of this size no step is lost to rounding
+        )
+        sides.do(lambda optimizer, _: setattr(optimizer, "learning_rate", rate))
+        for times in (1.0, 0.5, -2.0):
+            sides.step([np.float32(times) * base] * 2)
+
     @pytest.mark.parametrize("decay", DECAYS, ids=repr)
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     def test_gradients_that_are_no_numbers(bad, decay):

@@ -12,6 +12,7 @@ import torch
 
 Tensors = list[torch.Tensor]
 TINY = 1e-20  # below such a rate, a decay divided by it may not be a float32
+_FOR_DAMPENING = 1e-6  # below such a rate, 1 − (1 + rate) may not be −rate to a float32's digits
 
 
 class Kernel:
@@ -127,6 +128,10 @@ class _SGDW(Kernel):
             _sgd(theta, gradients, self.sign * rate, l2 / rate if rate != 0 else 0.0)
             return
         (buf,) = slots
+        if l2 == 0 and not nesterov and rate > _FOR_DAMPENING and theta[0].dtype == torch.float32:
+            # The kernel's own momentum does here, in one pass: buf ← momentum·buf + (1 − dampening)·g
+            _sgd(theta, gradients, -self.sign, 0.0, buf, momentum, 1 + rate)
+            return
         if rate > TINY:  # buf ← momentum·buf − rate·g
             _sgd(buf, gradients, rate, (1 - momentum) / rate)
         else:
@@ -142,16 +147,24 @@ class _SGDW(Kernel):
 KERNELS = {"adamw": _AdamW, "nadamw": _NadamW, "sgdw": _SGDW}
 
 
-def _sgd(theta: Tensors, by: Tensors, lr: float, weight_decay: float) -> None:
-    """θ ← θ − lr·(by + weight_decay·θ), one pass."""
+def _sgd(
+    theta: Tensors,
+    by: Tensors,
+    lr: float,
+    weight_decay: float,
+    buf: Tensors | None = None,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+) -> None:
+    """θ ← θ − lr·(by + weight_decay·θ), one pass; with a buffer, θ ← θ − lr·buf with the new one."""
     torch._fused_sgd_(
         theta,
         by,
-        [],
+        buf or [],
         weight_decay=weight_decay,
-        momentum=0.0,
+        momentum=momentum,
         lr=lr,
-        dampening=0.0,
+        dampening=dampening,
         nesterov=False,
         maximize=False,
         is_first_step=False,
