@@ -65,7 +65,7 @@ class RestartOnPlateau(keras.callbacks.Callback):
         self.patience = checks.integer("patience", patience, minimum=0, cure=epochs)
         self.cooldown = checks.integer("cooldown", cooldown, minimum=0, cure=epochs)
         self.verbose = verbose
-        if mode not in ("auto", "min", "max"):
+        if not isinstance(mode, str) or mode not in ("auto", "min", "max"):
             raise ValueError(
                 f'`mode` must be "auto", "min" or "max". Received: mode={mode!r}. It says whether '
                 "the metric gets better downwards or upwards."

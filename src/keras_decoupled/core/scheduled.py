@@ -206,7 +206,7 @@ class Scheduled(KerasHooks):
             RuntimeError: on JAX, called inside an epoch of `fit` on an optimizer that is not
                 `self.model.optimizer`.
         """
-        step = self._timing.step_at(position)
+        step = min(self._timing.step_at(position), NEVER)
         updates, _ = self._counts(self._on_tensors)
         self._cycle_start.assign(updates - step)
         if self._decay_start is not None:

@@ -51,6 +51,8 @@ def get_weight_decays(model: keras.Model, zero_penalties: bool = False) -> dict[
         {'net/head/kernel': (0.0, 0.01)}
     """
     _check_model(model)
+    cure = "False leaves the penalties in the loss."
+    zero_penalties = checks.flag("zero_penalties", zero_penalties, cure=cure)
     variables = model.trainable_variables
     decays, others = {}, []
     for label, variable in zip(labels([v.path for v in variables]), variables, strict=True):

@@ -12,6 +12,7 @@ from keras import ops
 from keras_decoupled import checks
 
 from .cosine import CosineWarmRestarts
+from .exact import INT32_MAX
 from .rates import ConstantRate, CosineRate, ExactRate, Rate, ScheduleRate, make_rate
 
 _count = partial(checks.integer, minimum=1, cure="It counts weight updates.")
@@ -108,6 +109,11 @@ class Timing:
                 f"Received: position={position} with a learning rate that has no schedule."
             )
         position = _position("position", position)
+        if position > INT32_MAX:
+            raise ValueError(
+                f"`position` must be at most {INT32_MAX}: updates are counted in int32. "
+                f"Received: position={position}. 0 is the start of the schedule."
+            )
         if not isinstance(self.rate, ExactRate):
             return position
         if isinstance(self.rate, CosineRate) and position >= self._cosine.first_decay_steps:
