@@ -34,9 +34,11 @@ from keras_decoupled import (
     layerwise_weight_decays,
     no_decay,
 )
+from keras_decoupled.core.arguments import KERAS_ARGUMENTS
 
 # What is refused may be mentioned by a warning first: "decays no variable", a missing base rate.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
 ExponentialDecay = keras.optimizers.schedules.ExponentialDecay
 WRONG = {
     repr(x): lambda x=x: x
@@ -122,8 +124,8 @@ def own_arguments(function):
     """Those that are not the stock class's own."""
     names = set(inspect.signature(function).parameters) - {"self", "args", "kwargs"}
     if stock := getattr(function, "stock", None):
-        theirs = inspect.signature(stock.__init__).parameters.keys() - {"learning_rate"}
-        names -= theirs - inspect.signature(keras.optimizers.Optimizer.__init__).parameters.keys()
+        theirs = inspect.signature(stock.__init__).parameters.keys()
+        names -= theirs - KERAS_ARGUMENTS.keys() - {"learning_rate", "weight_decay"}
     return sorted(names)
 
 
