@@ -227,7 +227,7 @@ class Decoupled(Configured):
                 self.assign(variable, decayed(theta, ops.zeros_like(theta), decay, l2, l1))
             step_in_place.step(variable, gradient, entry.slots, rate, scalars)
             return
-        step = self._take_step(entry, variable, theta, gradient, rate, scalars)
+        step = cast(self._take_step(entry, variable, theta, gradient, rate, scalars))
         if reference is not None:
             reference = cast(ops.convert_to_tensor(reference))
         theta = decayed(theta, step, decay, l2, l1, reference)

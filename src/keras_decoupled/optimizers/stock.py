@@ -125,8 +125,7 @@ class Stock(Decoupled):
             )
         if not self._keras_own:
             self.assign(target, change.theta)
-        same = getattr(change.step, "dtype", None) == theta.dtype  # Keras' cast takes its time
-        return change.step if same else ops.cast(change.step, theta.dtype)
+        return change.step
 
     def _is_target(self, variable: Any) -> bool:
         """Tell whether this is the variable whose change is to be caught."""

@@ -16,19 +16,19 @@ import numpy as np
 
 from keras_decoupled import checks
 from keras_decoupled.paths.align import align
+from keras_decoupled.schedule.exact import INT32_MAX
 
 LAYOUT = "layout"  # a uint8 array with JSON; "a/b" would become a nested HDF5 group
 VERSION = 1  # of the layout
 ACCUMULATOR = "gradient_accumulator"  # Keras' name of its gradient accumulators
 # Settable numbers. They are relative to what the optimizer was made with: see `_settings`.
 _SETTINGS = ("learning_rate", "learning_rate_factor", "weight_decay")
-_MOST_UPDATES = 2**31 - 1
 # The least and the most that a scalar can be. A cycle that began before the first update has a
 # start below 0.
 _RANGES = {
-    "iteration": (0, _MOST_UPDATES),
-    "cycle_start": (-_MOST_UPDATES, _MOST_UPDATES),
-    "decay_start": (0, _MOST_UPDATES),
+    "iteration": (0, INT32_MAX),
+    "cycle_start": (-INT32_MAX, INT32_MAX),
+    "decay_start": (0, INT32_MAX),
 } | dict.fromkeys(_SETTINGS, (0, float(np.finfo("float32").max)))
 
 
