@@ -141,9 +141,9 @@ def decay_kinds(kind):
     return {name: partial(ours, weight_decay=decay) for name, decay in decays.items()}
 
 
-def keras_variables(values):
+def keras_variables(values, dtype=None):
     """Variables of Keras with these values, named so that each rule hits every fourth."""
     return [
-        keras.Variable(value, name=name)
+        keras.Variable(value, dtype=dtype, name=name)
         for value, name in zip(values, workloads.names(len(values)), strict=True)
     ]

@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import keras_decoupled
-import workloads
-from contenders import KERAS, MOMENTUM, RATE
+from contenders import KERAS, MOMENTUM, RATE, keras_variables
 from keras_decoupled import CosineWarmRestarts
 
 UPDATES = 10
@@ -49,11 +48,7 @@ def optimizers():
 
 def waits(make, dtype):
     """Where some updates waited: a place in the code for each time."""
-    names = workloads.names(len(SHAPES))
-    variables = [
-        keras.Variable(np.ones(shape, "float32"), dtype=dtype, name=name)
-        for shape, name in zip(SHAPES, names, strict=True)
-    ]
+    variables = keras_variables([np.ones(shape, "float32") for shape in SHAPES], dtype)
     grads = [torch.ones_like(variable.value) for variable in variables]
     optimizer = make(weight_decay=DECAY)
     optimizer.build(variables)
