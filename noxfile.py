@@ -5,7 +5,7 @@ pyproject.toml pins.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nox
@@ -19,20 +19,22 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 GROUPS = PYPROJECT["dependency-groups"]
 
 
-def on_each_backend(run: Callable[[nox.Session, str], None]) -> None:
+def on_each_backend(
+    run: Callable[[nox.Session, str], None], backends: Sequence[str] = BACKENDS
+) -> None:
     """Define the sessions NAME-BACKEND, and NAME, which asks for all of them."""
     name = run.__name__.replace("_", "-")
-    for backend in BACKENDS:
+    for backend in backends:
         one = functools.partial(run, backend=backend)
         nox.session(functools.update_wrapper(one, run), name=f"{name}-{backend}")
 
     @nox.session(name=name, python=False)
     @functools.wraps(run)
     def on_all(session: nox.Session) -> None:
-        backends, posargs = BACKENDS, session.posargs
+        chosen, posargs = backends, session.posargs
         if name == "quickstart":
-            backends, posargs = posargs[:1] or ["jax"], posargs[1:]
-        for backend in backends:
+            chosen, posargs = posargs[:1] or ["jax"], posargs[1:]
+        for backend in chosen:
             session.notify(f"{name}-{backend}", posargs)
         if name == "tests" and not posargs:  # a part of the tests covers a part of the code
             session.notify("coverage")
@@ -135,15 +137,9 @@ def benchmark(session: nox.Session, backend: str) -> None:
         python(session, backend, f"benchmarks/{script}", *quick)
 
 
-@nox.session(name="benchmark-cuda", python=False)
-def benchmark_cuda(session: nox.Session) -> None:
-    """On a machine with a GPU: tests, waits for the GPU and benchmarks, on torch and JAX. `-- --quick`."""
-    for backend in ("torch", "jax"):
-        session.notify(f"cuda-{backend}", session.posargs)
-
-
-def cuda(session: nox.Session, backend: str) -> None:
-    """Test, then measure, where there is a GPU; without one, all of it is tried on the CPU."""
+@functools.partial(on_each_backend, backends=("torch", "jax"))
+def benchmark_cuda(session: nox.Session, backend: str) -> None:
+    """On a machine with a GPU: tests, waits for the GPU, benchmarks. `-- --quick` tries it on a CPU."""
     install(session, f"{backend}-cuda", "keras", "test", f"benchmark-{backend}")
     run = functools.partial(python, session, backend)
     quick = ["--quick"] if "--quick" in session.posargs else []
@@ -157,13 +153,6 @@ def cuda(session: nox.Session, backend: str) -> None:
         file = results / f"{'quick-' if quick else ''}{which}{'-' if which else ''}{backend}.json"
         option = [f"--{which}"] if which else []
         run("benchmarks/step.py", *option, *quick, "--out", str(file))
-
-
-for _backend in ("torch", "jax"):
-    nox.session(
-        functools.update_wrapper(functools.partial(cuda, backend=_backend), cuda),
-        name=f"cuda-{_backend}",
-    )
 
 
 @nox.session
