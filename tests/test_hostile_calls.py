@@ -1,7 +1,7 @@
 """Whatever is given to a public function or constructor: it works, or the error says what is wrong with it.
 
-Not asked: what is given to a stock class's own argument, and what no `for` or `len` takes where many things are
-expected. There the error is Keras' or Python's own.
+Not asked: what is given to a stock class's own argument, where the error is Keras' own, and what no `for` takes in
+place of the values of `fill_dict_in_order`, where it is Python's.
 """
 
 import datetime
@@ -66,7 +66,7 @@ WRONG = {
     "an optimizer": keras.optimizers.SGD,
     "a layer": lambda: keras.layers.Dense(1),
 }
-MANY = ("not iterable", "has no len()", "unsized object", "0-d array")
+MANY = ("not iterable", "0-d array")  # Python's own words
 
 
 def a_model():
@@ -183,7 +183,7 @@ def test_a_wrong_argument(where, name):
         try:
             CALLS[where, name](**{name: value()})
         except Exception as error:
-            if any(text in str(error) for text in MANY):
+            if name == "values" and any(text in str(error) for text in MANY):
                 continue
             error.add_note(f"{where}({name}={what})")
             hostile.assert_clear(error)
