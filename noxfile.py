@@ -112,10 +112,10 @@ def ecosystem(session: nox.Session, backend: str) -> None:
 
 @on_each_backend
 def reliability(session: nox.Session, backend: str) -> None:
-    """Kill, fuzz and soak for hours what the tests do for minutes."""
+    """Kill, fuzz and soak for hours what the tests do for minutes. Stopped, it goes on where it was."""
     install(session, backend, "keras", "test")
-    where = session.posargs or ("tests", "integration_tests")
-    python(session, backend, "-m", "pytest", "-m", "reliability", "-s", *where, RELIABILITY="full")
+    # One core for each process, so that the three backends can run at the same time.
+    python(session, backend, "tests/reliability.py", *session.posargs, OMP_NUM_THREADS="1")
 
 
 @on_each_backend

@@ -17,7 +17,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, NadamW
+from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Lion, NadamW
 
 CASES = {
     "AdamW": (AdamW, {}),
@@ -27,6 +27,7 @@ CASES = {
     ),
     "NadamW": (NadamW, {}),
     "SGDW": (SGDW, {"momentum": 0.9, "nesterov": True}),
+    "Lion": (Lion, {}),
 }
 ACCUMULATION = 2
 BATCHES = 5  # per epoch. Odd: every other epoch ends with a gradient that waits for its second half

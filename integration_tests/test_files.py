@@ -46,6 +46,7 @@ def kinds_and_what_was_set(optimizer):
 HELD = {"0.1.0": a_cosine, "0.2.0": kinds_and_what_was_set}
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_file_goes_on(file):
     model = keras.models.load_model(file)

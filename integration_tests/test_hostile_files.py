@@ -107,8 +107,9 @@ def outcome(content, folder):
     return "works"
 
 
-def shown(tally):
-    print(f"\n{sum(tally.values())} tried: {dict(tally)}")
+def keep(record_property, tally):
+    record_property("tried", sum(tally.values()))
+    record_property("worked", tally["works"])
 
 
 # --- bytes ---
@@ -116,7 +117,7 @@ def shown(tally):
 
 @pytest.mark.reliability
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_file_that_is_cut_off_is_refused(name, tmp_path):
+def test_a_file_that_is_cut_off_is_refused(name, tmp_path, record_property):
     """A zip's list of members is at its end, and half of them."""
     whole, rng = pack(members(name)), random.Random(0)
     assert outcome(whole, tmp_path) == "works"
@@ -127,13 +128,13 @@ def test_a_file_that_is_cut_off_is_refused(name, tmp_path):
             data = members(name)[member]
             cut = members(name) | {member: data[: end * len(data) // len(whole)]}
             tally[outcome(pack(cut), tmp_path)] += 1
-    shown(tally)
+    keep(record_property, tally)
     assert not tally["works"], tally
 
 
 @pytest.mark.reliability
 @pytest.mark.parametrize("where", ["file", CONFIG, WEIGHTS])
-def test_flipped_bytes(where, tmp_path):
+def test_flipped_bytes(where, tmp_path, record_property):
     """In a file, where checksums tell, and in a member that is packed anew."""
     rng, tally, names = random.Random(1), Counter(), list(MAKERS)
     for i in range(effort(18, 700)):
@@ -143,7 +144,7 @@ def test_flipped_bytes(where, tmp_path):
             data[rng.randrange(len(data))] ^= rng.randrange(1, 256)
         content = data if where == "file" else pack(members(name) | {where: bytes(data)})
         tally[outcome(bytes(content), tmp_path)] += 1
-    shown(tally)
+    keep(record_property, tally)
     assert len(tally) > (where != "file"), tally  # of a whole file each byte is checked
 
 
@@ -152,7 +153,7 @@ def test_flipped_bytes(where, tmp_path):
 
 @pytest.mark.reliability
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_config_with_random_changes(name, tmp_path_factory):
+def test_a_config_with_random_changes(name, tmp_path_factory, record_property):
     folder, tally = tmp_path_factory.mktemp("files"), Counter()
     roots = [OPTIMIZER, OPTIMIZER, (*OPTIMIZER, "resolved"), (*OPTIMIZER, "resolved", "table")]
     roots += [OPTIMIZER[:2], ("compile_config",), ("config",), ()]
@@ -164,7 +165,7 @@ def test_a_config_with_random_changes(name, tmp_path_factory):
         tally[outcome(pack(content), folder)] += 1
 
     check()
-    shown(tally)
+    keep(record_property, tally)
     assert tally["works"] or not FULL, tally
     assert len(tally) > 1, tally
 
@@ -245,7 +246,7 @@ def layout_in(name):
 
 @pytest.mark.reliability
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_state_with_random_changes(name, tmp_path_factory):
+def test_a_state_with_random_changes(name, tmp_path_factory, record_property):
     folder, tally = tmp_path_factory.mktemp("files"), Counter()
     layout = layout_in(name)
     arrays = [None, np.zeros((7, 7), "float32"), np.float32(2), b"text", np.zeros(0, "int8")]
@@ -268,7 +269,7 @@ def test_a_state_with_random_changes(name, tmp_path_factory):
         tally[outcome(pack(with_state(name, change)), folder)] += 1
 
     check()
-    shown(tally)
+    keep(record_property, tally)
     assert tally["works"] or not FULL, tally
     assert tally["ValueError"], tally
 

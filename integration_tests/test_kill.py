@@ -37,7 +37,9 @@ pytestmark = [
         full=list(itertools.product(("epochs", "updates"), CASES)),
     ),
 )
-def test_killed_at_random_moments_a_run_ends_as_if_never_killed(way, case, tmp_path, capsys):
+def test_killed_at_random_moments_a_run_ends_as_if_never_killed(
+    way, case, tmp_path, capsys, record_property
+):
     seconds = never_killed(way, case, tmp_path / "straight")
     wanted = state(tmp_path / "straight" / "done.npz")
     assert wanted["optimizer/0"] == BATCHES * EPOCHS
@@ -62,9 +64,11 @@ def test_killed_at_random_moments_a_run_ends_as_if_never_killed(way, case, tmp_p
                     counts["moved between two files"] += move_between_two_files(folder, rng)
         assert_same(state(folder / "done.npz"), wanted, f"run {runs}, {counts}")
     report(capsys, f"{way}, {case}: {runs} runs, {dict(counts)}")
+    record_property("kills", counts["kills"])
+    record_property("runs", runs)
 
 
-def test_backup_inside_an_epoch_restores_the_state_in_the_file(tmp_path, capsys):
+def test_backup_inside_an_epoch_restores_the_state_in_the_file(tmp_path, capsys, record_property):
     """And no more than that: Keras goes on at the epoch, not at the batch, and repeats updates."""
     case, folder = "AdamW-averaged", tmp_path / "run"
     rng = random.Random(f"{SEED} batches")
@@ -83,6 +87,8 @@ def test_backup_inside_an_epoch_restores_the_state_in_the_file(tmp_path, capsys)
             check_killed(child, folder)
             counts["kills"] += 1
     report(capsys, f"batches, {case}: {dict(counts)}")
+    record_property("kills", counts["kills"])
+    record_property("restored", counts["comparisons"])
 
 
 def start(way, case, folder):

@@ -230,7 +230,7 @@ def counting(traces):
 
 @pytest.mark.reliability
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_soak(name):
+def test_soak(name, record_property):
     traces, model = [], model_of(LAYERS, start())
     beside = Beside(Follower(name), traces)
     # torch traces nothing, and calls the loss with every batch.
@@ -247,5 +247,6 @@ def test_soak(name):
     blocks, resident_bytes = (b - a for a, b in zip(first, last, strict=True))
     watched = (EPOCHS - SETTLED) * PER_EPOCH
     print(f"{name}: {beside.worst}; from {first} to {last} blocks of Python's and bytes in all")
+    record_property("updates", follower.k)
     assert blocks <= most_blocks(watched), f"{blocks} more of Python's objects"
     assert resident_bytes <= MOST_BYTES, f"{resident_bytes} bytes more"

@@ -141,8 +141,9 @@ def outcome(cls, config, places=()):
     return "works"
 
 
-def shown(tally):
-    print(f"\n{sum(tally.values())} tried: {dict(tally)}")
+def keep(record_property, tally):
+    record_property("tried", sum(tally.values()))
+    record_property("worked", tally["works"])
 
 
 # --- random changes ---
@@ -150,7 +151,7 @@ def shown(tally):
 
 @pytest.mark.reliability
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_config_with_random_changes(name):
+def test_a_config_with_random_changes(name, record_property):
     cls, config = saved(name)
     roots = [(), (), ("resolved",), ("resolved", "table"), ("resolved", "exclusions")]
     roots += [("learning_rate",), ("weight_decays",), ("lr_multipliers",)]
@@ -162,7 +163,7 @@ def test_a_config_with_random_changes(name):
         tally[outcome(cls, *pair)] += 1
 
     check()
-    shown(tally)
+    keep(record_property, tally)
     assert tally["works"] or not FULL, tally  # else the changes are too wild to say anything
     assert len(tally) > 1, tally
 
@@ -482,7 +483,7 @@ ARRAYS = {
 
 @pytest.mark.reliability
 @pytest.mark.parametrize("name", ["AdamW", "SGDW"])
-def test_a_state_with_random_changes(name):
+def test_a_state_with_random_changes(name, record_property):
     store, layout = store_of(name)
     tally = Counter()
     optimizer, ours = trained(name)
@@ -504,7 +505,7 @@ def test_a_state_with_random_changes(name):
         tally[load(optimizer, ours, hostile_store)] += 1
 
     check()
-    shown(tally)
+    keep(record_property, tally)
     assert tally["works"] or not FULL, tally
     assert len(tally) > 1, tally
 

@@ -37,6 +37,19 @@ def sgdw(g, state, k, rate, momentum=0.0, nesterov=False):
     return -(momentum * buf - rate * g) if nesterov else -buf
 
 
+def adagrad(g, state, k, rate, initial_accumulator_value=0.1, epsilon=1e-7):
+    """Duchi et al. (JMLR 2011), with the square root over ε as in Keras."""
+    v = state["v"] = state.get("v", initial_accumulator_value) + g**2
+    return rate * g / np.sqrt(v + epsilon)
+
+
+def rmsprop(g, state, k, rate, rho=0.9, momentum=0.0, epsilon=1e-7):
+    """Hinton's lecture 6e (2012), with the square root over ε and the momentum as in Keras."""
+    v = state["v"] = rho * state.get("v", 0.0) + (1 - rho) * g**2
+    buf = state["buf"] = momentum * state.get("buf", 0.0) + rate * g / np.sqrt(v + epsilon)
+    return buf
+
+
 At = namedtuple("At", "multiplier position cycle_steps")
 
 

@@ -1,0 +1,160 @@
+"""Run the tests marked `reliability` at full effort, and keep their figures: `nox -s reliability`.
+
+A run that was stopped goes on where it stood: a test that has passed is not run again as long as the package, the
+test's file and the helpers are the same. `python tests/reliability.py --report` prints the tables of docs/reliability.md.
+"""
+
+import datetime
+import hashlib
+import json
+import os
+import sys
+import time
+from collections import Counter, defaultdict
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LOGS = ROOT / ".reliability"  # a line for each test that passed
+RESULTS = ROOT / "benchmarks" / "results"
+BACKENDS = ("jax", "tensorflow", "torch")
+HELPERS = [*ROOT.glob("tests/support/*.py"), *ROOT.glob("integration_tests/[!t]*.py")]
+PACKAGES = {"jax": "jax", "tensorflow": "tensorflow-cpu", "torch": "torch"}
+
+
+def digest(files):
+    code = hashlib.sha256()
+    for file in sorted(files):
+        code.update(file.read_bytes())
+    return code.hexdigest()[:12]
+
+
+def read(log):
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return {entry["test"]: entry for entry in map(json.loads, lines)}
+
+
+class Record:
+    """A pytest plugin: leaves out what has passed, says how far it is, writes down what passes."""
+
+    def __init__(self, backend):
+        self.log = LOGS / f"{backend}.jsonl"
+        self.package = digest((ROOT / "src").rglob("*.py"))
+        self.files = {}
+        self.earlier = read(self.log)
+        self.left = {}  # test: the digests of the code that it depends on
+        self.begin, self.ran, self.failed = time.monotonic(), 0, 0
+
+    def file(self, item):
+        if item.path not in self.files:
+            self.files[item.path] = digest([item.path, *HELPERS])
+        return self.files[item.path]
+
+    @pytest.hookimpl(trylast=True)  # after those that are not asked for have been taken out
+    def pytest_collection_modifyitems(self, config, items):
+        self.all = {item.nodeid for item in items}
+        done = []
+        for item in items:
+            entry, code = self.earlier.get(item.nodeid), [self.package, self.file(item)]
+            if entry and entry["code"] == code:
+                done.append(item)
+            else:
+                self.left[item.nodeid] = code
+        config.hook.pytest_deselected(items=done)
+        items[:] = [item for item in items if item.nodeid in self.left]
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.failed += 1
+        if report.when != "call" or report.skipped:
+            return
+        code = self.left.pop(report.nodeid)
+        self.ran += 1
+        figures = dict(report.user_properties)
+        if report.passed:
+            entry = {"test": report.nodeid, "code": code, "seconds": round(report.duration, 1)}
+            LOGS.mkdir(exist_ok=True)
+            with self.log.open("a", encoding="utf-8") as log:
+                log.write(json.dumps(entry | {"figures": figures}) + "\n")
+        if report.duration > 1 or report.failed:
+            name = report.nodeid.partition("::")[2]
+            print(
+                f"\n{self.ran} of {self.ran + len(self.left)}, {self.estimate()}: {name} {report.outcome}, {figures}"
+            )
+
+    def estimate(self):
+        """From what each test took before, or else from the mean of this run."""
+        mean = (time.monotonic() - self.begin) / self.ran
+        left = sum(self.earlier.get(test, {"seconds": mean})["seconds"] for test in self.left)
+        return f"about {left / 60:.0f} min left"
+
+    def pytest_sessionfinish(self, session):
+        if not session.config.option.collectonly:
+            self.summarize()
+
+    def summarize(self):
+        """Write what has passed with this code into benchmarks/results/."""
+        backend = self.log.stem
+        tests = defaultdict(lambda: {"passed": 0, "seconds": 0.0, "figures": {}})
+        for name, entry in read(self.log).items():
+            if entry["code"][0] != self.package or name not in self.all:
+                continue
+            function, _, case = name.partition("[")
+            test = tests[function]
+            test["passed"] += 1
+            test["seconds"] = round(test["seconds"] + entry["seconds"], 1)
+            if entry["figures"]:
+                test["figures"][case.removesuffix("]")] = entry["figures"]
+        versions = {package: metadata.version(package) for package in ("keras", PACKAGES[backend])}
+        summary = {
+            "date": datetime.date.today().isoformat(),
+            "versions": versions,
+            "missing": len(self.all) - sum(test["passed"] for test in tests.values()),
+            "tests": dict(sorted(tests.items())),
+        }
+        file = RESULTS / f"reliability-{backend}.json"
+        file.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+
+
+def report():
+    """The tables of docs/reliability.md."""
+    summaries = {
+        backend: json.loads((RESULTS / f"reliability-{backend}.json").read_text(encoding="utf-8"))
+        for backend in BACKENDS
+    }
+    for backend, summary in summaries.items():
+        hours = sum(test["seconds"] for test in summary["tests"].values()) / 3600
+        passed = sum(test["passed"] for test in summary["tests"].values())
+        versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+        print(
+            f"- {backend}, {summary['date']}, {versions}: {passed} tests passed in {hours:.1f} hours;"
+            f" {summary['missing']} did not run or failed."
+        )
+    print("\n| test | case | " + " | ".join(BACKENDS) + " |\n|---|---|" + "---|" * len(BACKENDS))
+    rows = {}
+    for backend, summary in summaries.items():
+        for function, test in summary["tests"].items():
+            name = function.partition("::test_")[2].replace("_", " ")
+            for case, figures in test["figures"].items():
+                text = ", ".join(f"{value} {what}" for what, value in figures.items())
+                rows.setdefault((name, case), {})[backend] = text
+            without = test["passed"] - len(test["figures"])
+            if without:
+                rows.setdefault((name, "all"), Counter())[backend] = f"{without} cases"
+    for (name, case), cells in rows.items():
+        print(f"| {name} | {case} | " + " | ".join(cells.get(b, "–") for b in BACKENDS) + " |")
+
+
+def main(arguments):
+    if arguments == ["--report"]:
+        return report()
+    os.environ["RELIABILITY"] = "full"  # read where the tests are imported
+    backend = os.environ["KERAS_BACKEND"]
+    where = arguments or ["tests", "integration_tests"]
+    return pytest.main(["-m", "reliability", "-q", "-s", *where], plugins=[Record(backend)])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
