@@ -1,7 +1,7 @@
 """Run the tests marked `reliability` at full effort, and keep their figures: `nox -s reliability`.
 
 A run that was stopped goes on where it stood: a test that has passed is not run again as long as the package, the
-test's file and the helpers are the same. `python tests/reliability.py --report` prints the tables of docs/reliability.md.
+test's file and the helpers are the same. `--report` prints the tables of docs/reliability.md.
 """
 
 import datetime
