@@ -158,6 +158,8 @@ class Decoupled(Configured):
                     f"Received: {len(grads)} gradients for {len(variables)} variables."
                 )
             self._build_on_new(variables)
+            if self._is_built_on(variables):
+                trainable_variables = None  # Keras need not look for each of them again
         if len(grads) == len(variables):
             grads = list(map(dense, grads, variables, self._gradient_specs(variables)))
         update = self._fast_update

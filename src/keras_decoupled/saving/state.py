@@ -41,9 +41,19 @@ class Loaded(NamedTuple):
 
 def save(store: Any, variables: Sequence[Any], layout: dict[str, Any]) -> None:
     """Write each variable under its position, and beside them the layout."""
+    lost = False
     for i, (variable, (name, _)) in enumerate(zip(variables, layout["variables"], strict=True)):
         parts = _parts(variable, name)
-        store[str(i)] = sum(part.numpy() for part in parts) if parts else variable.numpy()
+        array = sum(part.numpy() for part in parts) if parts else variable.numpy()
+        store[str(i)] = array
+        lost |= bool(parts and len(parts) < _replicas(variable) and np.any(array))
+    if lost:  # to ask the other processes would wait forever where only one of them saves
+        warnings.warn(
+            "The file has only this process' part of the gradients accumulated so far. Save where "
+            "none are: after a multiple of gradient_accumulation_steps batches.",
+            UserWarning,
+            stacklevel=3,
+        )
     text = json.dumps({"version": VERSION, **layout})
     store[LAYOUT] = np.frombuffer(text.encode(), dtype=np.uint8)
 
@@ -201,8 +211,7 @@ def _array(store: Any, source: int, variable: Any, entry: list[Any]) -> np.ndarr
             f"type {wanted}, with a value that there can be, for {_names([entry])}. Received: "
             f"{received}. The file is damaged: load the weights alone, load_model(compile=False)."
         )
-    parts = _parts(variable, entry[0])
-    return array / len(parts) if parts else array
+    return array / _replicas(variable) if _parts(variable, entry[0]) else array
 
 
 def _parts(variable: Any, name: str) -> Sequence[Any]:
@@ -212,6 +221,11 @@ def _parts(variable: Any, name: str) -> Sequence[Any]:
     """
     parts = getattr(getattr(variable, "value", None), "values", ())  # of a torch tensor, a method
     return parts if name == ACCUMULATOR and isinstance(parts, tuple) else ()
+
+
+def _replicas(variable: Any) -> int:
+    """Return how many replicas have a part of an accumulator, those of other processes too."""
+    return int(variable.value.distribute_strategy.num_replicas_in_sync)
 
 
 def _continued(saved: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str]:
