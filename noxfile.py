@@ -133,7 +133,10 @@ def benchmark(session: nox.Session, backend: str) -> None:
     python(session, backend, "benchmarks/step.py", *session.posargs)
     quick = ["--quick"] if "--quick" in session.posargs else []
     python(session, backend, "benchmarks/step.py", "--stock", *quick)
-    for script in ("fit.py", "files.py", "scaling.py"):
+    scripts = ["fit.py", "files.py", "scaling.py"]
+    if backend != "tensorflow":  # whose kernels and compiler do not say what they move
+        scripts.append("passes.py")
+    for script in scripts:
         python(session, backend, f"benchmarks/{script}", *quick)
 
 
