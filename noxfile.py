@@ -133,6 +133,8 @@ def benchmark(session: nox.Session, backend: str) -> None:
     python(session, backend, "benchmarks/step.py", *session.posargs)
     quick = ["--quick"] if "--quick" in session.posargs else []
     python(session, backend, "benchmarks/step.py", "--stock", *quick)
+    if backend != "torch":  # which is eager anyway
+        python(session, backend, "benchmarks/step.py", "--eager", *quick)
     scripts = ["fit.py", "files.py", "scaling.py"]
     if backend != "tensorflow":  # whose kernels and compiler do not say what they move
         scripts.append("passes.py")

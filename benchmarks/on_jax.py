@@ -77,6 +77,22 @@ class Keras(OnJax):
         self.update = update
 
 
+class Eager(Keras):
+    """`optimizer.apply`, as under `run_eagerly=True`."""
+
+    def build(self):
+        self.optimizer = self.make()
+        self.optimizer.build(self.variables)
+
+    def step(self):
+        self.optimizer.apply(self.grads, self.variables)
+        self.weights = [variable.value for variable in self.variables]
+        jax.block_until_ready((self.weights, [v.value for v in self.optimizer.variables]))
+
+    def extra_bytes(self):
+        """Unknown."""
+
+
 class Optax(OnJax):
     """`update` and `apply_updates` in one jit, as in optax' guide."""
 
@@ -110,7 +126,8 @@ def peers(kind):
 
 def of_keras(makers, mode, values, grads):
     """Functions that make the contenders of these makers of Keras optimizers, by name."""
-    return {name: partial(Keras, make, values, grads) for name, make in makers.items()}
+    cls = Eager if mode == "eager" else Keras
+    return {name: partial(cls, make, values, grads) for name, make in makers.items()}
 
 
 def contenders(kind, mode, values, grads):

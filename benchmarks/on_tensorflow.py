@@ -30,20 +30,21 @@ def tensors(arrays):
 
 
 class Keras(Contender):
-    """`optimizer.apply`, traced once."""
+    """`optimizer.apply`, traced once, or eager."""
 
-    def __init__(self, make, jit_compile, values, grads):
-        self.make, self.jit_compile, self.grads = make, jit_compile, grads
+    def __init__(self, make, mode, values, grads):
+        self.make, self.mode, self.grads = make, mode, grads
         self.variables = keras_variables(values)
 
     def build(self):
         optimizer = self.make()
         optimizer.build(self.variables)
 
-        @tf.function(jit_compile=self.jit_compile, autograph=False)
         def update(grads):
             optimizer.apply(grads, self.variables)
 
+        if self.mode != "eager":
+            update = tf.function(update, jit_compile=self.mode == "XLA", autograph=False)
         self.update = update
 
     def step(self):
@@ -60,9 +61,7 @@ class Keras(Contender):
 
 def of_keras(makers, mode, values, grads):
     """Functions that make the contenders of these makers of Keras optimizers, by name."""
-    return {
-        name: partial(Keras, make, mode == "XLA", values, grads) for name, make in makers.items()
-    }
+    return {name: partial(Keras, make, mode, values, grads) for name, make in makers.items()}
 
 
 def contenders(kind, mode, values, grads):

@@ -1,13 +1,13 @@
 """Time one optimizer step: ours beside stock Keras and the backend's own optimizers.
 
     KERAS_BACKEND=torch python benchmarks/step.py [--quick] [--out FILE] [--workload …] [--optimizer …]
-                                                  [--kinds | --stock]
+                                                  [--kinds | --stock | --eager]
 
 All contenders for the same work are in one process and take turns. Writes JSON and draws step.png
 beside it, from the results of all backends that lie there. `nox -s benchmark` does all of it.
 With --kinds, the contenders are ours with each kind of decay, and the picture is left as it is.
 With --stock, they are the other stock optimizers, as `decouple` makes them and as they are; the
-picture is stock.png.
+picture is stock.png. With --eager, on TensorFlow and JAX, nothing is compiled (`run_eagerly=True`).
 """
 
 import argparse
@@ -21,7 +21,17 @@ import measure
 import plot
 import report
 import workloads
-from contenders import BYTES, KERAS, OURS, PLAIN, RULES, STOCK_BYTES, decay_kinds, stock_optimizers
+from contenders import (
+    BYTES,
+    KERAS,
+    OURS,
+    PLAIN,
+    RULES,
+    STOCK_BYTES,
+    decay_kinds,
+    keras_optimizers,
+    stock_optimizers,
+)
 
 BACKEND = keras.backend.backend()
 # Of the way that ours went; more means that it is not the same work. Each Nadam has a momentum
@@ -36,7 +46,7 @@ def arguments():
     parser.add_argument(
         "--out",
         type=Path,
-        help="JSON file; default: benchmarks/results/[kinds-|stock-]BACKEND.json",
+        help="JSON file; default: benchmarks/results/[kinds-|stock-|eager-]BACKEND.json",
     )
     parser.add_argument(
         "--workload",
@@ -55,6 +65,13 @@ def arguments():
     )
     which.add_argument(
         "--stock", action="store_const", const="stock", dest="which", help="other stock optimizers"
+    )
+    which.add_argument(
+        "--eager",
+        action="store_const",
+        const="eager",
+        dest="which",
+        help="small variables, nothing compiled",
     )
     options = parser.parse_args()
     known = STOCK_BYTES if options.which == "stock" else BYTES
@@ -88,6 +105,9 @@ def run(backend, key, workload, kind, mode, which, effort, progress):
         ours, makers = PLAIN, backend.of_keras(decay_kinds(kind), mode, values, grads)
     elif which == "stock":
         made = stock_optimizers(kind, len(values))
+        ours, makers = OURS, backend.of_keras(made, mode, values, grads)
+    elif which == "eager":
+        made = keras_optimizers(kind, len(values))
         ours, makers = OURS, backend.of_keras(made, mode, values, grads)
     else:
         ours, makers = OURS, backend.contenders(kind, mode, values, grads)
@@ -145,6 +165,8 @@ def main():
     if stock:  # 400 variables of Adafactor compile for a quarter of a minute
         effort, modes = effort._replace(first_steps=1), modes[:1]
     models = workloads.for_stock if stock else workloads.workloads
+    if options.which == "eager":
+        modes, options.workload = ("eager",), ["small"]
     todo = [
         (key, workload, kind, mode)
         for key, workload in models(options.quick).items()
@@ -179,7 +201,7 @@ def main():
     file = report.output(options.out, BACKEND, options.quick, prefix)
     report.write(result, file)
     console.print(f"Written: {file}", soft_wrap=True)
-    if options.which == "kinds":
+    if options.which in ("kinds", "eager"):
         return
     quick = "quick-" if options.quick else ""
     files = [file, *plot.beside(file, options.quick, prefix)]
