@@ -154,9 +154,10 @@ def benchmark_cuda(session: nox.Session, backend: str) -> None:
     if backend == "torch":
         run("benchmarks/waits.py")
     results = Path("benchmarks/results/cuda")  # beside those of the CPU, which stay as they are
-    for which in ("", "kinds", "stock"):
-        file = results / f"{'quick-' if quick else ''}{which}{'-' if which else ''}{backend}.json"
-        option = [f"--{which}"] if which else []
+    options = {"": [], "kinds-": ["--kinds"], "stock-": ["--stock"]}
+    options["bfloat16-"] = ["--dtype", "bfloat16"]
+    for name, option in options.items():
+        file = results / f"{'quick-' if quick else ''}{name}{backend}.json"
         run("benchmarks/step.py", *option, *quick, "--out", str(file))
 
 

@@ -19,7 +19,7 @@ BYTES = {
     "AdamW": 7 * 4,
     "NadamW": 7 * 4,
     "SGDW": 5 * 4,
-}  # per parameter: read g, m, v, θ; write m, v, θ
+}  # per parameter: read g, m, v, θ; write m, v, θ. In bfloat16, with a float32 copy of θ, as much
 
 # And of the stock optimizers that `decouple` takes: slots are read and written.
 STOCK_BYTES = {
@@ -144,6 +144,6 @@ def decay_kinds(kind):
 def keras_variables(values, dtype=None):
     """Variables of Keras with these values, named so that each rule hits every fourth."""
     return [
-        keras.Variable(value, dtype=dtype, name=name)
+        keras.Variable(value, dtype=dtype or workloads.DTYPE, name=name)
         for value, name in zip(values, workloads.names(len(values)), strict=True)
     ]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import workloads
 from contenders import (
     DECAY,
     MOMENTUM,
@@ -34,7 +35,8 @@ def settings():
 
 def tensors(arrays):
     """These arrays where the variables are."""
-    return [jnp.array(array) for array in arrays]  # `asarray` may share memory with NumPy
+    # `asarray` may share memory with NumPy.
+    return [jnp.array(array, workloads.DTYPE) for array in arrays]
 
 
 class OnJax(Contender):
@@ -54,7 +56,7 @@ class OnJax(Contender):
         return analysis.temp_size_in_bytes + max(results, 0)
 
     def smallest(self):
-        return np.array(self.weights[-1])
+        return np.array(self.weights[-1], "float32")
 
 
 class Keras(OnJax):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import workloads
 from contenders import Contender, Copy, keras_optimizers, keras_variables
 
 MODES = ("XLA", "no XLA")
@@ -26,7 +27,7 @@ def settings():
 
 def tensors(arrays):
     """These arrays where the variables are."""
-    return [tf.constant(array) for array in arrays]
+    return [tf.constant(array, workloads.DTYPE) for array in arrays]
 
 
 class Keras(Contender):
@@ -56,7 +57,7 @@ class Keras(Contender):
         """Unknown: TensorFlow does not tell, and resident memory shows its allocator's pools."""
 
     def smallest(self):
-        return np.array(keras.ops.convert_to_numpy(self.variables[-1]))
+        return np.array(keras.ops.convert_to_numpy(self.variables[-1]), "float32")
 
 
 def of_keras(makers, mode, values, grads):

@@ -10,6 +10,7 @@ import optimi
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+import workloads
 from contenders import (
     DECAY,
     MOMENTUM,
@@ -37,7 +38,8 @@ def settings():
 
 def tensors(arrays):
     """These arrays where the variables are."""
-    return [torch.tensor(array, device=DEVICE) for array in arrays]
+    dtype = getattr(torch, workloads.DTYPE)
+    return [torch.tensor(array, dtype=dtype, device=DEVICE) for array in arrays]
 
 
 def finish():
@@ -98,7 +100,7 @@ class Keras(OnTorch):
         finish()
 
     def smallest(self):
-        return np.array(keras.ops.convert_to_numpy(self.variables[-1]))
+        return np.array(keras.ops.convert_to_numpy(self.variables[-1]), "float32")
 
 
 class Native(OnTorch):
@@ -118,7 +120,7 @@ class Native(OnTorch):
         finish()
 
     def smallest(self):
-        return np.array(self.parameters[-1].detach().cpu())
+        return np.array(self.parameters[-1].detach().float().cpu())
 
 
 def peers(kind):

@@ -1,7 +1,7 @@
 """Time one optimizer step: ours beside stock Keras and the backend's own optimizers.
 
     KERAS_BACKEND=torch python benchmarks/step.py [--quick] [--out FILE] [--workload …] [--optimizer …]
-                                                  [--kinds | --stock | --eager]
+                                                  [--kinds | --stock | --eager] [--dtype bfloat16]
 
 All contenders for the same work are in one process and take turns. Writes JSON and draws step.png
 beside it, from the results of all backends that lie there. `nox -s benchmark` does all of it.
@@ -46,7 +46,7 @@ def arguments():
     parser.add_argument(
         "--out",
         type=Path,
-        help="JSON file; default: benchmarks/results/[kinds-|stock-|eager-]BACKEND.json",
+        help="JSON file; default: benchmarks/results/[kinds-|stock-|eager-|bfloat16-]BACKEND.json",
     )
     parser.add_argument(
         "--workload",
@@ -55,6 +55,12 @@ def arguments():
         help="only these",
     )
     parser.add_argument("--optimizer", nargs="+", choices=BYTES | STOCK_BYTES, help="only these")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of weights and gradients; peers round each step to bfloat16, and so go elsewhere",
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--kinds",
@@ -157,6 +163,7 @@ def ratios(entry):
 def main():
     """Measure, print, write, draw."""
     options = arguments()
+    workloads.DTYPE = options.dtype
     backend = importlib.import_module(f"on_{BACKEND}")
     effort = measure.QUICK if options.quick else measure.FULL
     effort = effort._replace(first_steps=getattr(backend, "FIRST_STEPS", effort.first_steps))
@@ -197,11 +204,12 @@ def main():
     for entry in result["results"]:
         label = f"{entry['title']}, {entry['optimizer']} {entry['mode']}"
         console.print(f"{label:<44} {ratios(entry)}", soft_wrap=True)
-    prefix = f"{options.which}-" if options.which else ""
+    low = options.dtype != "float32"
+    prefix = f"{options.which}-" if options.which else f"{options.dtype}-" if low else ""
     file = report.output(options.out, BACKEND, options.quick, prefix)
     report.write(result, file)
     console.print(f"Written: {file}", soft_wrap=True)
-    if options.which in ("kinds", "eager"):
+    if options.which in ("kinds", "eager") or low:
         return
     quick = "quick-" if options.quick else ""
     files = [file, *plot.beside(file, options.quick, prefix)]

@@ -6,6 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 
+DTYPE = "float32"  # of weights and gradients; step.py sets it
+
+
 class Workload(NamedTuple):
     """Shapes of a model's trainable variables."""
 
