@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-
 DTYPE = "float32"  # of weights and gradients; step.py sets it
 
 
