@@ -33,13 +33,31 @@ if BACKEND == "torch":
 
     @every_optimizer
     def test_four_types_in_one_list(name):
-        """Below float32 there is a master copy, which `update_step` keeps."""
+        """Below float32 the kernels update a copy in float32, which is rounded to the variable."""
         dtypes = ["float32", "float64", "bfloat16", "float16", "float32", "float64"]
         shapes = [(3, 2)] * 6
         values = [normal(shape, i) for i, shape in enumerate(shapes)]
         sides = Sides(lambda: make(name, **DECAYS), variables_of(*values, dtypes=dtypes))
         for k in range(6):
-            sides.step(grads(k, *shapes), rest=[2, 3])
+            sides.step(grads(k, *shapes))
+
+    @every_optimizer
+    def test_whoever_assigns_to_a_low_precision_variable_is_obeyed(name):
+        """And only where another value was assigned: the rest keeps what rounding has cut off."""
+        shapes = [(3, 2)] * 2
+        values = [normal(shape, i) for i, shape in enumerate(shapes)]
+        dtypes = ["bfloat16", "float16"]
+        sides = Sides(lambda: make(name, **DECAYS), variables_of(*values, dtypes=dtypes))
+
+        def assign(optimizer, variables):
+            for variable in variables:
+                variable.value.data[0] = 0.25  # behind the back of torch's version counter
+                variable.value.data[1, 0] = -0.5
+
+        for k in range(3):
+            sides.step(grads(k, *shapes))
+            sides.do(assign)
+        sides.step(grads(3, *shapes))
 
     @every_optimizer
     def test_gradients_of_other_types(name):

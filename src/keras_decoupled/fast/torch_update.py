@@ -74,17 +74,20 @@ class Plan:
         self._tensors: Tensors = []  # which they hold
         self._expected: list[Any] = []  # signature of each gradient; None: not to be fused
         self._thetas: list[Any] = []
+        self._low: Tensors = []  # variables below float32
+        self._masters: Tensors = []  # and their copies in float32, which the kernels update
         groups: defaultdict[Any, list[tuple[int, Any, Tensors]]] = defaultdict(list)
         seen = set()
         for position, variable in enumerate(variables):
             index = optimizer.index_of(variable)
             entry = optimizer._slots.entries[index]
-            holders = [variable, *entry.slots]
+            low = entry.master is not None
+            holders = [variable, entry.master, *entry.slots] if low else [variable, *entry.slots]
             if entry.reference is not None and entry.row.decay.towards == "initial":
                 holders.append(entry.reference)
             self._expected.append(None)
             self._thetas.append(None)
-            if index in seen or entry.master is not None or None in holders:
+            if index in seen or None in holders:
                 continue
             seen.add(index)
             # The attribute and not `.value`, which costs a microsecond per variable: what that
@@ -92,14 +95,19 @@ class Plan:
             tensors = [holder._value for holder in holders]
             self._holders += holders
             self._tensors += tensors
+            own, tensors = tensors[0], tensors[low:]
             theta = tensors[0]
             kind = (theta.dtype, theta.device)
             fused = theta.device.type in _DEVICES and theta.dtype in (torch.float32, torch.float64)
+            fused = fused and _plain(own) and own.device == theta.device
             if not (fused and all(_plain(t) and (t.dtype, t.device) == kind for t in tensors)):
                 continue
             self._expected[-1] = (torch.Tensor, torch.strided, *kind, theta.shape)
             self._thetas[-1] = theta
             if entry.row.multiplier != 0:
+                if low:
+                    self._low.append(own)
+                    self._masters.append(theta)
                 groups[entry.places, entry.row.decay.kind, kind].append(
                     (position, variable, tensors)
                 )
@@ -121,6 +129,17 @@ class Plan:
             or g.is_neg()
             or g.data_ptr() == theta.data_ptr()  # it would change while it is read
         ]
+
+    def read_low(self) -> None:
+        """Bring the float32 copies up to date: whoever assigns to a variable is obeyed."""
+        for theta, master in zip(self._low, self._masters, strict=True):
+            valid = master.to(theta.dtype) == theta
+            torch.where(valid, master, theta.to(master.dtype), out=master)
+
+    def write_low(self) -> None:
+        """Round the float32 copies to their variables."""
+        if self._low:
+            torch._foreach_copy_(self._low, self._masters)
 
 
 class FastUpdate:
@@ -155,6 +174,7 @@ class FastUpdate:
         with keras.device("cpu"):
             numbers = optimizer.numbers(self._on, learning_rate)
             updates, _ = optimizer._counts(self._on)
+        plan.read_low()
         self._kernel.begin(updates + 1, numbers.scalars)
         for group in plan.groups:
             rate, l2, l1 = group.places
@@ -166,6 +186,7 @@ class FastUpdate:
                 None if l1 is None else numbers.decays[l1],
             )
         self._kernel.end(complete=not rest)
+        plan.write_low()
         if not rest:
             optimizer.end_of_update(numbers.scalars, self._on)
         return rest
