@@ -101,6 +101,8 @@ class Way:
         wait: called where a file has been written that others read.
     """
 
+    half = HALF  # the batches before the file
+
     def __init__(
         self,
         folder,
@@ -115,9 +117,9 @@ class Way:
         self.folder, self.name, self.train = folder, name, train
         self.make, self.load, self.writes, self.wait = make, load, writes, wait
 
-    def run(self, source):
+    def run(self, source, cases=tuple(CASES)):
         """Train on every case, from the start, and on from the files that another way left."""
-        for case in CASES:
+        for case in cases:
             self.straight(case)
             self.resumed(case, source)
 
@@ -125,19 +127,26 @@ class Way:
         """Train without a stop, and leave a file of the middle."""
         with self._result(case, "straight") as keep:
             model = self.make(case)
-            self.train(model, 0, HALF)
-            if self.writes:
-                model.save(self._file(self.name, case))
+            self.train(model, 0, self.half)
+            self.save(model, self._file(self.name, case))
             self.wait()
-            self.train(model, HALF, END)
+            self.train(model, self.half, END)
             keep(model)
 
     def resumed(self, case, source):
         """Go on from the file that another way left."""
         with self._result(case, f"from_{source}") as keep:
             model = self.load(self._file(source, case))
-            self.train(model, HALF, END)
+            done = int(value(model.optimizer.variables[0]))  # batches; `iterations` counts updates
+            self.train(model, done, END)
             keep(model)
+
+    def save(self, model, file):
+        if self.writes:
+            model.save(file)
+
+    def state(self, model):
+        return state(model)
 
     def _file(self, way, case):
         return self.folder / f"{way}-{case}.keras"
@@ -148,8 +157,9 @@ class Way:
         keras.utils.clear_session(free_memory=False)  # here, as it also ends a distribution
 
         def keep(model):
+            arrays = self.state(model)
             if self.writes:
-                np.savez(stem.with_suffix(".npz"), *state(model))
+                np.savez(stem.with_suffix(".npz"), *arrays)
 
         try:
             with warnings.catch_warnings():

@@ -1,0 +1,143 @@
+"""Jobs on two processes of JAX: python processes.py on_jax.py FOLDER CASES."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import keras
+import numpy as np
+from jax.experimental import multihost_utils
+from keras.distribution import (
+    DataParallel,
+    DeviceMesh,
+    LayoutMap,
+    ModelParallel,
+    initialize,
+    set_distribution,
+)
+
+from many_devices import job
+
+
+def model_parallel(**options):
+    """The hidden layer in two parts, one in each process."""
+    layouts = LayoutMap(DeviceMesh((1, 2), ("batch", "model")))
+    layouts["(net/)?hidden/kernel"] = (None, "model")
+    layouts["(net/)?hidden/bias"] = ("model",)
+    layouts["(net/)?head/kernel"] = ("model", None)
+    return ModelParallel(layout_map=layouts, batch_dim_name="batch", **options)
+
+
+DISTRIBUTIONS = {"data_parallel": DataParallel, "model_parallel": model_parallel}
+
+
+def whole(model):
+    """Every variable as one array, from all processes."""
+    variables = [*model.variables, *model.optimizer.variables]
+    return multihost_utils.process_allgather([v.value for v in variables], tiled=True)
+
+
+class Way(job.Way):
+    """Training with `fit`, and with files that hold whole arrays."""
+
+    def __init__(self, folder, name):
+        self.distribution = DISTRIBUTIONS[name](auto_shard_dataset=False)
+        super().__init__(
+            folder,
+            name,
+            train=self.fit,
+            make=lambda case: self.distributed(job.make, case),
+            load=lambda file: self.distributed(keras.models.load_model, file),
+            writes=jax.process_index() == 0,
+            wait=lambda: multihost_utils.sync_global_devices("saved"),
+        )
+
+    def distributed(self, make, argument):
+        set_distribution(self.distribution)
+        return make(argument)
+
+    def fit(self, model, first, last):
+        """Each process brings its rows of each batch, or all rows where each has all."""
+        parts = min(self.distribution.num_model_replicas, jax.process_count())
+        part = self.distribution.data_shard_id
+        x, y = (
+            np.concatenate([batch[part::parts] for batch in np.split(a, last - first)])
+            for a in job.data(first, last)
+        )
+        options = {"batch_size": job.BATCH // parts, "epochs": 1, "shuffle": False, "verbose": 0}
+        model.fit(x, y, **options)
+        self.check(model)
+
+    def check(self, model):
+        """Every slot lies as its variable does: whole in each process, or half of it."""
+        hidden = model.trainable_variables[0]
+        slots = [v for v in model.optimizer.variables if v.shape == hidden.shape]
+        assert not hidden.value.is_fully_addressable
+        parts = {v.value.addressable_shards[0].data.shape for v in (hidden, *slots)}
+        assert parts == {(8, 16 if self.name == "data_parallel" else 8)}
+
+    def save(self, model, file):
+        """As in docs/processes/jax.md."""
+        arrays = whole(model)
+        set_distribution(None)
+        copy = keras.models.model_from_json(model.to_json())
+        for v, array in zip([*copy.variables, *copy.optimizer.variables], arrays, strict=True):
+            v.assign(array)
+        if self.writes:
+            copy.save(file)
+        set_distribution(self.distribution)
+
+    def state(self, model):
+        arrays = whole(model)
+        multihost_utils.assert_equal(np.concatenate([np.ravel(a) for a in arrays]))
+        return arrays
+
+
+def limits(file):
+    """What goes wrong with Keras' own AdamW, and without an optimizer."""
+    found = {}
+    for name, make in DISTRIBUTIONS.items():
+        keras.utils.clear_session(free_memory=False)
+        set_distribution(make(auto_shard_dataset=True))
+        model = job.make("adamw")
+        model.compile(keras.optimizers.AdamW(), loss="mse")
+        model.optimizer.build(model.trainable_variables)
+        found["fit with arrays"] = error(job.fit, model, 0, 1)
+        if jax.process_index() == 0:
+            found[f"save, {name}"] = error(save_alone, model)
+    keras.utils.set_random_seed(jax.process_index())
+    found["load, other seeds"] = error(keras.models.load_model, file, None, False)
+    return found
+
+
+def save_alone(model):
+    """Save in one process; fail where Keras would wait for the others."""
+    gather = multihost_utils.process_allgather
+
+    def wait(*args, **kwargs):
+        raise TimeoutError("waits for the other processes")
+
+    multihost_utils.process_allgather = wait
+    try:
+        model.save("stock.keras")
+    finally:
+        multihost_utils.process_allgather = gather
+
+
+def error(function, *arguments):
+    try:
+        function(*arguments)
+    except Exception as e:
+        return f"{type(e).__name__}: {e}"
+    return "none"
+
+
+if __name__ == "__main__":
+    initialize()
+    folder, cases = Path(sys.argv[1]), sys.argv[2:]
+    Way(folder, "data_parallel").run(job.ALONE, cases)
+    Way(folder, "model_parallel").run("data_parallel", cases)
+    found = limits(folder / "data_parallel-adamw.keras")
+    if jax.process_index() == 0:
+        (folder / "limits.json").write_text(json.dumps(found), encoding="utf-8")
