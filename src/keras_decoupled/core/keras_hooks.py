@@ -1,8 +1,8 @@
 """Every underscore name of Keras' optimizer that this package uses, each with its reason.
 
 Keras has no public hook for these (fast/ reads a variable's `_value` besides, for speed, and says
-so there). When Keras moves one (keras#23397 will move
-`_backend_update_step`), this is the file to change.
+so there). When Keras moves one, this is the file to change. Keras' plan for backends in packages of
+their own (keras#23523, first tried in keras#23397) moves none of them.
 """
 
 from __future__ import annotations
