@@ -44,6 +44,8 @@ class Record:
         self.package = digest((ROOT / "src").rglob("*.py"))
         self.files = {}
         self.earlier = read(self.log)
+        results = RESULTS / f"reliability-{backend}.json"
+        self.published = json.loads(results.read_text())["tests"] if results.exists() else {}
         self.left = {}  # test: the digests of the code that it depends on
         self.begin, self.ran, self.failed = time.monotonic(), 0, 0
 
@@ -85,10 +87,16 @@ class Record:
             )
 
     def estimate(self):
-        """From what each test took before, or else from the mean of this run."""
+        """From what each test took before, there or where the results are from, or else from the mean of this run."""
         mean = (time.monotonic() - self.begin) / self.ran
-        left = sum(self.earlier.get(test, {"seconds": mean})["seconds"] for test in self.left)
-        return f"about {left / 60:.0f} min left"
+
+        def seconds(name):
+            if name in self.earlier:
+                return self.earlier[name]["seconds"]
+            test = self.published.get(name.partition("[")[0])
+            return test["seconds"] / test["passed"] if test else mean
+
+        return f"about {sum(map(seconds, self.left)) / 60:.0f} min left"
 
     def pytest_sessionfinish(self, session):
         if not session.config.option.collectonly:
@@ -132,19 +140,24 @@ def report():
             f"- {backend}, {summary['date']}, {versions}: {passed} tests passed in {hours:.1f} hours;"
             f" {summary['missing']} did not run or failed."
         )
-    print("\n| test | case | " + " | ".join(BACKENDS) + " |\n|---|---|" + "---|" * len(BACKENDS))
-    rows = {}
+    rows = defaultdict(dict)
     for backend, summary in summaries.items():
         for function, test in summary["tests"].items():
             name = function.partition("::test_")[2].replace("_", " ")
-            for case, figures in test["figures"].items():
-                text = ", ".join(f"{value} {what}" for what, value in figures.items())
-                rows.setdefault((name, case), {})[backend] = text
-            without = test["passed"] - len(test["figures"])
-            if without:
-                rows.setdefault((name, "all"), Counter())[backend] = f"{without} cases"
-    for (name, case), cells in rows.items():
-        print(f"| {name} | {case} | " + " | ".join(cells.get(b, "–") for b in BACKENDS) + " |")
+            cases = test["figures"]
+            if all("kills" in figures for figures in cases.values()):  # each has its own row
+                for case, figures in cases.items():
+                    rows[f"{name}: {case}" if case else name][backend] = cell(figures)
+            total = sum(map(Counter, cases.values()), Counter())
+            if not total["kills"]:
+                rows[name][backend] = cell({"cases": test["passed"]} | total)
+    print("\n| test | " + " | ".join(BACKENDS) + " |\n|---|" + "---|" * len(BACKENDS))
+    for name, cells in rows.items():
+        print(f"| {name} | " + " | ".join(cells.get(backend, "–") for backend in BACKENDS) + " |")
+
+
+def cell(figures):
+    return ", ".join(f"{value:,} {what}" for what, value in figures.items())
 
 
 def main(arguments):
