@@ -37,7 +37,7 @@ from keras_decoupled import (
 from keras_decoupled.core.arguments import KERAS_ARGUMENTS
 
 # What is refused may be mentioned by a warning first: "decays no variable", a missing base rate.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.reliability, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 ExponentialDecay = keras.optimizers.schedules.ExponentialDecay
 WRONG = {

@@ -225,8 +225,10 @@ class Decoupled(Configured):
         gradient = cast(gradient)
         step_in_place = self.fast and decay.linear and entry.master is None and self._fast_step
         if step_in_place and step_in_place.usable(variable, gradient):
-            if l2 is not None or l1 is not None:
+            if l1 is not None:
                 self.assign(variable, decayed(theta, ops.zeros_like(theta), decay, l2, l1))
+            elif l2 is not None:
+                step_in_place.decay(variable, theta, l2)
             step_in_place.step(variable, gradient, entry.slots, rate, scalars)
             return
         step = cast(self._take_step(entry, variable, theta, gradient, rate, scalars))

@@ -23,6 +23,10 @@ class Op:
         self.step = functools.partial(_STEPS[kernel], optimizer)
         self.beta_1 = optimizer.beta_1 if kernel == "adamw" else 0.0
 
+    def decay(self, variable: Any, theta: Any, l2: Any) -> None:
+        """θ ← θ − l2·θ."""
+        subtract(variable.handle, l2, theta)
+
     def usable(self, variable: Any, gradient: Any) -> bool:
         """Tell whether the op computes this step as `update_step` does."""
         if gradient.dtype not in (tf.float32, tf.float64) or not hasattr(variable, "handle"):
@@ -34,13 +38,19 @@ class Op:
         return bool(error <= 1e-6 * exact) and not _under_xla()
 
 
+def subtract(handle: Any, factor: Any, value: Any) -> None:
+    """Subtract factor·value from the variable of this handle, in one pass."""
+    factor = tf.convert_to_tensor(factor, value.dtype)
+    tf.raw_ops.ResourceApplyGradientDescent(var=handle, alpha=factor, delta=value)
+
+
 def _adam(
     optimizer: Any, theta: Any, g: Any, slots: Any, rate: Any, beta_1: Any, epsilon: Any
 ) -> None:
     """θ ← θ − rate·m/(√v + ε), without the op's bias correction."""
     # v in operations of its own, for the sake of 1 − β2; for the op β2 is 1.
     v = tf.convert_to_tensor(slots[1].value)
-    optimizer.assign_add(slots[1], (1 - optimizer.beta_2) * (tf.square(g) - v))
+    subtract(slots[1].value.handle, optimizer.beta_2 - 1, tf.square(g) - v)
     m, v, *v_hat = (slot.value.handle for slot in slots)
     number = functools.partial(tf.convert_to_tensor, dtype=g.dtype)
     given = {
@@ -74,12 +84,12 @@ def _nadamw(optimizer: Any, theta: Any, g: Any, slots: Any, rate: Any, scalars: 
     _adam(optimizer, theta, g, slots, rate * (a + b) * root, beta_1, epsilon)
     if optimizer.beta_1 > 2**-12:
         n = tf.convert_to_tensor(slots[0].value)
-        optimizer.assign_add(slots[0], (b / a) * (n - g))
+        subtract(slots[0].value.handle, b / a, g - n)
 
 
 def _sgdw(optimizer: Any, theta: Any, g: Any, slots: Any, rate: Any, scalars: Any) -> None:
     if not slots:
-        tf.raw_ops.ResourceApplyGradientDescent(var=theta.handle, alpha=rate, delta=g)
+        subtract(theta.handle, rate, g)
         return
     tf.raw_ops.ResourceApplyKerasMomentum(
         var=theta.handle,
