@@ -1,4 +1,4 @@
-"""Time what grows with the number of variables: building, config, saving, loading.
+"""Time what grows with the number of variables: building, config, the first step, saving, loading.
 
     KERAS_BACKEND=torch python benchmarks/files.py [--quick] [--out FILE]
 
@@ -10,6 +10,7 @@ own config knows nothing of the variables, so the sum is shown as well. Writes J
 import argparse
 import importlib
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import keras
@@ -23,6 +24,10 @@ from contenders import KERAS, OURS
 from measure import quiet, ratio, spread, timed
 
 BACKEND = keras.backend.backend()
+if BACKEND == "torch":
+    from torch import no_grad
+else:
+    no_grad = nullcontext
 MAKERS = {
     OURS: lambda: keras_decoupled.AdamW(1e-3, weight_decay=4e-6),
     KERAS: lambda: keras.optimizers.AdamW(1e-3, weight_decay=4e-3),
@@ -34,6 +39,7 @@ class Bare:
 
     def __init__(self, count):
         self.variables = [keras.Variable(np.ones(4, "float32"), name=f"w{i}") for i in range(count)]
+        self.grads = [keras.ops.ones(4) for _ in range(count)]
 
     def times(self, make):
         """Seconds of each step in an optimizer's life, by name."""
@@ -45,7 +51,12 @@ class Bare:
         }
         second.build(self.variables)
         seconds["load_own_variables"] = timed(lambda: second.load_own_variables(store))
-        return seconds | {"these four": sum(seconds.values())}
+        seconds["these four"] = sum(seconds.values())
+        if BACKEND == "torch" or len(self.variables) <= 1000:  # eager, which takes long elsewhere
+            with no_grad():
+                step = timed(lambda: first.apply(self.grads, self.variables))
+            seconds["first step, eager"] = step
+        return seconds
 
 
 class Model:
