@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 
 from keras_decoupled import checks
@@ -197,10 +196,10 @@ def _slot(name: str, entry: Any) -> list[Any]:
 
 def _array(store: Any, source: int, variable: Any, entry: list[Any]) -> np.ndarray:
     """Return the saved value of an optimizer variable, once it is seen to fit."""
-    wanted = np.dtype(keras.backend.standardize_dtype(variable.dtype))
+    wanted = str(variable.dtype)
     found = str(source) in store.keys()  # noqa: SIM118 - Keras' stores have no `in`
     array = np.asarray(store[str(source)] if found else None)
-    fits = array.dtype.kind in {"b": "b", "i": "iu", "u": "iu"}.get(wanted.kind, "fiu")
+    fits = array.dtype.kind in ("b" if wanted == "bool" else "iu" if "int" in wanted else "fiu")
     if fits and entry[0] in _RANGES:
         least, most = _RANGES[entry[0]]
         fits = bool(np.all((array >= least) & (array <= most)))
