@@ -411,3 +411,30 @@ if BACKEND == "torch":
         finite = np.isfinite(after[1])
         np.testing.assert_array_equal(np.isfinite(after[0]), finite)
         np.testing.assert_allclose(after[0][finite], after[1][finite], rtol=1e-5)
+
+    @pytest.fixture
+    def two_threads():
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        yield
+        torch.set_num_threads(before)
+
+    @pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+    def test_small_variables_take_one_thread_and_it_is_given_back(two_threads, error, monkeypatch):
+        variables = variables_of(normal((3,), 0), normal((100, 100), 1), normal((2, 2), 2))()
+        optimizer = make("adamw")
+        optimizer.build(variables)
+        kernel, threads = optimizer._fast_update._kernel, {}
+        step = kernel.step
+
+        def watch(theta, *arguments):
+            threads[tuple(t.numel() for t in theta)] = torch.get_num_threads()
+            if error is not None:
+                raise error
+            step(theta, *arguments)
+
+        monkeypatch.setattr(kernel, "step", watch)
+        with contextlib.nullcontext() if error is None else pytest.raises(error):
+            optimizer.apply([torch.ones_like(v.value) for v in variables], variables)
+        assert threads == ({(3, 4): 1, (10_000,): 2} if error is None else {(3, 4): 1})
+        assert torch.get_num_threads() == 2

@@ -10,10 +10,11 @@ has written to them, so that on a GPU no update waits for the device.
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -31,6 +32,11 @@ _in_stateless_scope = sys.modules[keras.StatelessScope.__module__].in_stateless_
 _PLAIN = {torch.Tensor, torch.nn.Parameter}  # a subclass may give operations another meaning
 _signature = operator.attrgetter("__class__", "layout", "dtype", "device", "shape")
 _DEVICES = ("cpu", "cuda")
+# A fused kernel calls all threads together for each tensor. Up to so many elements they take longer
+# to meet than one of them takes to do it alone.
+_SMALL = 2**13
+# Only with OpenMP may the number of threads change.
+_OPENMP = "ATen parallel backend: OpenMP" in torch.__config__.parallel_info()
 _PLANS = 8  # kept: a model whose gradients are missing here and there has some lists of variables
 
 
@@ -46,6 +52,7 @@ class Group:
         theta, *slots = map(list, zip(*(tensors for _, _, tensors in members), strict=True))
         self.reference = slots.pop() if decay.towards == "initial" else None
         self.theta, self.slots = theta, tuple(slots)
+        self.small = all(map(_small, theta))
         self._pieces: Pieces | None = None
 
     @property
@@ -108,10 +115,10 @@ class Plan:
                 if low:
                     self._low.append(own)
                     self._masters.append(theta)
-                groups[entry.places, entry.row.decay.kind, kind].append(
+                groups[entry.places, entry.row.decay.kind, kind, _small(theta)].append(
                     (position, variable, tensors)
                 )
-        self.groups = [make_group(places, decay, g) for (places, decay, _), g in groups.items()]
+        self.groups = [make_group(places, decay, g) for (places, decay, *_), g in groups.items()]
 
     def valid(self) -> bool:
         """Tell whether all variables still hold the tensors that they held."""
@@ -178,13 +185,14 @@ class FastUpdate:
         self._kernel.begin(updates + 1, numbers.scalars)
         for group in plan.groups:
             rate, l2, l1 = group.places
-            group.update(
-                self._kernel,
-                [grads[position] for position in group.positions],
-                numbers.rates[rate],
-                None if l2 is None else numbers.decays[l2],
-                None if l1 is None else numbers.decays[l1],
-            )
+            with _one_thread() if group.small else contextlib.nullcontext():
+                group.update(
+                    self._kernel,
+                    [grads[position] for position in group.positions],
+                    numbers.rates[rate],
+                    None if l2 is None else numbers.decays[l2],
+                    None if l1 is None else numbers.decays[l1],
+                )
         self._kernel.end(complete=not rest)
         plan.write_low()
         if not rest:
@@ -222,6 +230,20 @@ def make(optimizer: Any) -> FastUpdate | None:
 
         return FastUpdate(optimizer, Foreach(optimizer, step), ForeachGroup)
     return None
+
+
+def _small(tensor: torch.Tensor) -> bool:
+    return _OPENMP and tensor.device.type == "cpu" and tensor.numel() <= _SMALL
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _plain(tensor: torch.Tensor) -> bool:
