@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 Tensors = list[torch.Tensor]
+Slots = tuple[Tensors, ...]
 TINY = 1e-20  # below such a rate, a decay divided by it may not be a float32
 _FOR_DAMPENING = 1e-6  # below such a rate, 1 − (1 + rate) may not be −rate to a float32's digits
 
@@ -30,9 +31,7 @@ class Kernel:
 
     sign = 1.0  # −1: add the step, and do not subtract it
 
-    def step(
-        self, theta: Tensors, gradients: Tensors, slots: tuple[Tensors, ...], rate: float, l2: float
-    ) -> None:
+    def step(self, theta: Tensors, g: Tensors, slots: Slots, rate: float, l2: float) -> None:
         """θ ← θ − l2·θ − sign·step; `l2` is 0 where `rate` is or the sign is −1."""
         raise NotImplementedError
 
@@ -44,15 +43,11 @@ class _Adam(Kernel):
     after some thousand updates v is 1.3e-5 too large and a step 6.5e-6 too small, as in torch.optim.
     """
 
-    def begin(self, i: int, scalars: tuple[float, ...]) -> None:
-        super().begin(i, scalars)
-        self.counters: dict[torch.device, torch.Tensor] = {}
-
     def adam(
         self,
         theta: Tensors,
-        gradients: Tensors,
-        slots: tuple[Tensors, ...],
+        g: Tensors,
+        slots: Slots,
         rate: float,
         l2: float,
         beta_1: float,
@@ -60,18 +55,16 @@ class _Adam(Kernel):
     ) -> None:
         m, v, *v_max = slots
         device = theta[0].device
-        if device not in self.counters:
-            count = float(self.i)
-            self.counters[device] = torch.full((), count, dtype=torch.float32, device=device)
+        count = torch.full((), float(self.i), dtype=torch.float32, device=device)
         if device.type == "cpu" and theta[0].dtype == torch.float32:
             l2 = 1 - as_float32(1 - l2, self.i)
         torch._fused_adamw_(
             theta,
-            gradients,
+            g,
             m,
             v,
             v_max[0] if v_max else [],
-            [self.counters[device]] * len(theta),
+            [count] * len(theta),
             lr=self.sign * rate,
             beta1=beta_1,
             beta2=self.optimizer.beta_2,
@@ -85,12 +78,10 @@ class _Adam(Kernel):
 class _AdamW(_Adam):
     """Keras' ε is added to √v before the correction."""
 
-    def step(
-        self, theta: Tensors, gradients: Tensors, slots: tuple[Tensors, ...], rate: float, l2: float
-    ) -> None:
+    def step(self, theta: Tensors, g: Tensors, slots: Slots, rate: float, l2: float) -> None:
         _, root = self.scalars
         epsilon = self.optimizer.epsilon / root
-        self.adam(theta, gradients, slots, rate, l2, self.optimizer.beta_1, epsilon)
+        self.adam(theta, g, slots, rate, l2, self.optimizer.beta_1, epsilon)
 
 
 class _NadamW(_Adam):
@@ -100,17 +91,15 @@ class _NadamW(_Adam):
     kernel makes m of it: m = n + (b/a)·(n − g).
     """
 
-    def step(
-        self, theta: Tensors, gradients: Tensors, slots: tuple[Tensors, ...], rate: float, l2: float
-    ) -> None:
+    def step(self, theta: Tensors, g: Tensors, slots: Slots, rate: float, l2: float) -> None:
         a, b, *_ = self.scalars
         beta_1 = a * self.optimizer.beta_1 / (a + b)
         # Adam's correction is undone: Nadam has its own, in a and b.
         rate = rate * (a + b) * (1.0 if beta_1 == 0 else -math.expm1(self.i * math.log(beta_1)))
-        self.adam(theta, gradients, slots, rate, l2, beta_1, self.optimizer.epsilon)
+        self.adam(theta, g, slots, rate, l2, beta_1, self.optimizer.epsilon)
         # If β1 ≈ 0, n and m differ by less than 2⁻¹²: skip the second pass.
         if beta_1 > 2**-12:
-            _sgd(slots[0], gradients, b / a, -1.0)
+            _sgd(slots[0], g, b / a, -1.0)
 
 
 class _SGDW(Kernel):
@@ -120,28 +109,26 @@ class _SGDW(Kernel):
     decay in.
     """
 
-    def step(
-        self, theta: Tensors, gradients: Tensors, slots: tuple[Tensors, ...], rate: float, l2: float
-    ) -> None:
+    def step(self, theta: Tensors, g: Tensors, slots: Slots, rate: float, l2: float) -> None:
         momentum, nesterov = self.optimizer.momentum, self.optimizer.nesterov
         if not slots:
-            _sgd(theta, gradients, self.sign * rate, l2 / rate if rate != 0 else 0.0)
+            _sgd(theta, g, self.sign * rate, l2 / rate if rate != 0 else 0.0)
             return
         (buf,) = slots
         if l2 == 0 and not nesterov and rate > _FOR_DAMPENING and theta[0].dtype == torch.float32:
             # The kernel's own momentum does here, in one pass: buf ← momentum·buf + (1 − dampening)·g
-            _sgd(theta, gradients, -self.sign, 0.0, buf, momentum, 1 + rate)
+            _sgd(theta, g, -self.sign, 0.0, buf, momentum, 1 + rate)
             return
         if rate > TINY:  # buf ← momentum·buf − rate·g
-            _sgd(buf, gradients, rate, (1 - momentum) / rate)
+            _sgd(buf, g, rate, (1 - momentum) / rate)
         else:
             torch._foreach_mul_(buf, momentum)
-            torch._foreach_add_(buf, gradients, alpha=-rate)
+            torch._foreach_add_(buf, g, alpha=-rate)
         if not (nesterov and momentum):  # θ ← θ − l2·θ + buf
             _sgd(theta, buf, -self.sign, -l2)
         else:  # θ ← θ − l2·θ + momentum·buf − rate·g
             _sgd(theta, buf, -self.sign * momentum, -l2 / momentum)
-            _sgd(theta, gradients, self.sign * rate, 0.0)
+            _sgd(theta, g, self.sign * rate, 0.0)
 
 
 KERNELS = {"adamw": _AdamW, "nadamw": _NadamW, "sgdw": _SGDW}
