@@ -34,7 +34,7 @@ _signature = operator.attrgetter("__class__", "layout", "dtype", "device", "shap
 _DEVICES = ("cpu", "cuda")
 # A fused kernel calls all threads together for each tensor. Up to so many elements they take longer
 # to meet than one of them takes to do it alone.
-_SMALL = 2**13
+_SMALL = 2**12
 # Only with OpenMP may the number of threads change.
 _OPENMP = "ATen parallel backend: OpenMP" in torch.__config__.parallel_info()
 _PLANS = 8  # kept: a model whose gradients are missing here and there has some lists of variables
