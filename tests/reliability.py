@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import sys
-import time
 from collections import Counter, defaultdict
 from importlib import metadata
 from pathlib import Path
@@ -47,7 +46,7 @@ class Record:
         results = RESULTS / f"reliability-{backend}.json"
         self.published = json.loads(results.read_text())["tests"] if results.exists() else {}
         self.left = {}  # test: the digests of the code that it depends on
-        self.begin, self.ran, self.failed = time.monotonic(), 0, 0
+        self.ran = 0
 
     def file(self, item):
         if item.path not in self.files:
@@ -68,8 +67,6 @@ class Record:
         items[:] = [item for item in items if item.nodeid in self.left]
 
     def pytest_runtest_logreport(self, report):
-        if report.failed:
-            self.failed += 1
         if report.when != "call" or report.skipped:
             return
         code = self.left.pop(report.nodeid)
@@ -80,6 +77,7 @@ class Record:
             LOGS.mkdir(exist_ok=True)
             with self.log.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(entry | {"figures": figures}) + "\n")
+            self.earlier[report.nodeid] = entry
         if report.duration > 1 or report.failed:
             name = report.nodeid.partition("::")[2]
             print(
@@ -87,8 +85,9 @@ class Record:
             )
 
     def estimate(self):
-        """From what each test took before, there or where the results are from, or else from the mean of this run."""
-        mean = (time.monotonic() - self.begin) / self.ran
+        """From what each test took before, there or where the results are from; else from the mean of all."""
+        known = [entry["seconds"] for entry in self.earlier.values()] or [0.0]
+        mean = sum(known) / len(known)
 
         def seconds(name):
             if name in self.earlier:
