@@ -5,6 +5,7 @@ pyproject.toml pins.
 """
 
 import functools
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def tests_nightly(session: nox.Session, backend: str) -> None:
 
 @on_each_backend
 def integration(session: nox.Session, backend: str) -> None:
-    """Build the wheel, and try it and the README with one backend alone."""
+    """Build the wheel, and try it and the code of all pages with one backend alone."""
     more = ["tensorboard"] if backend == "tensorflow" else []
     # Not editable, so that pip builds a wheel and installs that.
     install(session, backend, "keras", "test", *more, package="--force-reinstall")
@@ -194,6 +195,39 @@ def types(session: nox.Session) -> None:
     """Check the types of src/ with mypy."""
     session.install(*GROUPS["types"])
     session.run("mypy", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Run the pages' code on JAX, then build site/; a warning fails it. `-- serve` serves it."""
+    install(session, "jax", "keras", "test", "docs")
+    session.env["NO_MKDOCS_2_WARNING"] = "1"  # mkdocs-material's word on its future, at each build
+    if "serve" in session.posargs:
+        session.run("mkdocs", *session.posargs)
+        return
+    tests = ("-m", "pytest", "-n2", "integration_tests/test_docs.py")
+    python(session, "jax", *tests, OMP_NUM_THREADS="1")
+    session.run("mkdocs", "build", "--strict", *session.posargs)
+
+
+@nox.session
+def pictures(session: nox.Session) -> None:
+    """Draw the pages' pictures anew."""
+    install(session, "torch", "keras", "plot")
+    for script in sorted(Path("docs/pictures").glob("*.py")):
+        if script.name != "drawing.py":  # what they have in common
+            python(session, "torch", str(script))
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the sdist, and from it the wheel, into dist/; check both, and try that wheel on JAX."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "release", "jax", "keras", "test"))
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build")
+    session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
+    session.install("--no-deps", "--force-reinstall", *map(str, Path("dist").glob("*.whl")))
+    python(session, "jax", "-m", "pytest", "integration_tests/test_wheel.py")
 
 
 @nox.session

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from many_devices import job
-from test_readme import README, read_sections
+from test_docs import DOCS, read_blocks
 
 FOLDER = Path(__file__).parent / "many_devices"
 BACKEND = keras.backend.backend()
@@ -99,7 +99,7 @@ def test_many_devices_end_where_one_does(folder, kind, case):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-# On how many devices the README's code ran.
+# On how many devices the page's code ran.
 DEVICES = {
     "jax": "len(model.layers[0].kernel.value.sharding.device_set)",
     "tensorflow": "strategy.num_replicas_in_sync",
@@ -113,11 +113,11 @@ Path(f"{{os.getpid()}}.devices").write_text(str({DEVICES}))
 """
 
 
-def test_the_readme_on_many_devices(tmp_path):
-    _, blocks = read_sections(README.read_text(encoding="utf-8"))["Many devices"]
-    [block] = [block for block in blocks if f"# {BACKEND}\n" in block]
+def test_the_page_on_many_devices(tmp_path):
+    page = (DOCS / "many-devices.md").read_text(encoding="utf-8")
+    [block] = [block for block in read_blocks(page) if block.lines[0] == f"# {BACKEND}"]
     script = tmp_path / "train.py"
-    script.write_text(block + COUNT, encoding="utf-8")
+    script.write_text(block.code + COUNT, encoding="utf-8")
     start(script, cwd=tmp_path)
     counts = [file.read_text() for file in tmp_path.glob("*.devices")]
     assert counts == {"jax": ["8"], "tensorflow": ["2"], "torch": ["2", "2"]}[BACKEND]

@@ -15,8 +15,8 @@ import pytest
 
 from many_devices import job
 from many_processes import processes
+from test_docs import read_sections
 from test_many_devices import result
-from test_readme import read_sections
 
 BACKEND = keras.backend.backend()
 FOLDER = Path(__file__).parent / "many_processes"

@@ -77,6 +77,13 @@ def test_wheel_holds_the_package_and_nothing_else():
     assert top == {"keras_decoupled", f"keras_decoupled-{version}.dist-info"}, RUN_IT
 
 
+def test_one_version():
+    citation = (Path(__file__).parents[1] / "CITATION.cff").read_text(encoding="utf-8")
+    version = importlib.metadata.version("keras_decoupled")
+    assert keras_decoupled.__version__ == version
+    assert f"\nversion: {version}\n" in citation
+
+
 def test_wheel_says_that_it_is_typed():
     assert "keras_decoupled/py.typed" in {file.as_posix() for file in files_of_the_wheel()}
 

@@ -227,7 +227,7 @@ def compiled_task():
 
 
 def test_a_task_comes_back_with_stock_adam(tmp_path):
-    """If this fails, keras-hub saves what a Task was compiled with: the README may say so."""
+    """If this fails, keras-hub saves what a Task was compiled with: docs/fine-tuning.md may say so."""
     model = compiled_task()
     assert isinstance(model.optimizer, AdamW)
     update(model)

@@ -1,4 +1,4 @@
-"""Keras 3 optimizers with independent weight decay: the learning rate never multiplies it."""
+"""Keras 3 optimizers with independent weight decay: the base learning rate never multiplies it."""
 
 from keras_decoupled import callbacks as callbacks
 from keras_decoupled.decay.convert import convert_weight_decay as convert_weight_decay
@@ -51,4 +51,4 @@ __all__ = [
     "no_decay",
     "plot_schedule",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

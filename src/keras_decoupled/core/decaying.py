@@ -126,7 +126,8 @@ class Decaying(Persistent):
     def weight_decays(self) -> dict[Any, Any]:
         """As given; after build `{variable.path: (l1, l2)}` of all that are not (0, 0).
 
-        A decay that is more than (l1, l2) is there as a `Decay`.
+        The numbers are those before normalization; `explain()` has what an update removes. A decay
+        that is more than (l1, l2) is there as a `Decay`.
         """
         if not self.built:
             return dict(self._rules.given.weight_decays_as_given)

@@ -12,7 +12,7 @@ from keras_decoupled.optimizers.stock import Stock
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")
 class Adadelta(Stock, keras.optimizers.Adadelta):
-    r"""Adadelta with independent weight decay: the learning rate never multiplies it.
+    r"""Adadelta with independent weight decay: the base learning rate never multiplies it.
 
     With gradient g, its mean square v and the mean square d of what δ was, both 0 at first:
 

@@ -12,7 +12,7 @@ from keras_decoupled.optimizers.stock import Stock
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")
 class Adafactor(Stock, keras.optimizers.Adafactor):
-    r"""Adafactor with independent weight decay: the learning rate never multiplies it.
+    r"""Adafactor with independent weight decay: the base learning rate never multiplies it.
 
     At update k, with i = k + 1, gradient g, β = 1 − i^beta_2_decay and rms(x) = √mean(x²), for a
     variable of two or more dimensions:

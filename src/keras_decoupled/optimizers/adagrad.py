@@ -12,7 +12,7 @@ from keras_decoupled.optimizers.stock import Stock
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")
 class Adagrad(Stock, keras.optimizers.Adagrad):
-    r"""Adagrad with independent weight decay: the learning rate never multiplies it.
+    r"""Adagrad with independent weight decay: the base learning rate never multiplies it.
 
     With gradient g and the sum v of its squares, which starts at initial_accumulator_value:
 

@@ -12,7 +12,7 @@ from keras_decoupled.optimizers.stock import Stock
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")
 class Adamax(Stock, keras.optimizers.Adamax):
-    r"""Adamax with independent weight decay: the learning rate never multiplies it.
+    r"""Adamax with independent weight decay: the base learning rate never multiplies it.
 
     At update k, with i = k + 1, gradient g, momentum m and a fading maximum n of |g|:
 

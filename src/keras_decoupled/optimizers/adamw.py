@@ -31,7 +31,7 @@ def one_minus_power(beta: float, i: Any, math_of: Any) -> Any:
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")
 class AdamW(Decoupled):
-    r"""Adam with independent weight decay: the learning rate never multiplies it.
+    r"""Adam with independent weight decay: the base learning rate never multiplies it.
 
     At update k, with i = k + 1, gradient g, moments m and v:
 

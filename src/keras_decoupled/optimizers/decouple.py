@@ -129,7 +129,7 @@ def _make(base: type[Any], stock: bool) -> None:
 
     initialize.__signature__ = signature  # type: ignore[attr-defined]
     name = base.__name__ if stock else f"decouple({base.__name__})"
-    text = f"""`{base.__name__}` with independent weight decay: the learning rate never multiplies it.
+    text = f"""`{base.__name__}` with independent weight decay: the base learning rate never multiplies it.
 
         θ ← θ − u − η·(l2·θ + l1·sign θ),   u = θ − {base.__name__}(θ; g, rate η·α·m_v)
 

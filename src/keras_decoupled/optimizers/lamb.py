@@ -12,7 +12,7 @@ from keras_decoupled.optimizers.stock import Stock
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")
 class Lamb(Stock, keras.optimizers.Lamb):
-    r"""Lamb with independent weight decay: the learning rate never multiplies it.
+    r"""Lamb with independent weight decay: the base learning rate never multiplies it.
 
     At update k, with i = k + 1, gradient g, moments m and v, and ‖·‖ the root of the sum of the
     squares over a variable:

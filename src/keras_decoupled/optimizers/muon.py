@@ -14,7 +14,7 @@ from keras_decoupled.optimizers.stock import Stock
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")
 class Muon(Stock, keras.optimizers.Muon):
-    r"""Muon with independent weight decay: the learning rate never multiplies it.
+    r"""Muon with independent weight decay: the base learning rate never multiplies it.
 
     Variables of two dimensions, except embeddings and what `exclude_layers` names, are stepped by
     Muon, with gradient g and momentum m:

@@ -38,7 +38,7 @@ def nadam(
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")
 class NadamW(Decoupled):
-    r"""Nadam with independent weight decay: the learning rate never multiplies it.
+    r"""Nadam with independent weight decay: the base learning rate never multiplies it.
 
     At update k, with i = k + 1, μ_i = β1·(1 − ½·0.96^(i·momentum_decay)), Π_i = μ_1···μ_i:
 

@@ -12,7 +12,7 @@ from keras_decoupled.optimizers.stock import Stock
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")
 class RMSprop(Stock, keras.optimizers.RMSprop):
-    r"""RMSprop with independent weight decay: the learning rate never multiplies it.
+    r"""RMSprop with independent weight decay: the base learning rate never multiplies it.
 
     With gradient g, its mean square v and momentum b:
 

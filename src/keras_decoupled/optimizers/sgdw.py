@@ -22,7 +22,7 @@ def sgd(
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")
 class SGDW(Decoupled):
-    r"""SGD with momentum and independent weight decay: the learning rate never multiplies it.
+    r"""SGD with momentum and independent weight decay: the base learning rate never multiplies it.
 
         buf ← momentum·buf − η·α·m_v·g
         θ ← θ − η·(l2·θ + l1·sign θ) + buf

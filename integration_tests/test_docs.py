@@ -1,0 +1,135 @@
+"""The code of the README and of every page of docs/ runs, as a reader would run it.
+
+The ```python blocks of a page belong together: they run as one script, in order, in a fresh process,
+and a warning ends it. On the line before a block may stand
+
+    <!-- no-run -->            it only has to compile; another test may run it
+    <!-- only: jax, torch -->  it runs on these backends
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import keras_decoupled
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+PAGES = [README, *sorted(DOCS.rglob("*.md"))]
+ELSEWHERE = DOCS / "processes"  # their scripts are for several processes: test_many_processes.py
+NO_RUN = "<!-- no-run -->"
+ONLY = re.compile(r"<!-- only: ([\w, ]+) -->")
+ALL = ("jax", "tensorflow", "torch")
+
+
+class Block(NamedTuple):
+    """A ```python block; its code stands on the lines on which it stands in the page."""
+
+    heading: str
+    backends: tuple[str, ...]  # none: it does not run
+    first: int  # number of the line of code that comes first
+    lines: list[str]
+
+    @property
+    def code(self):
+        return "\n" * (self.first - 1) + "\n".join(self.lines) + "\n"
+
+
+def read_blocks(text):
+    """All ```python blocks, each under the `## ` heading before it."""
+    blocks, heading, before, fence = [], "(top)", "", None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if fence is not None:
+            if line.strip() == "```":
+                fence = None
+            elif fence.startswith("```python"):
+                blocks[-1].lines.append(line)
+        elif line.startswith("```"):
+            fence = line
+            if fence.startswith("```python"):
+                only = ONLY.fullmatch(before)
+                backends = tuple(re.findall(r"\w+", only[1])) if only else ALL
+                assert set(backends) <= set(ALL), before
+                backends = () if before == NO_RUN else backends
+                blocks.append(Block(heading, backends, number + 1, []))
+        elif line.startswith("## "):
+            heading = line.removeprefix("## ").strip()
+        if line.strip():
+            before = line.strip()
+    return blocks
+
+
+def as_script(blocks):
+    """These blocks in one; every other line is empty, so that a traceback names the page's line."""
+    lines = []
+    for block in blocks:
+        lines.extend([""] * (block.first - 1 - len(lines)))
+        lines.extend(block.lines)
+    return "\n".join(lines) + "\n"
+
+
+def read_sections(text):
+    """{heading: (script, [blocks not to run])}; all with the line numbers of the page."""
+    sections = {}
+    for block in read_blocks(text):
+        run, not_run = sections.setdefault(block.heading, ([], []))
+        (run if block.backends else not_run).append(block)
+    return {
+        heading: (as_script(run), [block.code for block in not_run])
+        for heading, (run, not_run) in sections.items()
+    }
+
+
+def name_of(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_code_of_a_page(page, run_script, backend):
+    blocks = read_blocks(page.read_text(encoding="utf-8"))
+    for block in blocks:
+        compile(block.code, str(page), "exec")
+    if page.is_relative_to(ELSEWHERE):
+        return
+    if run := [block for block in blocks if backend in block.backends]:
+        run_script(as_script(run), f"{page.stem}.py", warnings="error")
+
+
+def test_every_public_name_is_on_the_api_page():
+    """The site's build fails at a name that is there but has no docstring."""
+    api = (DOCS / "api.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"^::: keras_decoupled\.([\w.]+)$", api, re.MULTILINE))
+    names = set(keras_decoupled.__all__)
+    names |= {f"callbacks.{name}" for name in keras_decoupled.callbacks.__all__}
+    assert described == names
+    for name in described:
+        value = keras_decoupled
+        for part in name.split("."):
+            value = getattr(value, part)
+        assert value.__doc__, name
+
+
+def test_every_shared_argument_is_on_the_api_page():
+    from keras_decoupled.core.arguments import KERAS_ARGUMENTS, Shared
+
+    api = (DOCS / "api.md").read_text(encoding="utf-8")
+    missing = [n for n in (Shared.__annotations__ | KERAS_ARGUMENTS) if f"`{n}`" not in api]
+    assert not missing
+
+
+def test_the_readme_is_short():
+    """The pages have room for all else."""
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_reading_a_page():
+    one = "# t\n## One\n```python\na = 1\n```\ntext\n```python\nb = a\n```\n```sh\nls\n```\n"
+    text = f"{one}## Two\n{NO_RUN}\n\n```python\nc\n```\n<!-- only: jax, torch -->\n```python\nd\n```\n"
+    assert read_sections(text) == {
+        "One": ("\n\n\na = 1\n\n\n\nb = a\n", []),
+        "Two": ("\n" * 20 + "d\n", ["\n" * 16 + "c\n"]),
+    }
+    assert [block.backends for block in read_blocks(text)] == [ALL, ALL, (), ("jax", "torch")]
