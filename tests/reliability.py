@@ -141,15 +141,22 @@ def report():
         )
     rows = defaultdict(dict)
     for backend, summary in summaries.items():
+        alike = Counter()  # by file: tests without figures
         for function, test in summary["tests"].items():
-            name = function.partition("::test_")[2].replace("_", " ")
+            file, _, name = function.partition("::test_")
+            file = Path(file).stem.removeprefix("test_").replace("_", " ")
+            name = f"{file}: {name.replace('_', ' ')}"
             cases = test["figures"]
-            if all("kills" in figures for figures in cases.values()):  # each has its own row
-                for case, figures in cases.items():
-                    rows[f"{name}: {case}" if case else name][backend] = cell(figures)
             total = sum(map(Counter, cases.values()), Counter())
-            if not total["kills"]:
+            if not total:
+                alike[file] += test["passed"]
+            elif total["kills"]:
+                for case, figures in cases.items():
+                    rows[f"{file}: {case}" if case else name][backend] = cell(figures)
+            else:
                 rows[name][backend] = cell({"cases": test["passed"]} | total)
+        for file, count in alike.items():
+            rows[f"{file}, all else"][backend] = cell({"cases": count})
     print("\n| test | " + " | ".join(BACKENDS) + " |\n|---|" + "---|" * len(BACKENDS))
     for name, cells in rows.items():
         print(f"| {name} | " + " | ".join(cells.get(backend, "–") for backend in BACKENDS) + " |")
