@@ -5,12 +5,13 @@ test's file and the helpers are the same. `--report` prints the tables of docs/r
 """
 
 import datetime
+import functools
 import hashlib
+import importlib
 import json
 import os
 import sys
 from collections import Counter, defaultdict
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,11 @@ LOGS = ROOT / ".reliability"  # a line for each test that passed
 RESULTS = ROOT / "benchmarks" / "results"
 BACKENDS = ("jax", "tensorflow", "torch")
 HELPERS = [*ROOT.glob("tests/support/*.py"), *ROOT.glob("integration_tests/[!t]*.py")]
-PACKAGES = {"jax": "jax", "tensorflow": "tensorflow-cpu", "torch": "torch"}
+
+
+@functools.cache
+def digest_of_test(file):
+    return digest([file, *HELPERS])
 
 
 def digest(files):
@@ -38,27 +43,22 @@ def read(log):
 class Record:
     """A pytest plugin: leaves out what has passed, says how far it is, writes down what passes."""
 
-    def __init__(self, backend):
+    def __init__(self, backend, whole):
+        self.whole = whole  # the figures of a part of a run are no results
         self.log = LOGS / f"{backend}.jsonl"
         self.package = digest((ROOT / "src").rglob("*.py"))
-        self.files = {}
         self.earlier = read(self.log)
         results = RESULTS / f"reliability-{backend}.json"
         self.published = json.loads(results.read_text())["tests"] if results.exists() else {}
         self.left = {}  # test: the digests of the code that it depends on
         self.ran = 0
 
-    def file(self, item):
-        if item.path not in self.files:
-            self.files[item.path] = digest([item.path, *HELPERS])
-        return self.files[item.path]
-
     @pytest.hookimpl(trylast=True)  # after those that are not asked for have been taken out
     def pytest_collection_modifyitems(self, config, items):
         self.all = {item.nodeid for item in items}
         done = []
         for item in items:
-            entry, code = self.earlier.get(item.nodeid), [self.package, self.file(item)]
+            entry, code = self.earlier.get(item.nodeid), [self.package, digest_of_test(item.path)]
             if entry and entry["code"] == code:
                 done.append(item)
             else:
@@ -98,11 +98,13 @@ class Record:
         return f"about {sum(map(seconds, self.left)) / 60:.0f} min left"
 
     def pytest_sessionfinish(self, session):
-        if not session.config.option.collectonly:
+        if self.whole and not session.config.option.collectonly:
             self.summarize()
 
     def summarize(self):
         """Write what has passed with this code into benchmarks/results/."""
+        import keras  # not for --report, which needs no backend
+
         backend = self.log.stem
         tests = defaultdict(lambda: {"passed": 0, "seconds": 0.0, "figures": {}})
         for name, entry in read(self.log).items():
@@ -114,7 +116,8 @@ class Record:
             test["seconds"] = round(test["seconds"] + entry["seconds"], 1)
             if entry["figures"]:
                 test["figures"][case.removesuffix("]")] = entry["figures"]
-        versions = {package: metadata.version(package) for package in ("keras", PACKAGES[backend])}
+        modules = (keras, importlib.import_module(backend))
+        versions = {module.__name__: module.__version__ for module in modules}
         summary = {
             "date": datetime.date.today().isoformat(),
             "versions": versions,
@@ -172,7 +175,8 @@ def main(arguments):
     os.environ["RELIABILITY"] = "full"  # read where the tests are imported
     backend = os.environ["KERAS_BACKEND"]
     where = arguments or ["tests", "integration_tests"]
-    return pytest.main(["-m", "reliability", "-q", "-s", *where], plugins=[Record(backend)])
+    record = Record(backend, whole=not arguments)
+    return pytest.main(["-m", "reliability", "-q", "-s", *where], plugins=[record])
 
 
 if __name__ == "__main__":
