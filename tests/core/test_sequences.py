@@ -52,7 +52,7 @@ PATHS = list(SHAPES)
 SEQUENCES = effort(5, 100)  # for each class
 # Of the stock ones, two whose steps an oracle can follow: Lion's sign would turn by rounding alone.
 CLASSES = ALGORITHMS | {"Adagrad": oracle.adagrad, "RMSprop": oracle.rmsprop}
-OWN = OPTIMIZERS | {
+FOLLOWED = OPTIMIZERS | {
     "adagrad": ("Adagrad", {}),
     "rmsprop": ("RMSprop", {}),
     "rmsprop-momentum": ("RMSprop", {"momentum": 0.8}),
@@ -124,7 +124,7 @@ class Setup:
     def optimizer(self):
         import keras_decoupled
 
-        cls, own = OWN[self.name]
+        cls, own = FOLLOWED[self.name]
         arguments = self.clock.arguments() | {"gradient_accumulation_steps": self.accumulate}
         if self.ema:
             momentum, frequency = self.ema
@@ -282,7 +282,7 @@ class Reference(oracle.Run):
     """The oracle over all weights of the model, called once for each micro-batch."""
 
     def __init__(self, setup):
-        cls, own = OWN[setup.name]
+        cls, own = FOLLOWED[setup.name]
         super().__init__(
             measured(partial(CLASSES[cls], **own)),
             setup.values(),
@@ -445,7 +445,7 @@ def compiled(optimizer, variables, xla):
 class Sequences(RuleBasedStateMachine):
     """One model with one optimizer, and the oracle beside them; both know weights by their index in PATHS."""
 
-    names = tuple(OWN)
+    names = tuple(FOLLOWED)
 
     @initialize(data=st.data())
     def start(self, data):
@@ -762,7 +762,7 @@ class Sequences(RuleBasedStateMachine):
 @pytest.mark.reliability
 @pytest.mark.parametrize("cls", CLASSES)
 def test_any_sequence(cls, record_property):
-    names = tuple(name for name, (of, _) in OWN.items() if of == cls)
+    names = tuple(name for name, (of, _) in FOLLOWED.items() if of == cls)
     run_state_machine_as_test(
         type(f"{cls}Sequences", (Sequences,), {"names": names}),
         settings=settings(
