@@ -193,8 +193,7 @@ def main():
             result["results"].append(run(name, kind, mode, options.quick, advance))
             report.write(result, file)  # each time: TensorFlow takes minutes for the next
             keras.backend.clear_session()
-    console.print(table(result["results"]))
-    console.print(f"Written: {file}", soft_wrap=True)
+    report.finish(console, table(result["results"]), result, file)
 
 
 if __name__ == "__main__":

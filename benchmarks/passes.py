@@ -24,11 +24,12 @@ import keras_decoupled
 import measure
 import report
 import workloads
-from contenders import DECAY, MOMENTUM, RATE, decay_kinds
+from contenders import BYTES, DECAY, MOMENTUM, RATE, STOCK_BYTES, decay_kinds
 
 BACKEND = keras.backend.backend()
 # Weights and gradients are read, weights are written; each slot is read and written.
-SLOTS = {"AdamW": 2, "AdamW, amsgrad": 3, "NadamW": 2, "SGDW": 1, "SGDW, no momentum": 0, "Lion": 1}
+LEAST = {name: moved // 4 for name, moved in (BYTES | STOCK_BYTES).items()}
+LEAST |= {"AdamW, amsgrad": LEAST["AdamW"] + 2, "SGDW, no momentum": LEAST["SGDW"] - 2}
 REFERENCE = 'towards="initial"'  # reads one array more
 
 
@@ -51,7 +52,7 @@ def optimizers():
 
 def least(name, kind):
     """Passes that the arithmetic needs."""
-    return 3 + 2 * SLOTS[name] + (kind == REFERENCE)
+    return LEAST[name] + (kind == REFERENCE)
 
 
 def count_on_torch(contender):
@@ -142,10 +143,8 @@ def main():
             f"{row['ms']:.1f}",
             f"{row['share']:.2f}",
         )
-    console.print(shown)
     file = report.output(options.out, BACKEND, options.quick, "passes-")
-    report.write(result, file)
-    console.print(f"Written: {file}", soft_wrap=True)
+    report.finish(console, shown, result, file)
 
 
 if __name__ == "__main__":

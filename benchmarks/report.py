@@ -83,9 +83,16 @@ def output(out, backend, quick, prefix=""):
 
 
 def write(result, file):
-    """Write JSON and say where."""
+    """Write JSON."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
+
+
+def finish(console, shown, result, file):
+    """Print a table, write JSON, and say where."""
+    console.print(shown)
+    write(result, file)
+    console.print(f"Written: {file}", soft_wrap=True)
 
 
 def table(entry):

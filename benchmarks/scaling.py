@@ -79,10 +79,8 @@ def main():
             per = f"{1e6 * ms / size:.2f}", f"{1e3 * ms / len(shapes):.1f}"
             shown.add_row(what, str(count), f"{ms:.2f}", *per)
             bar.show(task, advance=1)
-    console.print(shown)
     file = report.output(options.out, BACKEND, options.quick, "scaling-")
-    report.write(result, file)
-    console.print(f"Written: {file}", soft_wrap=True)
+    report.finish(console, shown, result, file)
 
 
 if __name__ == "__main__":

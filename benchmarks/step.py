@@ -77,7 +77,7 @@ def arguments():
         action="store_const",
         const="eager",
         dest="which",
-        help="small variables, nothing compiled",
+        help="nothing compiled; small variables unless --workload says more",
     )
     options = parser.parse_args()
     known = STOCK_BYTES if options.which == "stock" else BYTES
@@ -109,11 +109,8 @@ def run(backend, key, workload, kind, mode, which, effort, progress):
     grads = backend.tensors(arrays)
     if kinds:
         ours, makers = PLAIN, backend.of_keras(decay_kinds(kind), mode, values, grads)
-    elif which == "stock":
-        made = stock_optimizers(kind, len(values))
-        ours, makers = OURS, backend.of_keras(made, mode, values, grads)
-    elif which == "eager":
-        made = keras_optimizers(kind, len(values))
+    elif which in ("stock", "eager"):
+        made = (stock_optimizers if which == "stock" else keras_optimizers)(kind, len(values))
         ours, makers = OURS, backend.of_keras(made, mode, values, grads)
     else:
         ours, makers = OURS, backend.contenders(kind, mode, values, grads)
@@ -173,7 +170,7 @@ def main():
         effort, modes = effort._replace(first_steps=1), modes[:1]
     models = workloads.for_stock if stock else workloads.workloads
     if options.which == "eager":
-        modes, options.workload = ("eager",), ["small"]
+        modes, options.workload = ("eager",), options.workload or ["small"]
     todo = [
         (key, workload, kind, mode)
         for key, workload in models(options.quick).items()
@@ -205,7 +202,7 @@ def main():
         label = f"{entry['title']}, {entry['optimizer']} {entry['mode']}"
         console.print(f"{label:<44} {ratios(entry)}", soft_wrap=True)
     low = options.dtype != "float32"
-    prefix = f"{options.which}-" if options.which else f"{options.dtype}-" if low else ""
+    prefix = "".join(f"{part}-" for part in (options.which, low and options.dtype) if part)
     file = report.output(options.out, BACKEND, options.quick, prefix)
     report.write(result, file)
     console.print(f"Written: {file}", soft_wrap=True)
