@@ -123,8 +123,15 @@ def stop_at(save):
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # where a signal ends the process, the log says what it was doing
     faulthandler.dump_traceback_later(SECONDS, exit=True)
     if "STOP_AT" in os.environ:
         stop_at(int(os.environ["STOP_AT"]))
     del sys.argv[0]
     runpy.run_path(sys.argv[0], run_name="__main__")
+    if os.environ["KERAS_BACKEND"] == "torch":
+        # DistributedDataParallel keeps gloo's threads alive after `destroy_process_group`. Once, a
+        # process with nothing left to do was aborted by one of them while Python was shutting down.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
