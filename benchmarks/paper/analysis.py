@@ -68,9 +68,9 @@ class Runs:
         found = self.find(run)
         return found[max(found)] if found else UNKNOWN
 
-    def grid(self, rows, decays, run):
+    def grid(self, rows, decays, run, seeds=SEEDS):
         """A Grid of run(row, decay, seed)."""
-        scores = np.array([[[self.end(run(r, d, s)) for s in SEEDS] for d in decays] for r in rows])
+        scores = np.array([[[self.end(run(r, d, s)) for s in seeds] for d in decays] for r in rows])
         return Grid(np.array(rows), np.array(decays), _by_score(scores))
 
     def separability(self):
@@ -90,6 +90,42 @@ class Runs:
             "adamw": of("adamw", e.ADAM_RATES, e.ADAM_DECAYS),
             "sgd-l2": of("sgd-l2", e.SGD_RATES, e.SGD_L2),
             "sgdw": of("sgdw", e.SGD_RATES, e.SGD_DECAYS),
+        }
+
+    def kinds(self):
+        """{algorithm: Grid} of learning rate × λ, for each kind of decay; the plain one's as thin."""
+        e = experiments
+        return {
+            name: self.grid(e.KINDS_RATES, e.ADAM_DECAYS, functools.partial(cell, name))
+            for name in ("adamw", *e.KINDS)
+        }
+
+    def fine_tuning(self):
+        """{images: {algorithm: Grid}} of learning rate × λ."""
+        e = experiments
+        return {
+            images: {
+                name: self.grid(
+                    e.FINE_TUNING_RATES,
+                    e.FINE_TUNING_DECAYS,
+                    functools.partial(e.fine_tuned, name, images),
+                    e.FINE_TUNING_SEEDS,
+                )
+                for name in e.FINE_TUNING
+            }
+            for images in e.FINE_TUNING_IMAGES
+        }
+
+    def sparsity(self):
+        """{algorithm: Grid} of one learning rate × l1, the first of them 0."""
+        e = experiments
+
+        def run(name, rate, l1, seed):
+            return cell(name if l1 else "adam-l1", rate, l1, seed)
+
+        return {
+            name: self.grid([e.SPARSE_RATE], [0.0, *l1s], functools.partial(run, name))
+            for name, l1s in e.SPARSE_L1.items()
         }
 
     def budgets(self):
@@ -194,6 +230,26 @@ def exponent(grid, score, x, rows, resample_rows):
         draws.append(fit(chosen, mean(np.take_along_axis(scores, picked, axis=-1))))
     low, high = np.percentile(draws, INTERVAL)
     return Estimate(float(fit(np.arange(len(rows)), mean(scores))), float(low), float(high))
+
+
+def best_decays(grid, score):
+    """Estimate of the best decay of each row; a draw of the bootstrap takes as many seeds."""
+    scores, rng = getattr(grid.scores, f"validation_{score}"), np.random.default_rng(0)
+    draws = []
+    for _ in range(DRAWS):
+        picked = rng.integers(0, scores.shape[-1], scores.shape)
+        draws.append(best_decay(mean(np.take_along_axis(scores, picked, axis=-1)), grid.decays))
+    low, high = np.percentile(draws, INTERVAL, axis=0)
+    found = (best_decay(mean(scores), grid.decays), low, high)
+    return [Estimate(*map(float, np.exp(row))) for row in zip(*found, strict=True)]
+
+
+def difference(a, b):
+    """Estimate of the mean of a − b over the seeds, each with its own; a draw takes as many seeds."""
+    apart, rng = a - b, np.random.default_rng(0)
+    draws = apart[rng.integers(0, len(apart), (DRAWS, len(apart)))].mean(axis=1)
+    low, high = np.percentile(draws, INTERVAL)
+    return Estimate(float(apart.mean()), float(low), float(high))
 
 
 def one_at_a_time(grid, score):

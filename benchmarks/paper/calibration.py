@@ -33,14 +33,14 @@ def confidence(logits, labels):
 def main():
     """Train the cells, print and write what they say."""
     options = arguments()
-    program, found = Program("adamw", fashion.load()), []
-    for rate, decay in CELLS:
-        cell = experiments.cell("adamw", rate, decay, seed=0)
+    cells = [experiments.cell("adamw", rate, decay, seed=0) for rate, decay in CELLS]
+    program, found = Program(cells[0], fashion.load()), []
+    for cell in cells:
         *_, (_, weights, averages) = program.train(
             experiments.short(cell) if options.quick else cell
         )
         logits = program.predict(program.test, weights, averages)
-        found.append({"α": rate, "λ": decay} | confidence(logits, program.test.labels))
+        found.append({"α": cell.rate, "λ": cell.decay} | confidence(logits, program.test.labels))
         print(found[-1])
     report.write(found, folder(options) / "calibration.json")
 

@@ -53,6 +53,29 @@ RESTARTED_DECAYS = (0.008, 0.02, 0.05)  # each schedule has the best of them
 SCHEDULES = {"restarts 2": 1.0, "cosine": 1.0, "constant": 0.25}
 
 
+# Kinds of decay: the grid of learning rate × λ, thinned.
+KINDS = ("adamw-eta0", "adamw-eta2", "adamw-cautious")
+KINDS_RATES = ADAM_RATES[2::2]
+
+# Fine-tuning on so many images of new classes, always in 400 updates. Seeds are cheap, and needed.
+FINE_TUNED = " fine-tuned"  # ends the algorithm's name
+FINE_TUNING = ("adamw", "adamw-initial")
+FINE_TUNING_RATES = (0.001, 0.004, 0.016)
+FINE_TUNING_DECAYS = [0.0, *grid(1e-3, 6, 4.0)]
+FINE_TUNING_IMAGES = {50: 10, 200: 20, 1000: 50}  # images: batch
+FINE_TUNING_UPDATES = 400
+FINE_TUNING_SEEDS = range(2 * len(SEEDS))
+
+# Sparsity: three ways to an l1, at one learning rate.
+SPARSE = ("adamw-soft", "adamw-l1", "adam-l1")
+SPARSE_RATE = 0.016
+SPARSE_L1 = {  # λ1 of ours; w of w·Σ|θ|
+    "adamw-soft": grid(1e-4, 8),
+    "adamw-l1": grid(1e-4, 8),
+    "adam-l1": grid(1e-6, 8, math.sqrt(10)),
+}
+
+
 def coupled(rate, w):
     """λ of the run that keras.optimizers.AdamW(rate, weight_decay=w) is."""
     return float(f"{rate * w:.4g}")
@@ -96,12 +119,53 @@ def restarts(seed):
                 yield cell(algorithm, rate * part, decay, seed, schedule=schedule, **others)
 
 
+def kinds(seed):
+    """Yield the runs of a grid for each kind of decay; the plain one's are in `separability`."""
+    for rate in KINDS_RATES:
+        for decay in ADAM_DECAYS:
+            for algorithm in KINDS:
+                yield cell(algorithm, rate, decay, seed)
+
+
+def fine_tuned(algorithm, images, rate, decay, seed):
+    """Return a run that starts from pretrained weights; without a decay there is but one kind."""
+    batch = FINE_TUNING_IMAGES[images]
+    epochs = FINE_TUNING_UPDATES * batch // images
+    algorithm = (algorithm if decay else FINE_TUNING[0]) + FINE_TUNED
+    return cell(algorithm, rate, decay, seed, images=images, batch=batch, epochs=epochs)
+
+
+def fine_tuning(seed):
+    """Yield the runs of two seeds."""
+    for each in FINE_TUNING_SEEDS[seed :: len(SEEDS)]:
+        for images in FINE_TUNING_IMAGES:
+            for rate in FINE_TUNING_RATES:
+                for decay in FINE_TUNING_DECAYS:
+                    for algorithm in FINE_TUNING:
+                        yield fine_tuned(algorithm, images, rate, decay, each)
+
+
+def sparsity(seed):
+    """Yield the runs of three ways to an l1, and without one."""
+    yield cell("adam-l1", SPARSE_RATE, 0.0, seed)
+    for algorithm in SPARSE:
+        for l1 in SPARSE_L1[algorithm]:
+            yield cell(algorithm, SPARSE_RATE, l1, seed)
+
+
 def short(run):
     """Return a run as a quick experiment has it."""
     return run._replace(epochs=FOLLOWED, scored=FOLLOWED)
 
 
-EXPERIMENTS = {"grid": separability, "budgets": budgets, "restarts": restarts}
+EXPERIMENTS = {
+    "grid": separability,
+    "budgets": budgets,
+    "restarts": restarts,
+    "kinds": kinds,
+    "fine-tuning": fine_tuning,
+    "sparsity": sparsity,
+}
 
 
 def cells(quick, only=None):

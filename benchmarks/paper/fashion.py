@@ -38,6 +38,12 @@ def load():
     )
 
 
+def of_classes(part, classes):
+    """Return the images of some classes."""
+    chosen = np.isin(part.labels, classes)
+    return Part(part.images[chosen], part.labels[chosen])
+
+
 def batches(part, count, seed, epoch, size):
     """Yield one epoch's batches of the first `count` images, a function of seed and epoch.
 

@@ -8,28 +8,30 @@ run's pictures stay beside it.
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.ticker import NullLocator
 
 import experiments
+import figures_of_kinds
 import report
 from analysis import Estimate, Runs
+from drawing import SCORES, plt, save
 from results import Results
 from run import arguments, folder
 from summary import summary
 
-matplotlib.use("Agg")  # draws into files: no screen needed
-import matplotlib.pyplot as plt
-from matplotlib.colors import LogNorm
-from matplotlib.ticker import NullLocator
-
 DOCS = Path(__file__).parents[2] / "docs" / "evidence"
 ADAM = ("adam-l2", "keras-adamw", "adamw")
 SGD = ("sgd-l2", "sgdw")
+KINDS = ("adamw-eta0", "adamw", "adamw-eta2", "adamw-cautious")
 TITLES = {
     "adam-l2": "Adam, L2 penalty in the loss",
     "keras-adamw": "keras.optimizers.AdamW",
     "adamw": "keras_decoupled.AdamW",
+    "adamw-eta0": "AdamW, Decay(λ, eta_power=0)",
+    "adamw-eta2": "AdamW, Decay(λ, eta_power=2)",
+    "adamw-cautious": "AdamW, Decay(λ, cautious=True)",
     "sgd-l2": "SGD with momentum, L2 penalty in the loss",
     "sgdw": "keras_decoupled.SGDW",
 }
@@ -37,10 +39,12 @@ DECAYS = {
     "adam-l2": "w, of the penalty w/2·‖θ‖²",
     "keras-adamw": "weight_decay: a step removes α·η·w",
     "adamw": "weight_decay: a step removes η·λ",
+    "adamw-eta0": "λ: a step removes λ",
+    "adamw-eta2": "λ: a step removes η²·λ",
+    "adamw-cautious": "λ: a step removes η·λ, or nothing",
     "sgd-l2": "w, of the penalty w/2·‖θ‖²",
     "sgdw": "weight_decay: a step removes η·λ",
 }
-SCORES = {"loss": "test loss (nats)", "error": "test error (%)"}
 LINES = {  # colour and label
     "constant": ("0.5", "constant rate, α/4"),
     "cosine": ("tab:orange", "one cosine"),
@@ -62,10 +66,12 @@ def heat_maps(grids, numbers, names, score, out):
     if not len(found):
         return
     lowest, highest = found.min(), WORST[score] * found.min()
-    figure, row = plt.subplots(
-        1, len(names), figsize=(4.6 * len(names) + 1, 4.9), layout="constrained"
+    columns = len(names) if len(names) < 4 else 2
+    rows = len(names) // columns
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(4.6 * columns + 1, 4.5 * rows + 0.4), layout="constrained"
     )
-    for axes, name in zip(row, names, strict=True):
+    for axes, name in zip(panels.flat, names, strict=True):
         grid, told = grids[name], numbers[name][score]
         shown = axes.pcolormesh(
             edges(grid.decays),
@@ -83,8 +89,9 @@ def heat_maps(grids, numbers, names, score, out):
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_title(f"{TITLES[name]}\nbest decay ~ α^s,  s = {Estimate(*told['slope'])}")
         axes.title.set_size(11)
-    row[0].set_ylabel("base learning rate α")
-    bar = figure.colorbar(shown, ax=row, pad=0.01)
+    for axes in panels.reshape(rows, columns)[:, 0]:
+        axes.set_ylabel("base learning rate α")
+    bar = figure.colorbar(shown, ax=panels, pad=0.01)
     ticks = np.linspace(lowest, highest, 5)
     labels = [f"{tick:.{1 if scale > 1 else 2}f}" for tick in ticks]
     bar.set_ticks(ticks, labels=[*labels[:-1], f"≥ {labels[-1]}"])
@@ -163,14 +170,6 @@ def restarts(curves, numbers, out):
     save(figure, out / "restarts.png")
 
 
-def save(figure, file):
-    """Write a picture."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
-    print(file)
-
-
 def main():
     """Draw all."""
     options = arguments()
@@ -181,13 +180,18 @@ def main():
     elif missing := set(experiments.cells(quick=False)) - set(done):
         raise SystemExit(f"{len(missing)} runs are missing: nox -s paper")
     runs = Runs(done, options.quick)
-    numbers, grids = summary(runs), runs.separability()
+    numbers, grids, kinds = summary(runs), runs.separability(), runs.kinds()
     report.write(numbers, source / "summary.json")
     for score in SCORES:
         for names in (ADAM, SGD):
             heat_maps(grids, numbers["separability"], names, score, out)
+        heat_maps(kinds, numbers["kinds"], KINDS, score, out)
     budgets(runs.budgets(), numbers["budgets"], out)
     restarts(runs.curves(), numbers["restarts"], out)
+    figures_of_kinds.timescale(numbers["budgets"], out)
+    figures_of_kinds.fine_tuning(runs.fine_tuning(), numbers["fine-tuning"], out)
+    figures_of_kinds.sparsity(numbers["sparsity"], out)
+    figures_of_kinds.gradients(source / "gradients.json", out)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ A run's lines are written when it ends, so that a killed experiment goes on wher
 """
 
 import csv
+import math
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -34,12 +35,15 @@ class Cell(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Mean cross-entropy and share of errors."""
+    """Mean cross-entropy and share of errors, and what became of the weights."""
 
     validation_loss: float
     validation_error: float
     test_loss: float
     test_error: float
+    zeros: float = (
+        math.nan
+    )  # share of exact zeros in the kernels; the first runs did not count them
 
 
 FIELDS = (*Cell._fields, "epoch", *Scores._fields)
@@ -54,7 +58,7 @@ class Results:
     def done(self):
         """Return {cell: {epoch: Scores}} of all runs that came to their end."""
         found = {}
-        for line in csv.DictReader(self._whole_lines().splitlines()):
+        for line in csv.DictReader(self._whole_lines().splitlines(), restval="nan"):
             cell, scores = _read(Cell, line), _read(Scores, line)
             found.setdefault(cell, {})[int(line["epoch"])] = scores
         return {cell: scores for cell, scores in found.items() if cell.epochs in scores}

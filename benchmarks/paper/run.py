@@ -49,8 +49,9 @@ def folder(options):
 
 
 def work(tasks, ended):
-    """Run cells until there are none; a program is compiled once per algorithm."""
+    """Run cells until there are none; a program is compiled once for all cells that can share it."""
     import fashion
+    import fine_tuning
     import one_run
 
     data, programs = fashion.load(), {}
@@ -58,9 +59,11 @@ def work(tasks, ended):
     for cell in iter(tasks.get, None):
         if not parent.is_alive():
             return
-        if cell.algorithm not in programs:
-            programs[cell.algorithm] = one_run.Program(cell.algorithm, data)
-        ended.put((cell, dict(programs[cell.algorithm].run(cell))))
+        key = (cell.algorithm, cell.decay if cell.algorithm in one_run.NUMBERS else None)
+        if key not in programs:
+            fine = cell.algorithm.endswith(experiments.FINE_TUNED)
+            programs[key] = (fine_tuning if fine else one_run).Program(cell, data)
+        ended.put((cell, dict(programs[key].run(cell))))
 
 
 def train(cells, results, processes):

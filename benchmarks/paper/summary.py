@@ -3,6 +3,8 @@
 import numpy as np
 
 import analysis
+import experiments
+from results import Scores
 
 
 def summary(runs):
@@ -18,28 +20,79 @@ def summary(runs):
             name: {schedule: followed(decays) for schedule, decays in schedules.items()}
             for name, schedules in runs.curves().items()
         },
+        "kinds": {
+            name: {score: best(grid, score) for score in ("loss", "error")}
+            for name, grid in runs.kinds().items()
+        },
+        "fine-tuning": {
+            str(images): tuned_finely(grids) for images, grids in runs.fine_tuning().items()
+        },
+        "sparsity": {
+            name: [sparse(grid, j) for j in range(len(grid.decays))]
+            for name, grid in runs.sparsity().items()
+        },
     }
 
 
 def tuned(grid, score):
     """What a grid says, if it is the loss, or the error, that counts."""
+    return best(grid, score) | {
+        "test score of tuning one at a time": _rounded(analysis.one_at_a_time(grid, score)),
+        "cost of 8 times the learning rate": _rounded(analysis.kept(grid, score, 3)),
+        "cost of an eighth of the learning rate": _rounded(analysis.kept(grid, score, -3)),
+    }
+
+
+def best(grid, score):
+    """A grid's best cell, each rate's best decay, and how that moves with the rate."""
     [[i, j]] = grid.best(score)
     rows = analysis.near(grid, score)
-    best = np.exp(analysis.best_decay(grid.mean(f"validation_{score}"), grid.decays))
+    decays = np.exp(analysis.best_decay(grid.mean(f"validation_{score}"), grid.decays))
     return {
         "slope": analysis.exponent(grid, score, grid.rows, rows, resample_rows=True).rounded(),
         "its learning rates": list(grid.rows[rows]),
         "best decay by learning rate": {
-            f"{rate:g}": _short(decay) for rate, decay in zip(grid.rows, best, strict=True)
+            f"{rate:g}": _short(decay) for rate, decay in zip(grid.rows, decays, strict=True)
         },
         "best learning rate": grid.rows[i],
         "best decay": grid.decays[j],
         "best is at an edge": _edge(i, grid.rows) or _edge(j, grid.decays),
         "ten best": [[grid.rows[a], grid.decays[b]] for a, b in grid.best(score, 10)],
         "test score of the best": _seeds(getattr(grid.scores, f"test_{score}")[i, j]),
-        "test score of tuning one at a time": _rounded(analysis.one_at_a_time(grid, score)),
-        "cost of 8 times the learning rate": _rounded(analysis.kept(grid, score, 3)),
-        "cost of an eighth of the learning rate": _rounded(analysis.kept(grid, score, -3)),
+    }
+
+
+def tuned_finely(grids):
+    """By algorithm the best cell by the error, and how far it is from no decay and from towards zero."""
+    errors, found = {}, {}
+    for name, grid in grids.items():
+        [[i, j]] = grid.best("error")
+        errors[name] = grid.scores.test_error[i, j]
+        found[name] = {"α": grid.rows[i], "λ": grid.decays[j], "test error": _seeds(errors[name])}
+        [[i, j]] = grid._replace(
+            decays=grid.decays[:1], scores=Scores(*(score[:, :1] for score in grid.scores))
+        ).best("error")
+        errors["none"] = grid.scores.test_error[i, 0]
+        found["no decay"] = {"α": grid.rows[i], "test error": _seeds(errors["none"])}
+    zero, initial = experiments.FINE_TUNING
+    pairs = {
+        "towards zero − no decay": (zero, "none"),
+        "towards the start − no decay": (initial, "none"),
+        "towards the start − towards zero": (initial, zero),
+    }
+    return found | {
+        name: analysis.difference(errors[a], errors[b]).rounded() for name, (a, b) in pairs.items()
+    }
+
+
+def sparse(grid, j):
+    """What one l1 gives."""
+    scores = Scores(*(score[0, j] for score in grid.scores))
+    return {
+        "l1": grid.decays[j],
+        "zeros": _seeds(scores.zeros),
+        "test error": _seeds(scores.test_error),
+        "test loss": _seeds(scores.test_loss),
     }
 
 
@@ -63,6 +116,7 @@ def carried(grid, what):
     T = np.array([analysis.updates(what, row) for row in grid.rows])
     best = analysis.best_decay(grid.mean("validation_loss"), grid.decays)
     rows = np.flatnonzero(np.isfinite(best))
+    estimates = {score: analysis.best_decays(grid, score) for score in ("loss", "error")}
 
     def row(k):
         normalized = best[0] + np.log(T[0] / T[k]) / 2
@@ -74,7 +128,7 @@ def carried(grid, what):
             "test loss": _rounded(analysis.at(grid, "loss", k, best[k])),
             "test loss with the first λ": _rounded(analysis.at(grid, "loss", k, best[0])),
             "test loss with the first λ_norm": _rounded(analysis.at(grid, "loss", k, normalized)),
-        }
+        } | {f"best λ by {score}": estimates[score][k].rounded() for score in estimates}
 
     return {
         f"best λ by {score} ~ T^p, p": analysis.exponent(

@@ -120,11 +120,13 @@ def test_a_summary_of_no_runs_has_no_numbers():
 def test_all_that_is_asked_for_is_planned():
     """A run that nobody planned would be a hole in a picture."""
     done = {
-        run: {epoch: Scores(*[1.0] * 4) for epoch in range(run.scored, run.epochs + 1, run.scored)}
+        run: {epoch: Scores(*[1.0] * 5) for epoch in range(run.scored, run.epochs + 1, run.scored)}
         for run in cells(quick=False)
     }
     runs = Runs(done, quick=False)
-    for grid in (*runs.separability().values(), *runs.budgets().values(), *runs.checks()):
+    tuned = [grid for kinds in runs.fine_tuning().values() for grid in kinds.values()]
+    grids = (runs.separability(), runs.budgets(), runs.kinds(), runs.sparsity())
+    for grid in (*(g for named in grids for g in named.values()), *runs.checks(), *tuned):
         assert np.isfinite(grid.scores).all()
     curves = [c for schedules in runs.curves().values() for c in schedules.values()]
     assert len(curves) == 6
@@ -140,7 +142,7 @@ def test_every_run_is_planned_once():
 
 A = Cell("adamw", "cosine", 0.1, 1e-3, images=5000, epochs=2, scored=1, batch=50, seed=0)
 B = A._replace(seed=1)
-SCORES = {1: Scores(0.5, 0.25, 0.75, 0.5), 2: Scores(0.25, 0.125, 0.5, 0.25)}
+SCORES = {1: Scores(0.5, 0.25, 0.75, 0.5, 0.0), 2: Scores(0.25, 0.125, 0.5, 0.25, 0.5)}
 
 
 @pytest.mark.parametrize("cut", [1, 3, 20])
