@@ -91,10 +91,10 @@ def fields(name: str, value: Any, keys: Sequence[str]) -> list[Any]:
 
 
 def listed(name: str, value: Any, *, length: int | None = None) -> list[Any]:
-    """`value` as a list, of that length where one is given."""
+    """`value` as a list, itself if it is one; of that length where one is given."""
     if not isinstance(value, (list, tuple)) or length not in (None, len(value)):
         _refuse(name, value, "a list" if length is None else f"a list of {length}")
-    return list(value)
+    return value if isinstance(value, list) else list(value)
 
 
 def text(name: str, value: Any, *, cure: str = OF_A_FILE) -> str:

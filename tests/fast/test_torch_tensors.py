@@ -193,6 +193,20 @@ if BACKEND == "torch":
             sides.do(lambda o, vs, gs=(a, b, c): o.apply([*gs], [vs[0], vs[1], vs[0]]))
             assert [[v is sides.fused[1][0] for v in rest] for rest in sides.rests] == [[True]]
 
+    @every_optimizer
+    def test_variables_are_not_compared(name, monkeypatch):
+        """`==`, also in `None in variables`, would compute, for every element of each."""
+        variables = variables_of(normal((3, 2), 0), normal((4,), 1))()
+        optimizer = make(name, **DECAYS)
+        optimizer.build(variables)
+        with monkeypatch.context() as patch:
+            patch.setattr(keras.Variable, "__eq__", refuse)
+            patch.setattr(type(variables[0]), "__eq__", refuse)
+            optimizer.apply(grads(0, (3, 2), (4,)), variables)
+
+    def refuse(self, other):
+        raise AssertionError("a variable was compared")
+
     def test_random_lists_of_variables():
         """As with layers that are dropped at random: what is kept of each list does not pile up."""
         sides = sides_of("nadamw", *[(2,)] * 6)

@@ -94,7 +94,8 @@ class Plan:
                 holders.append(entry.reference)
             self._expected.append(None)
             self._thetas.append(None)
-            if index in seen or None in holders:
+            # Not `None in holders`: a variable's `==` computes, for every element.
+            if index in seen or any(holder is None for holder in holders):
                 continue
             seen.add(index)
             # The attribute and not `.value`, which costs a microsecond per variable: what that

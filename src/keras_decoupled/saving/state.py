@@ -185,13 +185,18 @@ def _read_layout(store: Any) -> dict[str, Any]:
 
 
 def _entry(name: str, entry: Any) -> list[Any]:
-    label, shape = checks.listed(name, entry, length=2)
-    return [checks.text(name, label), list(checks.shape(name, shape))]
+    label, shape = entry = checks.listed(name, entry, length=2)
+    checks.text(name, label)
+    checks.shape(name, shape)
+    return entry
 
 
 def _slot(name: str, entry: Any) -> list[Any]:
-    slot, label = checks.listed(name, entry, length=2)
-    return [checks.text(name, slot), None if label is None else checks.text(name, label)]
+    slot, label = entry = checks.listed(name, entry, length=2)
+    checks.text(name, slot)
+    if label is not None:
+        checks.text(name, label)
+    return entry
 
 
 def _array(store: Any, source: int, variable: Any, entry: list[Any]) -> np.ndarray:
