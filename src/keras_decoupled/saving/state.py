@@ -223,8 +223,10 @@ def _parts(variable: Any, name: str) -> Sequence[Any]:
 
     Of every other variable the replicas have one value.
     """
+    if name != ACCUMULATOR:
+        return ()
     parts = getattr(getattr(variable, "value", None), "values", ())  # of a torch tensor, a method
-    return parts if name == ACCUMULATOR and isinstance(parts, tuple) else ()
+    return parts if isinstance(parts, tuple) else ()
 
 
 def _replicas(variable: Any) -> int:
