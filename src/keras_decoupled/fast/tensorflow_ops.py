@@ -11,6 +11,9 @@ from typing import Any
 
 import tensorflow as tf
 
+# Up to so many numbers Adam's op takes longer than four others: it calls the threads together.
+SMALL = 2**16
+
 
 class Op:
     """One optimizer's step of a variable.
@@ -38,6 +41,10 @@ class Op:
         return bool(error <= 1e-6 * exact) and not _under_xla()
 
 
+def _small(variable: Any) -> bool:
+    return bool(variable.shape.num_elements() <= SMALL)
+
+
 def subtract(handle: Any, factor: Any, value: Any) -> None:
     """Subtract factor·value from the variable of this handle, in one pass."""
     factor = tf.convert_to_tensor(factor, value.dtype)
@@ -49,14 +56,18 @@ def _adam(
 ) -> None:
     """θ ← θ − rate·m/(√v + ε), without the op's bias correction."""
     # v in operations of its own, for the sake of 1 − β2; for the op β2 is 1.
-    v = tf.convert_to_tensor(slots[1].value)
-    subtract(slots[1].value.handle, optimizer.beta_2 - 1, tf.square(g) - v)
-    m, v, *v_hat = (slot.value.handle for slot in slots)
+    m, v, *v_hat = (slot.value for slot in slots)
+    subtract(v.handle, optimizer.beta_2 - 1, tf.square(g) - tf.convert_to_tensor(v))
+    if _small(theta) and not v_hat:
+        subtract(m.handle, 1 - beta_1, tf.convert_to_tensor(m) - g)
+        step = tf.convert_to_tensor(m) / (tf.sqrt(tf.convert_to_tensor(v)) + epsilon)
+        subtract(theta.handle, rate, step)
+        return
     number = functools.partial(tf.convert_to_tensor, dtype=g.dtype)
     given = {
         "var": theta.handle,
-        "m": m,
-        "v": v,
+        "m": m.handle,
+        "v": v.handle,
         "lr": rate,
         "grad": g,
         "beta1": number(beta_1),
@@ -66,7 +77,7 @@ def _adam(
         "beta2_power": number(0),
     }
     if v_hat:
-        tf.raw_ops.ResourceApplyAdamWithAmsgrad(vhat=v_hat[0], **given)
+        tf.raw_ops.ResourceApplyAdamWithAmsgrad(vhat=v_hat[0].handle, **given)
     else:
         tf.raw_ops.ResourceApplyAdam(**given)
 
