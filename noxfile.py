@@ -232,7 +232,7 @@ def build(session: nox.Session) -> None:
 
 @nox.session
 def paper(session: nox.Session) -> None:
-    """Measure the paper's claims on real data, and draw them. `-- --quick`: minutes, not an hour."""
+    """Measure the paper's claims on real data, and draw them. `-- --quick`: minutes, not hours."""
     install(session, "jax", "keras", "benchmark")
     session.env["PYTHONPATH"] = "benchmarks"
     for script in ("run.py", "calibration.py", "gradients.py", "figures.py"):

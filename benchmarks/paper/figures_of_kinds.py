@@ -26,6 +26,8 @@ SPARSE = {
     "adamw-l1": ("tab:orange", "l1·sign(θ) beside the step"),
     "adam-l1": ("0.4", "w·Σ|θ| in the loss, Adam"),
 }
+SHOWN = (13, 21)  # % of test errors; the largest l1 is far above
+CROWDED = 5  # % of zeros, below which numbers would lie on each other
 
 
 def timescale(numbers, out):
@@ -123,10 +125,13 @@ def sparsity(numbers, out):
         errors = [100 * row["test error"]["mean"] for row in rows]
         axes.plot(zeros, errors, "o-", color=colour, label=label)
         if name == "adamw-soft":
-            for x, y, row in zip(zeros[1:], errors[1:], rows[1:], strict=True):
-                axes.annotate(f"{row['l1']:g}", (x, y), xytext=(4, 6), textcoords="offset points")
+            for x, y, row in zip(zeros, errors, rows, strict=True):
+                if x > CROWDED and y < SHOWN[1]:
+                    place = {"xytext": (-6, 8), "textcoords": "offset points"}
+                    axes.annotate(f"{row['l1']:g}", (x, y), **place)
+    axes.set_ylim(*SHOWN)
     axes.set(xlabel="weights of the kernels that are exactly 0 (%)", ylabel=SCORES["error"])
     axes.set_title("Numbers: l1 of soft_threshold; mean of three seeds", fontsize=11)
-    axes.legend()
+    axes.legend(loc="upper center")
     if np.isfinite(zeros).all():
         save(figure, out / "sparsity.png")
