@@ -67,7 +67,6 @@ FINE_TUNING_UPDATES = 400
 FINE_TUNING_SEEDS = range(2 * len(SEEDS))
 
 # Sparsity: three ways to an l1, at one learning rate.
-SPARSE = ("adamw-soft", "adamw-l1", "adam-l1")
 SPARSE_RATE = 0.016
 SPARSE_L1 = {  # λ1 of ours; w of w·Σ|θ|
     "adamw-soft": grid(1e-4, 8),
@@ -148,8 +147,8 @@ def fine_tuning(seed):
 def sparsity(seed):
     """Yield the runs of three ways to an l1, and without one."""
     yield cell("adam-l1", SPARSE_RATE, 0.0, seed)
-    for algorithm in SPARSE:
-        for l1 in SPARSE_L1[algorithm]:
+    for algorithm, l1s in SPARSE_L1.items():
+        for l1 in l1s:
             yield cell(algorithm, SPARSE_RATE, l1, seed)
 
 

@@ -59,7 +59,7 @@ def timescale(numbers, out):
 
 
 def gradients(file, out):
-    """Draw the gradient's norm over the run for three powers of η."""
+    """Draw the gradient's norm over the run for three powers of η; print what the page says of it."""
     if not file.exists():
         return
     rows = json.loads(file.read_text(encoding="utf-8"))
@@ -73,6 +73,13 @@ def gradients(file, out):
                 colour, label = POWERS[row["kind"]]
                 middle, low, high = np.transpose(row["before normalization"])
                 epochs = np.arange(1, len(middle) + 1)
+                early, late = (
+                    middle[first - 1 : last].mean() for first, last in ((1, 10), (31, 36))
+                )
+                print(
+                    f"gradient, {row['kind']}, λ = {decay}: {early:.2f} in epochs 1 to 10, {late:.2f} "
+                    f"in 31 to 36, {middle[-1]:.2g} at the end, {middle.max():.2g} at most"
+                )
                 axes.plot(epochs, middle, color=colour, label=label)
                 axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.set(xlabel="epoch", yscale="log", title=f"λ = {decay:g}")

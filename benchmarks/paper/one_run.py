@@ -52,7 +52,7 @@ def network():
 
 UNDECAYED = ("bias", "gamma", "beta")
 # Optimizers of a decay. Learning rates are given at every step. With α = 1, η is the rate itself:
-# see `given`.
+# see `decay_input`.
 ALGORITHMS = {
     "adamw": lambda decay: AdamW(1.0, weight_decay=decay),
     "adamw-eta0": lambda decay: AdamW(1.0, weight_decay=Decay(decay, eta_power=0)),
@@ -76,7 +76,7 @@ NUMBERS = ("adamw-l1", "adamw-soft")  # of an l1 that no schedule can stand for
 ETA_POWERS = {"adamw-eta0": 0, "adamw-eta2": 2}  # 1 for all others
 
 
-def given(cell):
+def decay_input(cell):
     """Return the decay that a cell's optimizer is given, or the factor of its penalty.
 
     Ours has α = 1, so that η is the rate, and η^p·decay is to be (rate/α)^p·λ.
@@ -111,7 +111,7 @@ class Program:
         self.given = Given()
         self.model = network()
         self.optimizer = ALGORITHMS[self.algorithm](
-            given(cell) if self.algorithm in NUMBERS else self.given
+            decay_input(cell) if self.algorithm in NUMBERS else self.given
         )
         if hasattr(self.optimizer, "exclude_from_weight_decay"):
             self.optimizer.exclude_from_weight_decay(var_list=self.undecayed())
@@ -163,7 +163,7 @@ class Program:
         weights, averages, state = self.start(cell)
         eta, normalization = course(cell)
         rates = iter((cell.rate * eta).astype("float32"))
-        decays = iter((given(cell) * normalization).astype("float32"))
+        decays = iter((decay_input(cell) * normalization).astype("float32"))
         training = self.images(cell)
         for epoch in range(1, cell.epochs + 1):
             for x, y in fashion.batches(training, cell.images, cell.seed, epoch, cell.batch):

@@ -64,20 +64,21 @@ def best(grid, score):
 
 def tuned_finely(grids):
     """By algorithm the best cell by the error, and how far it is from no decay and from towards zero."""
+    zero, initial = experiments.FINE_TUNING
+    none = grids[
+        zero
+    ]._replace(  # both grids have the same runs without a decay, in the first column
+        decays=grids[zero].decays[:1],
+        scores=Scores(*(score[:, :1] for score in grids[zero].scores)),
+    )
     errors, found = {}, {}
-    for name, grid in grids.items():
+    for name, grid in (grids | {"no decay": none}).items():
         [[i, j]] = grid.best("error")
         errors[name] = grid.scores.test_error[i, j]
         found[name] = {"α": grid.rows[i], "λ": grid.decays[j], "test error": _seeds(errors[name])}
-        [[i, j]] = grid._replace(
-            decays=grid.decays[:1], scores=Scores(*(score[:, :1] for score in grid.scores))
-        ).best("error")
-        errors["none"] = grid.scores.test_error[i, 0]
-        found["no decay"] = {"α": grid.rows[i], "test error": _seeds(errors["none"])}
-    zero, initial = experiments.FINE_TUNING
     pairs = {
-        "towards zero − no decay": (zero, "none"),
-        "towards the start − no decay": (initial, "none"),
+        "towards zero − no decay": (zero, "no decay"),
+        "towards the start − no decay": (initial, "no decay"),
         "towards the start − towards zero": (initial, zero),
     }
     return found | {

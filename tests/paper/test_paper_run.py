@@ -39,7 +39,7 @@ if BACKEND == "jax":  # what the experiments run on
     import fine_tuning
     import one_run
     from fashion import Part
-    from one_run import ALGORITHMS, Program, course, given
+    from one_run import ALGORITHMS, Program, course, decay_input
     from results import Cell
 
     def images(count):
@@ -88,7 +88,7 @@ if BACKEND == "jax":  # what the experiments run on
         start = weights = [v.value for v in model.trainable_variables]
         averages = [v.value for v in model.non_trainable_variables]
         state = [v.value for v in program.optimizer.variables]
-        decay = np.float32(given(cell(algorithm)))
+        decay = np.float32(decay_input(cell(algorithm)))
         for eta in ETA:
             rate = np.float32(eta * RATE)
             weights, averages, state = program.step(weights, averages, state, x, y, rate, decay)
@@ -128,7 +128,7 @@ if BACKEND == "jax":  # what the experiments run on
             still = [np.zeros_like(w) for w in weights]
             step = jax.jit(program.optimizer.stateless_apply)
             state = [*state[: program.rate_at], RATE, *state[program.rate_at + 1 :]]
-            program.given.value = given(run)
+            program.given.value = decay_input(run)
             moved = [2 * np.asarray(w) for w in weights]
             ends[algorithm], _ = step(state, still, moved)
         for v, start, zero, initial in zip(
