@@ -59,7 +59,8 @@ def work(tasks, ended):
     for cell in iter(tasks.get, None):
         if not parent.is_alive():
             return
-        key = (cell.algorithm, cell.decay if cell.algorithm in one_run.NUMBERS else None)
+        number = one_run.decay_input(cell) if cell.algorithm in one_run.NUMBERS else None
+        key = (cell.algorithm, number)
         if key not in programs:
             fine = cell.algorithm.endswith(experiments.FINE_TUNED)
             programs[key] = (fine_tuning if fine else one_run).Program(cell, data)

@@ -65,12 +65,9 @@ def best(grid, score):
 def tuned_finely(grids):
     """By algorithm the best cell by the error, and how far it is from no decay and from towards zero."""
     zero, initial = experiments.FINE_TUNING
-    none = grids[
-        zero
-    ]._replace(  # both grids have the same runs without a decay, in the first column
-        decays=grids[zero].decays[:1],
-        scores=Scores(*(score[:, :1] for score in grids[zero].scores)),
-    )
+    grid = grids[zero]  # or the other: their first columns are the same runs, without a decay
+    scores = Scores(*(score[:, :1] for score in grid.scores))
+    none = grid._replace(decays=grid.decays[:1], scores=scores)
     errors, found = {}, {}
     for name, grid in (grids | {"no decay": none}).items():
         [[i, j]] = grid.best("error")
