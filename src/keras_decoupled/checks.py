@@ -70,7 +70,7 @@ def shallow(name: str, value: Any, most: int = 64) -> None:
     """Refuse lists and dicts that are nested deeper than recursive code can follow."""
     level = [value]
     for _ in range(most):
-        inside = [x.values() if isinstance(x, Mapping) else x for x in level if _is_nested(x)]
+        inside = [x.values() if isinstance(x, dict) else x for x in level if _is_nested(x)]
         level = [x for values in inside for x in values]
     if any(map(_is_nested, level)):
         raise ValueError(
@@ -80,7 +80,7 @@ def shallow(name: str, value: Any, most: int = 64) -> None:
 
 
 def _is_nested(value: Any) -> bool:
-    return isinstance(value, (Mapping, list, tuple))
+    return isinstance(value, (dict, list, tuple))
 
 
 def fields(name: str, value: Any, keys: Sequence[str]) -> list[Any]:

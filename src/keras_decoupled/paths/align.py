@@ -45,6 +45,8 @@ def align(
     Raises:
         ValueError: names and shapes leave open which entry a variable continues.
     """
+    if not saved:
+        return [None] * len(new)
     by_label = {label: j for j, (label, _) in enumerate(saved)}
     old_shapes, shapes = [tuple(shape) for _, shape in saved], [tuple(shape) for _, shape in new]
     found = {i: by_label[label] for i, (label, _) in enumerate(new) if label in by_label}

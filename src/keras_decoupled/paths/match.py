@@ -111,7 +111,8 @@ def hits_of(
 
     The arguments are those of `deciding_keys`.
     """
-    paths = _Paths([*names, *others])
+    keys = list(keys)
+    paths = _Paths([*names, *others] if keys else ())  # the index of many paths takes its time
     for key in keys:
         is_path = False
         if isinstance(key, tuple):
