@@ -50,7 +50,7 @@ class Contender(ABC):
         """Update all variables once; return when that is done."""
 
     @abstractmethod
-    def smallest(self):
+    def last(self):
         """Return a copy of the last variable as an array."""
 
     @abstractmethod

@@ -180,7 +180,8 @@ def main():
     result = report.circumstances(BACKEND, options.quick, backend.device(), backend.settings())
     result["results"] = []
     console.print(f"Keras {keras.__version__} on {BACKEND}; {report.machine(result)}")
-    file = report.output(options.out, BACKEND, options.quick, "fit-")
+    part = bool(options.model or options.optimizer)
+    file = report.output(options.out, BACKEND, options.quick, "fit-", part)
     with report.Bar(console) as bar:
         each = [(3 if options.quick else WORK[name].rounds) + 2 for name, *_ in todo]
         task = bar.add_task("", total=sum(each))

@@ -103,7 +103,7 @@ def group(makers, ours, copy, effort, before, progress):
         copy: moves as many bytes as the work must; timed before and after the others, as the one
             whose turn comes after it would find cold caches.
         effort: an `Effort`.
-        before: initial value of the variable that `Contender.smallest` returns.
+        before: initial value of the variable that `Contender.last` returns.
         progress: called with the part that is done, 0 to 1.
     """
     made, results = first_steps(makers, effort.first_steps)
@@ -111,7 +111,7 @@ def group(makers, ours, copy, effort, before, progress):
     copies = copy_times(copy)
     times = alternate(steps, effort, progress)
     limit = median(copies + copy_times(copy))
-    after = {name: contender.smallest() for name, contender in made.items()}
+    after = {name: contender.last() for name, contender in made.items()}
     moved = np.abs(after[ours] - before).mean()
     for name, contender in made.items():
         results[name] |= spread(times[name]) | {

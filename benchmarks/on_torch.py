@@ -100,7 +100,7 @@ class Keras(OnTorch):
             self.optimizer.apply(self.grads, self.variables)
         finish()
 
-    def smallest(self):
+    def last(self):
         return np.array(keras.ops.convert_to_numpy(self.variables[-1]), "float32")
 
 
@@ -120,7 +120,7 @@ class Native(OnTorch):
         self.optimizer.step()
         finish()
 
-    def smallest(self):
+    def last(self):
         return np.array(self.parameters[-1].detach().float().cpu())
 
 

@@ -94,7 +94,7 @@ def count_on_jax(contender):
     return lowered.compile().cost_analysis()["bytes accessed"]
 
 
-COUNT = {"torch": count_on_torch, "jax": count_on_jax}[BACKEND]
+COUNT = {"torch": count_on_torch, "jax": count_on_jax}
 
 
 def main():
@@ -103,6 +103,8 @@ def main():
     parser.add_argument("--quick", action="store_true", help="a small matrix, few rounds")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/passes-BACKEND.json")
     options = parser.parse_args()
+    if BACKEND not in COUNT:
+        parser.error(f"{BACKEND} does not say what a step moves; run it on torch or JAX")
     backend = importlib.import_module(f"on_{BACKEND}")
     side, rounds = (256, 3) if options.quick else (5000, 15)
     workload = workloads.Workload("", [(side, side)])
@@ -119,7 +121,7 @@ def main():
         contender = backend.of_keras({name: make}, "", values, grads)[name]()
         contender.build()
         contender.step()
-        passes = COUNT(contender) / (4 * workload.parameters)
+        passes = COUNT[BACKEND](contender) / (4 * workload.parameters)
         copy = backend.copy(4 * workload.parameters * least(name, kind))
         with measure.quiet():
             pairs = [

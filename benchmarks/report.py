@@ -77,9 +77,12 @@ def machine(result):
     return where["device"] or f"{where['processor']}, {where['cores']} cores"
 
 
-def output(out, backend, quick, prefix=""):
-    """The file to write: a quick run does not replace a full one."""
-    return out or FOLDER / f"{'quick-' if quick else ''}{prefix}{backend}.json"
+def output(out, backend, quick, prefix="", part=False):
+    """The file to write: neither a quick run nor a part of one replaces a full one."""
+    return (
+        out
+        or FOLDER / f"{'quick-' if quick else ''}{'part-' if part else ''}{prefix}{backend}.json"
+    )
 
 
 def write(result, file):

@@ -5,6 +5,7 @@
 
 All contenders for the same work are in one process and take turns. Writes JSON and draws step.png
 beside it, from the results of all backends that lie there. `nox -s benchmark` does all of it.
+A part (--workload, --optimizer) has a file of its own, and draws nothing.
 With --kinds, the contenders are ours with each kind of decay, and the picture is left as it is.
 With --stock, they are the other stock optimizers, as `decouple` makes them and as they are; the
 picture is stock.png. With --eager, on TensorFlow and JAX, nothing is compiled (`run_eagerly=True`).
@@ -12,6 +13,7 @@ picture is stock.png. With --eager, on TensorFlow and JAX, nothing is compiled (
 
 import argparse
 import importlib
+import sys
 from pathlib import Path
 
 import keras
@@ -165,6 +167,7 @@ def main():
     effort = measure.QUICK if options.quick else measure.FULL
     effort = effort._replace(first_steps=getattr(backend, "FIRST_STEPS", effort.first_steps))
     stock = options.which == "stock"
+    part = bool(options.workload or options.optimizer)
     modes = backend.MODES
     if stock:  # 400 variables of Adafactor compile for a quarter of a minute
         effort, modes = effort._replace(first_steps=1), modes[:1]
@@ -178,6 +181,8 @@ def main():
         for mode in modes
         if not options.workload or key in options.workload
     ]
+    if not todo:
+        sys.exit(f"There is no such workload: {options.workload}. There are: {[*models(True)]}.")
     result = report.circumstances(BACKEND, options.quick, backend.device(), backend.settings())
     result["results"] = []
     console = Console(width=None if Console().is_terminal else 120)
@@ -203,10 +208,10 @@ def main():
         console.print(f"{label:<44} {ratios(entry)}", soft_wrap=True)
     low = options.dtype != "float32"
     prefix = "".join(f"{part}-" for part in (options.which, low and options.dtype) if part)
-    file = report.output(options.out, BACKEND, options.quick, prefix)
+    file = report.output(options.out, BACKEND, options.quick, prefix, part)
     report.write(result, file)
     console.print(f"Written: {file}", soft_wrap=True)
-    if options.which in ("kinds", "eager") or low:
+    if options.which in ("kinds", "eager") or low or part:
         return
     quick = "quick-" if options.quick else ""
     files = [file, *plot.beside(file, options.quick, prefix)]

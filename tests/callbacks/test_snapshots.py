@@ -7,6 +7,7 @@ import os
 import warnings
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -274,6 +275,23 @@ def test_a_run_that_goes_on_beside_a_file_of_another_model():
     other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     os.makedirs("snapshots")
     other.save_weights("snapshots/4.weights.h5")
+    snapshots = SnapshotEnsemble(PATTERN)
+    fit(compiled(), snapshots, epochs=2, initial_epoch=1)
+    assert [os.path.basename(f) for f in snapshots.files()] == ["4.weights.h5", "5.weights.h5"]
+
+
+@pytest.mark.parametrize("content", ["text", "half", "other"])
+def test_a_run_that_goes_on_beside_a_file_that_is_none(content):
+    os.makedirs("snapshots")
+    file = Path("snapshots/4.weights.h5")
+    if content == "text":
+        file.write_text("no snapshot")
+    elif content == "half":
+        compiled().save_weights(file)
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    else:
+        with h5py.File(file, "w") as store:
+            store["something"] = np.ones(3)
     snapshots = SnapshotEnsemble(PATTERN)
     fit(compiled(), snapshots, epochs=2, initial_epoch=1)
     assert [os.path.basename(f) for f in snapshots.files()] == ["4.weights.h5", "5.weights.h5"]

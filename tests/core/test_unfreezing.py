@@ -295,3 +295,33 @@ else:
             runs.append([*values(model.weights), *branch(state(optimizer), "b").values()])
         for a, b in zip(*runs, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_a_variable_unfrozen_after_the_last_update_has_no_average():
+    """`fit` sets what is trainable at its end, and a callback may have unfrozen a layer just then."""
+    known, new = (make_variable(f"{n}/w", np.array([1.0, -2.0])) for n in "xy")
+    optimizer = make("adamw", use_ema=True, ema_momentum=0.5)
+    for k in range(2):
+        optimizer.apply(tensors(grads(k, 1)), [known])
+    optimizer.finalize_variable_values([known, new])
+    assert np.array_equal(numpy(known), numpy(optimizer.averages[0]))
+    np.testing.assert_array_equal(numpy(new), [1.0, -2.0])
+
+
+def test_a_layer_frozen_by_intent():
+    """Who freezes and asks for a build on the same variables means to go on with all of them."""
+    x, y = variables = [make_variable(f"{n}/w", np.array([1.0, -2.0])) for n in "xy"]
+    optimizer = make("adamw")
+    optimizer.build(variables)
+    y.trainable = False
+    values = [numpy(v) for v in variables]
+    state_now = [numpy(v) for v in optimizer.variables]
+    with pytest.raises(ValueError, match="of which 1 are frozen"):
+        optimizer.stateless_apply(state_now, tensors(grads(0, 2)), values)
+    optimizer.build(variables)
+    optimizer._check_values(values)
+    y.trainable = True
+    optimizer.build(variables)
+    x.trainable = False
+    with pytest.raises(ValueError, match="of which 1 are frozen"):
+        optimizer.stateless_apply(state_now, tensors(grads(0, 2)), values)

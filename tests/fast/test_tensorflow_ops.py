@@ -101,13 +101,24 @@ if BACKEND == "tensorflow":
 
     @pytest.mark.parametrize("small", [0, tensorflow_ops.SMALL])
     @pytest.mark.parametrize("beta_1", [0.0, 0.99, 0.999])
-    def test_any_beta_1(beta_1, small, monkeypatch):
+    @pytest.mark.parametrize("name", ["adamw", "nadamw"])
+    def test_any_beta_1(name, beta_1, small, monkeypatch):
         """1 − 0.999 is 1.3e-5 off in float32: not left to the op, as the moments show."""
         monkeypatch.setattr(tensorflow_ops, "SMALL", small)
-        ours, _ = run("adamw", "eager", beta_1=beta_1)
-        reference, _ = run("adamw", "eager", beta_1=beta_1, fused=False)
+        ours, _ = run(name, "eager", beta_1=beta_1)
+        reference, _ = run(name, "eager", beta_1=beta_1, fused=False)
         for a, b in zip(ours, reference, strict=True):
             np.testing.assert_allclose(a, b, rtol=3e-6, atol=3e-6 * np.abs(b).max())
+
+    @pytest.mark.parametrize("name", ["adamw", "nadamw"])
+    def test_a_beta_1_that_was_set(name):
+        variable = make_variable("v0/w", normal((3,), 0))
+        optimizer = make(name)
+        optimizer.build([variable])
+        optimizer.beta_1 = 0.999
+        with counted() as calls:
+            optimizer.apply([tf.ones(3)], [variable])
+        assert calls == [False]
 
     @pytest.mark.parametrize("name", OPTIMIZERS)
     @pytest.mark.parametrize("eta_power", [0, 2])

@@ -438,3 +438,65 @@ if BACKEND == "torch":
             optimizer.apply([torch.ones_like(v.value) for v in variables], variables)
         assert threads == ({(3, 4): 1, (10_000,): 2} if error is None else {(3, 4): 1})
         assert torch.get_num_threads() == 2
+
+    @pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw-nesterov"])
+    def test_an_update_that_was_interrupted_leaves_no_sign_behind(name, monkeypatch):
+        """Pieces have the kernel write −step; a plain decay in the next update goes downhill again."""
+        variables = variables_of(np.ones(3, "float32"), np.ones(3, "float32"))()
+        decays = {"v0": Decay(0.01), "v1": Decay(0.01, towards="initial")}
+        optimizer = make(name, weight_decay=0, weight_decays=decays)
+        gradients = [torch.ones(3), torch.ones(3)]
+        optimizer.apply(gradients, variables)
+
+        def interrupt(*_, **__):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch_pieces, "decayed", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                optimizer.apply(gradients, variables)
+        before = variables[0].numpy()
+        optimizer.apply(gradients, variables)
+        assert np.all(variables[0].numpy() < before)
+
+    @pytest.mark.parametrize(
+        ("decay", "dtype"),
+        [(Decay(0.1, towards="initial"), "float32"), (Decay(0.1), "float32"), (0.1, "bfloat16")],
+    )
+    def test_data_that_was_put_in_the_place_of_a_tensors(decay, dtype):
+        """`p.data = x`, as torch.nn.utils.vector_to_parameters does it: another memory in the same tensor."""
+        sides = Sides(
+            lambda: make("adamw", weight_decay=decay), variables_of(normal((5,)), dtypes=[dtype])
+        )
+        sides.step([normal((5,), 1)])
+
+        def replace(_, variables):
+            for v in variables:
+                v.value.data = torch.full((5,), 0.75, dtype=v.value.dtype)
+
+        sides.do_apart(replace)
+        sides.step([normal((5,), 2)])
+
+    @pytest.mark.parametrize("accumulate", [None, 2])
+    @pytest.mark.parametrize("schedule", [False, True])
+    def test_a_fused_update_converts_none_of_its_variables(schedule, accumulate, monkeypatch):
+        """On a GPU each would be waited for: schedules and counters live on the host."""
+        optimizer = make(
+            "adamw",
+            learning_rate=warm_restarts(0.1, 100) if schedule else 0.1,
+            gradient_accumulation_steps=accumulate,
+        )
+        variables = variables_of(normal((3,)))()
+        for _ in range(2):
+            optimizer.apply([torch.ones(3)], variables)
+        converted, convert = [], keras.ops.convert_to_tensor
+
+        def watch(x, *arguments, **keywords):
+            if isinstance(x, keras.Variable):
+                converted.append(x.path)
+            return convert(x, *arguments, **keywords)
+
+        monkeypatch.setattr(keras.ops, "convert_to_tensor", watch)
+        for _ in range(2):
+            optimizer.apply([torch.ones(3)], variables)
+        assert converted == []

@@ -402,3 +402,70 @@ def test_a_mixin_is_no_stock_class():
     assert Mine.stock is keras.optimizers.Lion
     assert decouple(keras.optimizers.Lion) is not Mine
     follow(RULES, Mine, keras.optimizers.Lion)
+
+
+class TwoWithoutNames(Base):
+    """Two kinds of state, made without names as Keras allows it; one starts at 1."""
+
+    names = (None, None)
+
+    def build(self, variables):
+        super().build(variables)
+        first, second = self.names
+        self.m = [self.add_variable_from_reference(v, first) for v in variables]
+        self.v = [self.add_variable_from_reference(v, second, "ones") for v in variables]
+
+    def update_step(self, gradient, variable, learning_rate):
+        rate = ops.cast(learning_rate, variable.dtype)
+        index = self._get_variable_index(variable)
+        m, v = self.m[index], self.v[index]
+        self.assign(m, 0.9 * m + 0.1 * gradient)
+        self.assign(v, 0.9 * v + 0.1 * ops.square(gradient))
+        self.assign_sub(variable, rate * m / ops.sqrt(v))
+
+
+class TwoOfOneName(TwoWithoutNames):
+    names = ("state", "state")
+
+
+class TwoOfOurNames(TwoWithoutNames):
+    names = ("average", "reference")
+
+
+class MasterByHand(Base):
+    """Has attributes that are called as our slots are."""
+
+    def build(self, variables):
+        super().build(variables)
+        self.average = [self.add_variable(v.shape, "ones", name="one") for v in variables]
+
+    def update_step(self, gradient, variable, learning_rate):
+        average = self.average[self._get_variable_index(variable)]
+        self.assign(average, 0.5 * average + gradient)
+        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * average)
+
+
+@pytest.mark.parametrize("cls", [TwoWithoutNames, TwoOfOneName, TwoOfOurNames, MasterByHand])
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_two_slots_of_one_name_or_of_no_name_are_two(cls, use_ema):
+    arguments = {"learning_rate": 0.1, "use_ema": use_ema}
+    variables, twins = (make_variables() for _ in range(2))
+    optimizer, stock = decouple(cls)(**arguments, weight_decay=0), cls(**arguments)
+    for _ in range(2):  # the second build finds all that the first has made
+        optimizer.build(variables)
+        optimizer.build(variables[:1])
+    optimizer.build(variables)
+    stock.build(twins)
+    grads = micro_batches(3)
+    for g in grads:
+        eager(optimizer, variables)(g)
+        eager(stock, twins)(g)
+    for ours, theirs in zip(variables, twins, strict=True):
+        np.testing.assert_allclose(numpy(ours), numpy(theirs), rtol=1e-5, atol=1e-6)
+    store = {}
+    optimizer.save_own_variables(store)
+    again = decouple(cls)(**arguments, weight_decay=0)
+    again.build(variables)
+    again.load_own_variables(store)
+    for a, b in zip(optimizer.variables, again.variables, strict=True):
+        np.testing.assert_array_equal(numpy(a), numpy(b), err_msg=a.path)

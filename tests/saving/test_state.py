@@ -1,13 +1,14 @@
 """State and rows go to the variables they belong to, through builds, saves and loads."""
 
 import contextlib
+import json
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
-from keras_decoupled import SGDW, AdamW
+from keras_decoupled import SGDW, AdamW, CosineWarmRestarts
 
 BACKEND = keras.backend.backend()
 
@@ -261,3 +262,41 @@ def test_a_file_saved_before_the_first_build_with_whole_paths_as_keys(tmp_path):
     (kernel, _) = [v.path for v in loaded.trainable_variables]  # before Keras 3.16 without "seq/"
     assert kernel in ("a/kernel", "seq/a/kernel")
     assert loaded.optimizer.weight_decays == {kernel: (0.0, 1e-4)}
+
+
+@pytest.mark.parametrize("given", [0, 1e-60, 1e-37])
+@pytest.mark.parametrize("rate", ["constant", "schedule"])
+def test_a_learning_rate_that_nobody_gave(given, rate):
+    """A damaged file: the rate over such a number would be no number, or an infinite factor."""
+    store = {}
+    saved = AdamW(1000.0, weight_decay=1e-3)
+    saved.build([variable("a/w")])
+    saved.save_own_variables(store)
+    layout = json.loads(store["layout"].tobytes())
+    layout["given"]["learning_rate"] = given
+    store["layout"] = np.frombuffer(json.dumps(layout).encode(), dtype=np.uint8)
+    learning_rate = 0.1 if rate == "constant" else CosineWarmRestarts(0.1, 10)
+    optimizer = AdamW(learning_rate, weight_decay=1e-3)
+    optimizer.build([variable("a/w")])
+    before = [np.array(v) for v in optimizer.variables]
+    with pytest.raises(ValueError, match="not as this package writes it"):
+        optimizer.load_own_variables(store)
+    for v, value in zip(optimizer.variables, before, strict=True):
+        np.testing.assert_array_equal(np.array(v), value)
+
+
+def test_the_average_of_a_variable_that_left_starts_at_it():
+    """The file is of a run without averages. The variable is frozen now, and thawed later."""
+    x, y = variable("x/w", 1.0), variable("y/w", 2.0)
+    saved = AdamW(weight_decay=1e-3)
+    saved.build([x, y])
+    store = {}
+    saved.save_own_variables(store)
+    optimizer = AdamW(weight_decay=1e-3, use_ema=True)
+    optimizer.build([x, y])
+    optimizer.build([x])
+    y.assign([5.0, 6.0])
+    with pytest.warns(UserWarning, match="Started fresh: average"):
+        optimizer.load_own_variables(store)
+    optimizer.build([x, y])
+    np.testing.assert_array_equal(np.array(optimizer.averages[1]), [5.0, 6.0])

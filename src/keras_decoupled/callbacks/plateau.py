@@ -31,8 +31,9 @@ class RestartOnPlateau(keras.callbacks.Callback):
         verbose: 1 prints a line at each restart. Default 0.
         mode: "min" if lower is better, "max" if higher is; "auto" (default) asks the metric.
         min_delta: by how much a value has to be better; ≥ 0. Default 1e-4.
-        cooldown: number of epochs after a restart that do not count; ≥ 0. Default 0. A restart
-            makes a loss rise at first, so give it some epochs to come down again.
+        cooldown: as in `ReduceLROnPlateau`: after a restart the next cooldown − 1 epochs do not
+            count; ≥ 0. Default 0. A restart makes a loss rise at first, so give it some epochs to
+            come down again.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -85,7 +86,7 @@ class RestartOnPlateau(keras.callbacks.Callback):
         self._waited = self._cooling = 0
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
-        """Restart if the metric has waited long enough."""
+        """Restart if the metric has not got better for `patience` epochs."""
         if logs.get(self.monitor) is None:
             warnings.warn(
                 f"`RestartOnPlateau` looks at '{self.monitor}', which this epoch did not give. "

@@ -48,7 +48,7 @@ def batches_seen(optimizer: Scheduled) -> int:
 
 
 def batches_at_end(optimizer: Scheduled) -> float:
-    """Return how many it will have seen after its cycle's last update, infinity if there is none."""
+    """Return what `batches_seen` will be after the cycle's last update, infinity after the only cycle."""
     each = optimizer.gradient_accumulation_steps or 1
     return (batches_seen(optimizer) // each + _updates_left(optimizer)) * each
 

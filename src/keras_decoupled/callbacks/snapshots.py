@@ -148,7 +148,7 @@ class SnapshotEnsemble(keras.callbacks.Callback):
             for path in reversed(self.files()):
                 try:
                     self.model.load_weights(path)
-                except ValueError:
+                except (ValueError, OSError, KeyError):  # or no file of Keras, or half of one
                     break
                 seen = batches_seen(optimizer)
                 if not now < seen <= last:

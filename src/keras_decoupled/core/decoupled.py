@@ -116,8 +116,10 @@ class Decoupled(Configured):
     def build(self, variables: Sequence[Any]) -> None:
         """Create the state of these variables; called again, known ones keep what they have."""
         variables = list(variables)
+        self._slots.begin_build()
         keys = check_variables(variables, self.key_of)
         if self.built and keys == self._slots.keys:
+            self._slots.note_what_is_frozen()
             return
         rows, unclaimed = self._rules.resolve(variables)
         table = Table(rows, settable=self._given_decay is not None)
@@ -164,7 +166,12 @@ class Decoupled(Configured):
             grads = list(map(dense, grads, variables, self._gradient_specs(variables)))
         update = self._fast_update
         before = update and update.version()
-        super().apply(grads, trainable_variables)
+        # Keras asks for the rate at each update, and nothing but a callable one is taken from it.
+        self._rate_unused = not isinstance(self._timing.rate, CallableRate)
+        try:
+            super().apply(grads, trainable_variables)
+        finally:
+            self._rate_unused = False
         if update:
             update.note_increment(before)
 
@@ -178,6 +185,20 @@ class Decoupled(Configured):
         numbers = self.numbers(self._on_tensors, rate)
         self.update_each(grads, variables, numbers)
         self.end_of_update(numbers.scalars, self._on_tensors)
+
+    def accumulate(self, grads: Sequence[Any], accumulators: Sequence[Any]) -> None:
+        """Add the gradients of a micro-batch, on torch all at once."""
+        if self.fast and self._fast_update is not None and self._fast_update.usable():
+            self._fast_update.accumulate(grads, accumulators)
+        else:
+            super().accumulate(grads, accumulators)
+
+    def empty(self, accumulators: Sequence[Any]) -> None:
+        """Set all gradient accumulators to 0, on torch all at once."""
+        if self.fast and self._fast_update is not None and self._fast_update.usable():
+            self._fast_update.empty(accumulators)
+        else:
+            super().empty(accumulators)
 
     def numbers(self, on: Any, learning_rate: Any) -> Numbers:
         """Compute what the whole update shares, with tensors or, on torch, with floats of the host.
@@ -223,8 +244,14 @@ class Decoupled(Configured):
         rate, scalars = cast(numbers.rates[entry.places.rate]), tuple(map(cast, numbers.scalars))
         decay, reference = entry.row.decay, entry.reference
         gradient = cast(gradient)
-        step_in_place = self.fast and decay.linear and entry.master is None and self._fast_step
-        if step_in_place and step_in_place.usable(variable, gradient):
+        step_in_place = self._fast_step
+        if (
+            step_in_place
+            and self.fast
+            and decay.linear
+            and entry.master is None
+            and step_in_place.usable(variable, gradient)
+        ):
             if l1 is not None:
                 self.assign(variable, decayed(theta, ops.zeros_like(theta), decay, l2, l1))
             elif l2 is not None:

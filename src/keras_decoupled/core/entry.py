@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,11 @@ from keras_decoupled.saving.state import ACCUMULATOR
 AVERAGE = "average"  # Keras' name of its moving averages
 MASTER = "master"  # the float32 copy of a variable that has less precision
 REFERENCE = "reference"  # the initial value, which some decays go towards
+
+
+def name_of_user(name: str) -> str:
+    """Return the name under which a slot is known that a user's class makes: none of ours."""
+    return f"{name}#0" if name in (AVERAGE, MASTER, REFERENCE) else name
 
 
 @dataclasses.dataclass
@@ -40,7 +46,8 @@ class Slots:
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
-        self._slots: dict[tuple[Any, str | None], Any] = {}
+        self._slots: dict[tuple[Any, str], Any] = {}
+        self._requests: Counter[tuple[Any, str]] = Counter()  # in this build
         self.scalars: dict[str, Any] = {}  # a stock class's own variables that are of no variable
         self._owners: dict[Any, Any] = {}  # by key, which may be an id: so hold on to the variable
 
@@ -49,7 +56,17 @@ class Slots:
         """The keys of the last build's variables."""
         return [entry.key for entry in self.entries]
 
-    def get(self, key: Any, name: str | None) -> Any:
+    def begin_build(self) -> None:
+        """Count the requests for slots anew."""
+        self._requests.clear()
+
+    def name_of_request(self, key: Any, name: str) -> str:
+        """Return the name of the slot that is asked for: of two "velocity", "velocity#1" is the second."""
+        place = self._requests[key, name]
+        self._requests[key, name] += 1
+        return f"{name}#{place}" if place else name
+
+    def get(self, key: Any, name: str) -> Any:
         """Return a slot that was made already, or None."""
         return self._slots.get((key, name))
 
@@ -57,7 +74,7 @@ class Slots:
         """Return the ids of all that is known here."""
         return set(map(id, (*self._slots.values(), *self.scalars.values())))
 
-    def add(self, variable: Any, key: Any, name: str | None, slot: Any) -> None:
+    def add(self, variable: Any, key: Any, name: str, slot: Any) -> None:
         """Remember a slot."""
         self._slots[key, name] = slot
         self._owners[key] = variable
@@ -84,6 +101,11 @@ class Slots:
             )
         ]
 
+    def note_what_is_frozen(self) -> None:
+        """Note which variables are frozen where a build is asked for and nothing new is there."""
+        for entry in self.entries:
+            entry.trainable = bool(entry.variable.trainable)
+
     def in_order(self, names: Sequence[str]) -> list[Any]:
         """Return all slots in an order that depends on the last build's variables alone.
 
@@ -91,16 +113,22 @@ class Slots:
         optimizer's own slots.
         """
         fixed = {AVERAGE, ACCUMULATOR, *names, MASTER, REFERENCE}
-        others = {name for _, name in self._slots if name is not None} - fixed
+        others = {name for _, name in self._slots} - fixed
         names = [AVERAGE, ACCUMULATOR, *names, *sorted(others), MASTER, REFERENCE]
         built = dict.fromkeys(self.keys)
         left = [key for key in self._owners if key not in built]
         found = [
             self._slots.get((key, name)) for keys in (built, left) for name in names for key in keys
         ]
-        known = [slot for slot in found if slot is not None]
-        rest = set(map(id, known))  # a user may have added slots without a name
-        return [*known, *(slot for slot in self._slots.values() if id(slot) not in rest)]
+        return [slot for slot in found if slot is not None]
+
+    def by_label(self) -> dict[str, Any]:
+        """Return the model's variables by their labels in `layout`, those that left too."""
+        return {label: self._owners[key] for key, label in self._labels().items()}
+
+    def _labels(self) -> dict[Any, str]:
+        keys = [*dict.fromkeys([*self.keys, *self._owners])]  # those of the last build first
+        return dict(zip(keys, labels([path_of(self._owners[key]) for key in keys]), strict=True))
 
     def layout(self, variables: Sequence[Any]) -> dict[str, Any]:
         """Return what the optimizer's variables are.
@@ -109,14 +137,11 @@ class Slots:
         build; `variables` is [name, label or None] of each optimizer variable.
         """
         built = self.keys
-        known = set(built)
-        keys = [*built, *(key for key in self._owners if key not in known)]
-        names = labels([path_of(self._owners[key]) for key in keys])
-        label_of = dict(zip(keys, names, strict=True))
-        entries = [
-            [name, list(self._owners[key].shape)] for key, name in zip(keys, names, strict=True)
-        ]
-        slots = {id(slot): [name, label_of[key]] for (key, name), slot in self._slots.items()}
+        label_of = self._labels()
+        entries = [[name, list(self._owners[key].shape)] for key, name in label_of.items()]
+        slots: dict[int, list[Any]] = {
+            id(slot): [name, label_of[key]] for (key, name), slot in self._slots.items()
+        }
         slots |= {id(scalar): [name, None] for name, scalar in self.scalars.items()}
         return {
             "built": entries[: len(built)],

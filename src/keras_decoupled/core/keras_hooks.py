@@ -38,6 +38,24 @@ class KerasHooks(keras.optimizers.Optimizer):
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
         """Do nothing: Keras' own decay is multiplied by the learning rate."""
 
+    def _backend_increment_gradient_accumulators(
+        self, grads: Sequence[Any], acc_grads: Sequence[Any]
+    ) -> None:
+        """Keras has code for many torch tensors at once in its own classes alone."""
+        self.accumulate(grads, acc_grads)
+
+    def accumulate(self, grads: Sequence[Any], accumulators: Sequence[Any]) -> None:
+        """Add the gradients of a micro-batch."""
+        super()._backend_increment_gradient_accumulators(grads, accumulators)
+
+    def _backend_reset_gradient_accumulators(self) -> None:
+        """As above."""
+        self.empty(self._accumulated_gradients)
+
+    def empty(self, accumulators: Sequence[Any]) -> None:
+        """Set all gradient accumulators to 0."""
+        super()._backend_reset_gradient_accumulators()
+
     def _update_model_variables_moving_average(self, trainable_variables: Sequence[Any]) -> None:
         """Keras averages in the variable's precision, where a momentum of 0.999 can be 1."""
         self.update_averages(trainable_variables)
@@ -75,7 +93,10 @@ class KerasHooks(keras.optimizers.Optimizer):
         return key in self._trainable_variables_indices
 
     def build_keras(self, variables: Sequence[Any]) -> None:
-        """Have Keras build, again too: it only adds to what it knows, and stock classes stop."""
+        """Have Keras build, also a second time.
+
+        Its `build` only adds to its index, and stock classes return at once where `built` is True.
+        """
         self._trainable_variables_indices: dict[Any, int] = {}
         self.built = False
         super().build(variables)
@@ -95,9 +116,11 @@ class KerasHooks(keras.optimizers.Optimizer):
         """The variable that counts calls of `apply`: micro-batches, under accumulation."""
         return self._iterations
 
-    def forget(self, variable: Any) -> None:
-        """Leave a variable out of `variables`; `set_order` has to follow."""
-        self._untrack_variable(variable)
+    def forget(self, variables: Sequence[Any]) -> None:
+        """Leave these out of `variables`. Keras' own way looks through all for each of them."""
+        ids = set(map(id, variables))
+        self._tracker.stored_ids["variables"] -= ids
+        self.set_order([variable for variable in self.variables if id(variable) not in ids])
 
     def use_rate_variable(self, variable: Any) -> None:
         """Have this variable where Keras keeps a constant learning rate."""

@@ -41,7 +41,7 @@ class OnTensors:
         return self.number(function(count))
 
     def number(self, value: Any) -> Any:
-        """Return a number of the step's precision; Python's are exact in any."""
+        """Return a tensor of the step's precision; a Python float stays one, which is exact in any."""
         # TensorFlow's cast of a Python number to float64 goes through float32.
         return value if isinstance(value, float) else ops.cast(value, self.dtype)
 

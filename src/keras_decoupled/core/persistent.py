@@ -14,7 +14,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_decoupled.core.entry import AVERAGE, MASTER, REFERENCE, Slots
+from keras_decoupled.core.entry import AVERAGE, MASTER, REFERENCE, Slots, name_of_user
 from keras_decoupled.core.gradients import LOW_PRECISION, GradientSpec
 from keras_decoupled.core.scheduled import Scheduled
 from keras_decoupled.saving import state
@@ -34,18 +34,32 @@ class Persistent(Scheduled):
     ) -> Any:
         """Add a variable's slot of that name, or return the one that an earlier build made."""
         key = self.key_of(reference_variable)
+        known_as = self._slots.name_of_request(key, name or "var")  # as Keras calls it without one
+        if known_as == AVERAGE and self.use_ema:  # Keras' own request comes first
+            return self._add_own_slot(reference_variable, AVERAGE)
+        known_as = name_of_user(known_as)
+        slot = self._slots.get(key, known_as)
+        if slot is None:
+            slot = super().add_variable_from_reference(reference_variable, name, initializer)
+            self._slots.add(reference_variable, key, known_as, slot)
+        return slot
+
+    def _add_own_slot(self, variable: Any, name: str) -> Any:
+        """Add an average, a master copy or a reference, or return the one of an earlier build."""
+        key = self.key_of(variable)
         slot = self._slots.get(key, name)
         if slot is None:
-            scope = contextlib.nullcontext()
-            if name in (AVERAGE, REFERENCE):
-                initializer = lambda shape, dtype=None: copied(reference_variable, dtype)  # noqa: E731
-                # Keras starts an average at its variable in update 0 alone: too late for one that
-                # is new after it. A traced TensorFlow step cannot read the variable: what is made
-                # in this scope starts outside the trace, when the scope ends.
+            scope: Any = contextlib.nullcontext()
+            initializer: Any = "zeros"
+            if name != MASTER:  # whose value counts only while it rounds to the variable
+                # Keras sets an average to its variable in update 0 only; one made later would stay
+                # at 0. A traced TensorFlow step cannot read the variable, but what is made in a
+                # StatelessScope gets its value when the scope ends, outside the trace.
+                initializer = lambda shape, dtype=None: copied(variable, dtype)  # noqa: E731
                 scope = keras.StatelessScope()
             with scope:
-                slot = super().add_variable_from_reference(reference_variable, name, initializer)
-            self._slots.add(reference_variable, key, name, slot)
+                slot = super().add_variable_from_reference(variable, name, initializer)
+            self._slots.add(variable, key, name, slot)
         return slot
 
     def add_variable(
@@ -69,9 +83,9 @@ class Persistent(Scheduled):
         self.add_optimizer_variables(variables, list(self.slot_names))
         for variable, decay in zip(variables, decays, strict=True):
             if keras.backend.standardize_dtype(variable.dtype) in LOW_PRECISION:
-                self.add_variable_from_reference(variable, name=MASTER)
+                self._add_own_slot(variable, MASTER)
             if decay.towards == "initial":
-                self.add_variable_from_reference(variable, name=REFERENCE)
+                self._add_own_slot(variable, REFERENCE)
 
     @property
     def slot_names(self) -> tuple[str, ...]:
@@ -156,7 +170,10 @@ class Persistent(Scheduled):
     def overwrite_with_averages(self, variables: Sequence[Any]) -> None:
         """Set each variable to its own average, cast to the variable's precision."""
         for variable in variables:
-            average = self.averages[self.index_of(variable)]
+            known = self.knows(
+                self.key_of(variable)
+            )  # not one that was unfrozen after the last update
+            average = self.averages[self.index_of(variable)] if known else None
             if average is not None:
                 # A copy: JAX cannot donate one buffer to two variables in the next step.
                 self.assign(variable, ops.cast(ops.copy(average), variable.dtype))
@@ -193,11 +210,10 @@ class Persistent(Scheduled):
         if loaded is None:
             return
         self._take_settings(loaded.settings)
-        by_label = {entry.row.path: entry for entry in self._slots.entries}
-        for variable, name, label in loaded.fresh:
-            if name in (AVERAGE, REFERENCE) and label in by_label:
-                entry = by_label[label]
-                variable.assign(copied(entry.variable, variable.dtype))
+        copies = [(v, label) for v, name, label in loaded.fresh if name in (AVERAGE, REFERENCE)]
+        owners = self._slots.by_label() if copies else {}
+        for variable, label in copies:
+            variable.assign(copied(owners[label], variable.dtype))
 
     def _layout(self) -> dict[str, Any]:
         return self._slots.layout(self.variables) | {"given": self._given_settings()}

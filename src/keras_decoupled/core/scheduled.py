@@ -26,6 +26,13 @@ from keras_decoupled.schedule.rates import (
 from keras_decoupled.schedule.stable import NEVER
 from keras_decoupled.schedule.timing import Timing
 
+_NOT_HERE = (
+    "The optimizer's state is not here: inside an epoch, Keras' `fit` on JAX keeps it outside the "
+    "optimizer. In a callback go through `self.model.optimizer`, which brings it back first. A "
+    "loss or a metric cannot read it on JAX: log it from a callback, in on_epoch_end or "
+    "on_train_batch_end."
+)
+
 
 class Scheduled(KerasHooks):
     """A Keras optimizer whose rate is r·schedule(s), whatever the schedule."""
@@ -48,6 +55,7 @@ class Scheduled(KerasHooks):
         if isinstance(timing.rate, StableRate):
             self._decay_start = self._add_scalar("decay_start", NEVER, "int")
         self._warned_of_peak = False
+        self._rate_unused = False  # whoever asks for the rate now throws it away
 
     def _add_scalar(self, name: str, value: float, dtype: str) -> Any:
         # Like `iterations`: under tf.distribute every replica computes the same scalar.
@@ -68,9 +76,11 @@ class Scheduled(KerasHooks):
 
     def _counts(self, on: Any) -> tuple[Any, Any]:
         """Return k and s of the next update."""
-        self._check_state()
-        updates = on.count(self.update_counter) // (self.gradient_accumulation_steps or 1)
-        return updates, updates - on.count(self._cycle_start)
+        try:
+            updates = on.count(self.update_counter) // (self.gradient_accumulation_steps or 1)
+            return updates, updates - on.count(self._cycle_start)
+        except (TypeError, AttributeError) as error:
+            raise RuntimeError(_NOT_HERE) from error
 
     def _factor(self, on: Any) -> Any:
         """Return r."""
@@ -92,12 +102,7 @@ class Scheduled(KerasHooks):
         try:
             ops.convert_to_tensor(self.update_counter)
         except (TypeError, AttributeError) as error:  # the variable holds no value
-            raise RuntimeError(
-                "The optimizer's state is not here: inside an epoch, Keras' `fit` on JAX keeps it "
-                "outside the optimizer. In a callback go through `self.model.optimizer`, which "
-                "brings it back first. A loss or a metric cannot read it on JAX: log it from a "
-                "callback, in on_epoch_end or on_train_batch_end."
-            ) from error
+            raise RuntimeError(_NOT_HERE) from error
 
     @property
     def learning_rate(self) -> Any:
@@ -106,6 +111,8 @@ class Scheduled(KerasHooks):
         Where a number was given, a `keras.Variable`, as in stock Keras. Under a schedule a tensor,
         r·schedule(s); setting it moves r, and with it the whole schedule.
         """
+        if self._rate_unused:
+            return self._rate
         self._check_state()
         if self._constant_rate:
             return self._rate

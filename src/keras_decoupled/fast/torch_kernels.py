@@ -29,9 +29,9 @@ class Kernel:
     def end(self, complete: bool) -> None:
         """Do what is left to do; `complete` means that all variables of the update were here."""
 
-    sign = 1.0  # −1: add the step, and do not subtract it
-
-    def step(self, theta: Tensors, g: Tensors, slots: Slots, rate: float, l2: float) -> None:
+    def step(
+        self, theta: Tensors, g: Tensors, slots: Slots, rate: float, l2: float, sign: float = 1.0
+    ) -> None:
         """θ ← θ − l2·θ − sign·step; `l2` is 0 where `rate` is or the sign is −1."""
         raise NotImplementedError
 
@@ -50,6 +50,7 @@ class _Adam(Kernel):
         slots: Slots,
         rate: float,
         l2: float,
+        sign: float,
         beta_1: float,
         epsilon: float,
     ) -> None:
@@ -65,7 +66,7 @@ class _Adam(Kernel):
             v,
             v_max[0] if v_max else [],
             [count] * len(theta),
-            lr=self.sign * rate,
+            lr=sign * rate,
             beta1=beta_1,
             beta2=self.optimizer.beta_2,
             weight_decay=l2 / rate if rate != 0 else 0.0,
@@ -78,10 +79,12 @@ class _Adam(Kernel):
 class _AdamW(_Adam):
     """Keras' ε is added to √v before the correction."""
 
-    def step(self, theta: Tensors, g: Tensors, slots: Slots, rate: float, l2: float) -> None:
+    def step(
+        self, theta: Tensors, g: Tensors, slots: Slots, rate: float, l2: float, sign: float = 1.0
+    ) -> None:
         _, root = self.scalars
         epsilon = self.optimizer.epsilon / root
-        self.adam(theta, g, slots, rate, l2, self.optimizer.beta_1, epsilon)
+        self.adam(theta, g, slots, rate, l2, sign, self.optimizer.beta_1, epsilon)
 
 
 class _NadamW(_Adam):
@@ -91,12 +94,14 @@ class _NadamW(_Adam):
     kernel makes m of it: m = n + (b/a)·(n − g).
     """
 
-    def step(self, theta: Tensors, g: Tensors, slots: Slots, rate: float, l2: float) -> None:
+    def step(
+        self, theta: Tensors, g: Tensors, slots: Slots, rate: float, l2: float, sign: float = 1.0
+    ) -> None:
         a, b, *_ = self.scalars
         beta_1 = a * self.optimizer.beta_1 / (a + b)
         # Adam's correction is undone: Nadam has its own, in a and b.
         rate = rate * (a + b) * (1.0 if beta_1 == 0 else -math.expm1(self.i * math.log(beta_1)))
-        self.adam(theta, g, slots, rate, l2, beta_1, self.optimizer.epsilon)
+        self.adam(theta, g, slots, rate, l2, sign, beta_1, self.optimizer.epsilon)
         # If β1 ≈ 0, n and m differ by less than 2⁻¹²: skip the second pass.
         if beta_1 > 2**-12:
             _sgd(slots[0], g, b / a, -1.0)
@@ -109,15 +114,17 @@ class _SGDW(Kernel):
     decay in.
     """
 
-    def step(self, theta: Tensors, g: Tensors, slots: Slots, rate: float, l2: float) -> None:
+    def step(
+        self, theta: Tensors, g: Tensors, slots: Slots, rate: float, l2: float, sign: float = 1.0
+    ) -> None:
         momentum, nesterov = self.optimizer.momentum, self.optimizer.nesterov
         if not slots:
-            _sgd(theta, g, self.sign * rate, l2 / rate if rate != 0 else 0.0)
+            _sgd(theta, g, sign * rate, l2 / rate if rate != 0 else 0.0)
             return
         (buf,) = slots
         if l2 == 0 and not nesterov and rate > _FOR_DAMPENING and theta[0].dtype == torch.float32:
             # The kernel's own momentum does here, in one pass: buf ← momentum·buf + (1 − dampening)·g
-            _sgd(theta, g, -self.sign, 0.0, buf, momentum, 1 + rate)
+            _sgd(theta, g, -sign, 0.0, buf, momentum, 1 + rate)
             return
         if rate > TINY:  # buf ← momentum·buf − rate·g
             _sgd(buf, g, rate, (1 - momentum) / rate)
@@ -125,10 +132,10 @@ class _SGDW(Kernel):
             torch._foreach_mul_(buf, momentum)
             torch._foreach_add_(buf, g, alpha=-rate)
         if not (nesterov and momentum):  # θ ← θ − l2·θ + buf
-            _sgd(theta, buf, -self.sign, -l2)
+            _sgd(theta, buf, -sign, -l2)
         else:  # θ ← θ − l2·θ + momentum·buf − rate·g
-            _sgd(theta, buf, -self.sign * momentum, -l2 / momentum)
-            _sgd(theta, g, self.sign * rate, 0.0)
+            _sgd(theta, buf, -sign * momentum, -l2 / momentum)
+            _sgd(theta, g, sign * rate, 0.0)
 
 
 KERNELS = {"adamw": _AdamW, "nadamw": _NadamW, "sgdw": _SGDW}

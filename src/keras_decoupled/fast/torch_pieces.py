@@ -55,7 +55,7 @@ class _Piece:
         if self.part is not None:
             own = [own[0].view(-1)[self.part]]
         self.whole.zero_()
-        kernel.step(self.steps, own, self.slots, rate, 0.0)
+        kernel.step(self.steps, own, self.slots, rate, 0.0, sign=-1.0)
         reference = self.reference and _joined(self.reference)
         theta = _joined(self.flat)
         new = decayed(theta, self.whole, decay, l2, l1, reference, using=_InPlace)
@@ -86,10 +86,8 @@ class Pieces:
         self, kernel: Kernel, gradients: Tensors, rate: float, decay: Decay, l2: Any, l1: Any
     ) -> None:
         """Update the variables by the kernel's step and the decay."""
-        kernel.sign = -1.0
         for piece in self._pieces:
             piece.update(kernel, gradients, rate, decay, l2, l1)
-        kernel.sign = 1.0
 
 
 def _cuts(tensors: Tensors, limit: int) -> Iterator[tuple[list[int], slice | None]]:

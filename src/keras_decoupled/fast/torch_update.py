@@ -32,11 +32,12 @@ _in_stateless_scope = sys.modules[keras.StatelessScope.__module__].in_stateless_
 _PLAIN = {torch.Tensor, torch.nn.Parameter}  # a subclass may give operations another meaning
 _signature = operator.attrgetter("__class__", "layout", "dtype", "device", "shape")
 _DEVICES = ("cpu", "cuda")
-# A fused kernel calls all threads together for each tensor. Up to so many elements they take longer
-# to meet than one of them takes to do it alone.
+# A fused kernel wakes all threads for each tensor. Up to this many elements one thread alone is
+# faster.
 _SMALL = 2**12
 # Only with OpenMP may the number of threads change.
 _OPENMP = "ATen parallel backend: OpenMP" in torch.__config__.parallel_info()
+_PIECE = 2**16  # elements of a variable below float32 that are compared at a time
 _PLANS = 8  # kept: a model whose gradients are missing here and there has some lists of variables
 
 
@@ -54,12 +55,15 @@ class Group:
         self.theta, self.slots = theta, tuple(slots)
         self.small = all(map(_small, theta))
         self._pieces: Pieces | None = None
+        self._memory: list[int] = []  # where θ was when it was cut
 
     @property
     def pieces(self) -> Pieces:
         """The tensors cut into pieces, for decays that the kernels do not know."""
-        if self._pieces is None:
+        memory = [tensor.data_ptr() for tensor in self.theta]
+        if self._pieces is None or memory != self._memory:  # `p.data = x` puts other memory there
             self._pieces = Pieces(self.theta, self.slots, self.reference)
+            self._memory = memory
         return self._pieces
 
     def update(self, kernel: Kernel, gradients: Tensors, rate: float, l2: Any, l1: Any) -> None:
@@ -83,6 +87,7 @@ class Plan:
         self._thetas: list[Any] = []
         self._low: Tensors = []  # variables below float32
         self._masters: Tensors = []  # and their copies in float32, which the kernels update
+        self._rounded: torch.Tensor | None = None
         groups: defaultdict[Any, list[tuple[int, Any, Tensors]]] = defaultdict(list)
         seen = set()
         for position, variable in enumerate(variables):
@@ -98,8 +103,8 @@ class Plan:
             if index in seen or any(holder is None for holder in holders):
                 continue
             seen.add(index)
-            # The attribute and not `.value`, which costs a microsecond per variable: what that
-            # adds (stateless scopes, autocast) `usable` asks once per update.
+            # The attribute and not `.value`, which costs a microsecond per variable. A stateless
+            # scope, where the two differ, is refused by `usable`; an update has no autocast.
             tensors = [holder._value for holder in holders]
             self._holders += holders
             self._tensors += tensors
@@ -141,8 +146,20 @@ class Plan:
     def read_low(self) -> None:
         """Bring the float32 copies up to date: whoever assigns to a variable is obeyed."""
         for theta, master in zip(self._low, self._masters, strict=True):
-            valid = master.to(theta.dtype) == theta
-            torch.where(valid, master, theta.to(master.dtype), out=master)
+            if theta.device.type == "cpu":
+                self._read_in_pieces(theta.view(-1), master.view(-1))
+            else:  # to ask a GPU whether it has to be done would be to wait for it
+                _read(theta, master)
+
+    def _read_in_pieces(self, theta: torch.Tensor, master: torch.Tensor) -> None:
+        """Almost always there is nothing to do, and to see that in the cache takes the least time."""
+        for part, copy in zip(theta.split(_PIECE), master.split(_PIECE), strict=True):
+            if self._rounded is None or self._rounded.dtype != theta.dtype:
+                self._rounded = torch.empty(_PIECE, dtype=theta.dtype)
+            rounded = self._rounded[: len(part)].copy_(copy)
+            # Bits, which are compared faster than numbers.
+            if not torch.equal(rounded.view(torch.int16), part.view(torch.int16)):
+                _read(part, copy)
 
     def write_low(self) -> None:
         """Round the float32 copies to their variables."""
@@ -200,6 +217,16 @@ class FastUpdate:
             optimizer.end_of_update(numbers.scalars, self._on)
         return rest
 
+    @torch.no_grad()
+    def accumulate(self, grads: Sequence[Any], accumulators: Sequence[Any]) -> None:
+        """Add each gradient to its accumulator."""
+        torch._foreach_add_([a._value for a in accumulators], list(grads))
+
+    @torch.no_grad()
+    def empty(self, accumulators: Sequence[Any]) -> None:
+        """Set the accumulators to 0."""
+        torch._foreach_zero_([a._value for a in accumulators])
+
     def _plan(self, variables: Sequence[Any]) -> Plan:
         key = tuple(map(id, variables))  # the optimizer keeps them, and their ids
         plan = self._plans.get(key)
@@ -231,6 +258,11 @@ def make(optimizer: Any) -> FastUpdate | None:
 
         return FastUpdate(optimizer, Foreach(optimizer, step), ForeachGroup)
     return None
+
+
+def _read(theta: torch.Tensor, master: torch.Tensor) -> None:
+    """Set the copy to its variable wherever it does not round to that."""
+    torch.where(master.to(theta.dtype) == theta, master, theta.to(master.dtype), out=master)
 
 
 def _small(tensor: torch.Tensor) -> bool:

@@ -17,7 +17,7 @@ from keras import ops
 
 from keras_decoupled.core.arguments import KERAS_ARGUMENTS
 from keras_decoupled.core.decoupled import Decoupled
-from keras_decoupled.core.entry import Entry
+from keras_decoupled.core.entry import Entry, name_of_user
 from keras_decoupled.core.from_keras import paired
 from keras_decoupled.core.gradients import LOW_PRECISION
 from keras_decoupled.core.scheduled import as_number
@@ -204,17 +204,19 @@ class Stock(Decoupled):
         """
         keys = list(map(self.key_of, variables))
         found = set()
+        again: list[Any] = []  # made anew though it was there
         for attribute, value in list(self.__dict__.items()):
             if id(value) in made:
                 found.add(id(value))
-                setattr(self, attribute, self._scalar(attribute, value))
+                setattr(self, attribute, self._scalar(attribute, value, again))
             elif _is_slots(value, len(keys), made) and self.update_counter is not value[0]:
                 found.update(map(id, value))
                 slots = [
-                    self._slot(attribute, variable, key, slot) if id(slot) in made else slot
+                    self._slot(attribute, variable, key, slot, again) if id(slot) in made else slot
                     for variable, key, slot in zip(variables, keys, value, strict=True)
                 ]
                 setattr(self, attribute, slots)
+        self.forget(again)
         rest = [variable for variable in made.values() if id(variable) not in found]
         if rest and self._slots.entries:
             raise ValueError(
@@ -226,21 +228,22 @@ class Stock(Decoupled):
         for i, variable in enumerate(rest):
             self._slots.scalars[f"variable_{i}"] = variable
 
-    def _scalar(self, name: str, new: Any) -> Any:
+    def _scalar(self, name: str, new: Any, again: list[Any]) -> Any:
         old = self._slots.scalars.get(name)
         if old is None and keras.backend.standardize_dtype(new.dtype) in LOW_PRECISION:
             old = self._add_scalar(name, as_number(new), "float32")
         if old is not None:
-            self.forget(new)
+            again.append(new)
         self._slots.scalars[name] = new if old is None else old
         return self._slots.scalars[name]
 
-    def _slot(self, name: str, variable: Any, key: Any, new: Any) -> Any:
+    def _slot(self, name: str, variable: Any, key: Any, new: Any, again: list[Any]) -> Any:
+        name = name_of_user(name)
         old = self._slots.get(key, name)
         if old is None:
             self._slots.add(variable, key, name, new)
             return new
-        self.forget(new)
+        again.append(new)
         return old
 
 

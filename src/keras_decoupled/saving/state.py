@@ -22,6 +22,7 @@ VERSION = 1  # of the layout
 ACCUMULATOR = "gradient_accumulator"  # Keras' name of its gradient accumulators
 # Settable numbers. They are relative to what the optimizer was made with: see `_settings`.
 _SETTINGS = ("learning_rate", "learning_rate_factor", "weight_decay")
+_LEAST_RATE = float(np.finfo("float32").tiny)  # what is divided by it stays a number
 # The least and the most that a scalar can be. A cycle that began before the first update has a
 # start below 0.
 _RANGES = {
@@ -35,7 +36,7 @@ class Loaded(NamedTuple):
     """What `load` did not assign itself."""
 
     settings: dict[str, Any]  # "learning_rate_factor": r; "weight_decay": (given, now); or None
-    fresh: list[tuple[Any, str, str | None]]  # (variable, name, label) that the file does not have
+    fresh: list[tuple[Any, str, Any]]  # (variable, name, label) that the file does not have
 
 
 def save(store: Any, variables: Sequence[Any], layout: dict[str, Any]) -> None:
@@ -46,7 +47,7 @@ def save(store: Any, variables: Sequence[Any], layout: dict[str, Any]) -> None:
         array = sum(part.numpy() for part in parts) if parts else variable.numpy()
         store[str(i)] = array
         lost |= bool(parts and len(parts) < _replicas(variable) and np.any(array))
-    if lost:  # to ask the other processes would wait forever where only one of them saves
+    if lost:  # not gathered from the other processes: where only one saves, it would wait forever
         warnings.warn(
             "The file has only this process' part of the gradients accumulated so far. Save where "
             "none are: after a multiple of gradient_accumulation_steps batches.",
@@ -72,7 +73,8 @@ def load(
         optimizer: the optimizer's name, for messages.
         built: whether the optimizer is built.
     """
-    if LAYOUT not in store.keys():  # noqa: SIM118 - Keras' stores have no `in`
+    present = set(store.keys())  # once: of a file in several shards it takes its time
+    if LAYOUT not in present:
         _warn_of_nothing(
             optimizer,
             "another optimizer wrote it, or a tool that left out what its arrays are. It starts "
@@ -97,10 +99,10 @@ def load(
         for name, label in entries
     ]
     values = [
-        None if source is None else _array(store, source, variable, entry)
+        None if source is None else _array(store, present, source, variable, entry)
         for variable, entry, source in zip(variables, entries, sources, strict=True)
     ]
-    settings = _settings(store, saved)
+    settings = _settings(store, present, saved)
     for variable, value in zip(variables, values, strict=True):
         if value is not None:
             variable.assign(value)
@@ -126,7 +128,7 @@ def _warn_of_nothing(optimizer: str, why: str) -> None:
     )
 
 
-def _settings(store: Any, saved: dict[str, Any]) -> dict[str, Any]:
+def _settings(store: Any, present: set[str], saved: dict[str, Any]) -> dict[str, Any]:
     """Return r, and λ as it was given and as it is now.
 
     So the state of a run at one learning rate goes on in an optimizer made with another: it brings
@@ -135,11 +137,17 @@ def _settings(store: Any, saved: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, float] = {}
     for i, entry in enumerate(saved["variables"]):
         if entry[1] is None and entry[0] in _SETTINGS:
-            found[entry[0]] = float(_array(store, i, np.zeros(()), entry))
+            found[entry[0]] = float(_array(store, present, i, np.zeros(()), entry))
     given = saved["given"]
     factor = found.get("learning_rate_factor")
     if "learning_rate" in found and given["learning_rate"] is not None:
-        factor = found["learning_rate"] / float(np.float32(given["learning_rate"]))
+        factor = checks.real(
+            "the saved learning rate over that of the saved optimizer",
+            found["learning_rate"] / float(np.float32(given["learning_rate"])),
+            minimum=0.0,
+            below=checks.FLOAT32,
+            cure=checks.OF_A_FILE,
+        )
     decay = None
     if "weight_decay" in found and given["weight_decay"] is not None:
         decay = (given["weight_decay"], found["weight_decay"])
@@ -173,9 +181,9 @@ def _read_layout(store: Any) -> dict[str, Any]:
     given = dict(
         zip(no_settings, checks.fields(f"{name}: given", given, [*no_settings]), strict=True)
     )
-    for key, number in given.items():
+    for (key, number), least in zip(given.items(), (_LEAST_RATE, 0.0), strict=True):
         if number is not None:
-            checks.real(f"{name}: given[{key!r}]", number, minimum=0.0, cure=checks.OF_A_FILE)
+            checks.real(f"{name}: given[{key!r}]", number, minimum=least, cure=checks.OF_A_FILE)
     return {
         "given": given,
         "built": each("built", _entry),
@@ -199,10 +207,12 @@ def _slot(name: str, entry: Any) -> list[Any]:
     return entry
 
 
-def _array(store: Any, source: int, variable: Any, entry: list[Any]) -> np.ndarray:
+def _array(
+    store: Any, present: set[str], source: int, variable: Any, entry: list[Any]
+) -> np.ndarray:
     """Return the saved value of an optimizer variable, once it is seen to fit."""
     wanted = str(variable.dtype)
-    found = str(source) in store.keys()  # noqa: SIM118 - Keras' stores have no `in`
+    found = str(source) in present
     array = np.asarray(store[str(source)] if found else None)
     fits = array.dtype.kind in ("b" if wanted == "bool" else "iu" if "int" in wanted else "fiu")
     if fits and entry[0] in _RANGES:
@@ -212,7 +222,7 @@ def _array(store: Any, source: int, variable: Any, entry: list[Any]) -> np.ndarr
         received = f"{array.dtype} of shape {array.shape}: {array!r:.100}" if found else "none"
         raise ValueError(
             f"The saved optimizer state must have an array of shape {tuple(variable.shape)} and "
-            f"type {wanted}, with a value that there can be, for {_names([entry])}. Received: "
+            f"type {wanted}, with a value in its range, for {_names([entry])}. Received: "
             f"{received}. The file is damaged: load the weights alone, load_model(compile=False)."
         )
     return array / _replicas(variable) if _parts(variable, entry[0]) else array
