@@ -28,7 +28,7 @@ if BACKEND == "torch":
     import torch
 
     from keras_decoupled import Decay
-    from keras_decoupled.fast import torch_pieces
+    from keras_decoupled.fast import torch_low_precision, torch_pieces
     from side_by_side import Sides, as_tensor, normal, variables_of
 
     def six_variables():
@@ -334,6 +334,7 @@ if BACKEND == "torch":
         every = keras_arguments.get("gradient_accumulation_steps", 1)
         with pytest.MonkeyPatch.context() as patch, grad_mode():
             patch.setattr(torch_pieces, "_ELEMENTS", {"cpu": piece})
+            patch.setattr(torch_low_precision, "_ELEMENTS", piece)
             values = [normal(shape, i) for i, shape in enumerate(shapes)]
             sides = Sides(optimizer, variables_of(*values, dtypes=dtypes))
             for k, rate in enumerate(rates):
@@ -500,3 +501,24 @@ if BACKEND == "torch":
         for _ in range(2):
             optimizer.apply([torch.ones(3)], variables)
         assert converted == []
+
+    @pytest.mark.parametrize("at", [0, 3, 6, 29])
+    def test_who_assigns_to_a_variable_below_float32_is_obeyed(at, monkeypatch):
+        """In any piece, of a long variable or of several short ones, of two types; the others keep their copies."""
+        monkeypatch.setattr(torch_low_precision, "_ELEMENTS", 4)
+        shapes = [(10,), (2, 3), (3,), (), (1, 2), (10,)]
+        dtypes = ["bfloat16", "bfloat16", "float16", "bfloat16", "bfloat16", "float16"]
+        values = [normal(shape, i) for i, shape in enumerate(shapes)]
+        sides = Sides(lambda: make("adamw"), variables_of(*values, dtypes=dtypes))
+        sides.step([normal(shape, 9) for shape in shapes])
+
+        def assign(_, variables):
+            flat = torch.cat([v.value.detach().float().view(-1) for v in variables])
+            flat[at] = 0.75
+            parts = flat.split([v.value.numel() for v in variables])
+            for v, part in zip(variables, parts, strict=True):
+                v.assign(part.view(v.shape))
+
+        sides.do(assign)
+        sides.step([normal(shape, 10) for shape in shapes])
+        sides.step([normal(shape, 11) for shape in shapes])

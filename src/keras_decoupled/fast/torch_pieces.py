@@ -79,7 +79,7 @@ class Pieces:
         lists = [theta, *slots, *([] if reference is None else [reference])]
         self._pieces = [
             _Piece(members, part, lists, buffer, reference is not None)
-            for members, part in _cuts(theta, limit)
+            for members, part in cuts(theta, limit)
         ]
 
     def update(
@@ -90,7 +90,7 @@ class Pieces:
             piece.update(kernel, gradients, rate, decay, l2, l1)
 
 
-def _cuts(tensors: Tensors, limit: int) -> Iterator[tuple[list[int], slice | None]]:
+def cuts(tensors: Tensors, limit: int) -> Iterator[tuple[list[int], slice | None]]:
     """Yield the positions of a piece's tensors, and the part where it is one of a long tensor."""
     batch: list[int] = []
     size = 0

@@ -24,6 +24,7 @@ from keras_decoupled.decay.kinds import Decay
 from keras_decoupled.decay.table import Places
 from keras_decoupled.fast.torch_host_copy import OnHost, version_of
 from keras_decoupled.fast.torch_kernels import KERNELS, TINY, Kernel, Tensors
+from keras_decoupled.fast.torch_low_precision import LowPrecision
 from keras_decoupled.fast.torch_pieces import Pieces
 
 # Keras exports the scope but not this question, and what is written in a scope is not written to
@@ -37,7 +38,6 @@ _DEVICES = ("cpu", "cuda")
 _SMALL = 2**12
 # Only with OpenMP may the number of threads change.
 _OPENMP = "ATen parallel backend: OpenMP" in torch.__config__.parallel_info()
-_PIECE = 2**16  # elements of a variable below float32 that are compared at a time
 _PLANS = 8  # kept: a model whose gradients are missing here and there has some lists of variables
 
 
@@ -85,16 +85,14 @@ class Plan:
         self._tensors: Tensors = []  # which they hold
         self._expected: list[Any] = []  # signature of each gradient; None: not to be fused
         self._thetas: list[Any] = []
-        self._low: Tensors = []  # variables below float32
-        self._masters: Tensors = []  # and their copies in float32, which the kernels update
-        self._rounded: torch.Tensor | None = None
+        low: defaultdict[Any, LowPrecision] = defaultdict(LowPrecision)
         groups: defaultdict[Any, list[tuple[int, Any, Tensors]]] = defaultdict(list)
         seen = set()
         for position, variable in enumerate(variables):
             index = optimizer.index_of(variable)
             entry = optimizer._slots.entries[index]
-            low = entry.master is not None
-            holders = [variable, entry.master, *entry.slots] if low else [variable, *entry.slots]
+            copied = entry.master is not None
+            holders = [variable, entry.master, *entry.slots] if copied else [variable, *entry.slots]
             if entry.reference is not None and entry.row.decay.towards == "initial":
                 holders.append(entry.reference)
             self._expected.append(None)
@@ -108,7 +106,7 @@ class Plan:
             tensors = [holder._value for holder in holders]
             self._holders += holders
             self._tensors += tensors
-            own, tensors = tensors[0], tensors[low:]
+            own, tensors = tensors[0], tensors[copied:]
             theta = tensors[0]
             kind = (theta.dtype, theta.device)
             fused = theta.device.type in _DEVICES and theta.dtype in (torch.float32, torch.float64)
@@ -118,12 +116,12 @@ class Plan:
             self._expected[-1] = (torch.Tensor, torch.strided, *kind, theta.shape)
             self._thetas[-1] = theta
             if entry.row.multiplier != 0:
-                if low:
-                    self._low.append(own)
-                    self._masters.append(theta)
+                if copied:
+                    low[own.dtype, own.device].add(own, theta)
                 groups[entry.places, entry.row.decay.kind, kind, _small(theta)].append(
                     (position, variable, tensors)
                 )
+        self.low = list(low.values())
         self.groups = [make_group(places, decay, g) for (places, decay, *_), g in groups.items()]
 
     def valid(self) -> bool:
@@ -142,29 +140,6 @@ class Plan:
             or g.is_neg()
             or g.data_ptr() == theta.data_ptr()  # it would change while it is read
         ]
-
-    def read_low(self) -> None:
-        """Bring the float32 copies up to date: whoever assigns to a variable is obeyed."""
-        for theta, master in zip(self._low, self._masters, strict=True):
-            if theta.device.type == "cpu":
-                self._read_in_pieces(theta.view(-1), master.view(-1))
-            else:  # to ask a GPU whether it has to be done would be to wait for it
-                _read(theta, master)
-
-    def _read_in_pieces(self, theta: torch.Tensor, master: torch.Tensor) -> None:
-        """Almost always there is nothing to do, and to see that in the cache takes the least time."""
-        for part, copy in zip(theta.split(_PIECE), master.split(_PIECE), strict=True):
-            if self._rounded is None or self._rounded.dtype != theta.dtype:
-                self._rounded = torch.empty(_PIECE, dtype=theta.dtype)
-            rounded = self._rounded[: len(part)].copy_(copy)
-            # Bits, which are compared faster than numbers.
-            if not torch.equal(rounded.view(torch.int16), part.view(torch.int16)):
-                _read(part, copy)
-
-    def write_low(self) -> None:
-        """Round the float32 copies to their variables."""
-        if self._low:
-            torch._foreach_copy_(self._low, self._masters)
 
 
 class FastUpdate:
@@ -199,7 +174,8 @@ class FastUpdate:
         with keras.device("cpu"):
             numbers = optimizer.numbers(self._on, learning_rate)
             updates, _ = optimizer._counts(self._on)
-        plan.read_low()
+        for low in plan.low:
+            low.read()
         self._kernel.begin(updates + 1, numbers.scalars)
         for group in plan.groups:
             rate, l2, l1 = group.places
@@ -212,7 +188,8 @@ class FastUpdate:
                     None if l1 is None else numbers.decays[l1],
                 )
         self._kernel.end(complete=not rest)
-        plan.write_low()
+        for low in plan.low:
+            low.write()
         if not rest:
             optimizer.end_of_update(numbers.scalars, self._on)
         return rest
@@ -258,11 +235,6 @@ def make(optimizer: Any) -> FastUpdate | None:
 
         return FastUpdate(optimizer, Foreach(optimizer, step), ForeachGroup)
     return None
-
-
-def _read(theta: torch.Tensor, master: torch.Tensor) -> None:
-    """Set the copy to its variable wherever it does not round to that."""
-    torch.where(master.to(theta.dtype) == theta, master, theta.to(master.dtype), out=master)
 
 
 def _small(tensor: torch.Tensor) -> bool:
