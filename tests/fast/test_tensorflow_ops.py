@@ -122,8 +122,9 @@ if BACKEND == "tensorflow":
 
     @pytest.mark.parametrize("name", OPTIMIZERS)
     @pytest.mark.parametrize("eta_power", [0, 2])
-    def test_any_decay_that_looks_at_the_weight_alone(name, eta_power):
-        arguments = {"weight_decay": keras_decoupled.Decay(0.03, 0.01, eta_power=eta_power)}
+    def test_any_decay_that_is_a_share_of_the_weight(name, eta_power):
+        decay = keras_decoupled.Decay(0.03, eta_power=eta_power)
+        arguments = {"weight_decay": decay, "weight_decays": None}
         ours, calls = run(name, "graph", **arguments)
         reference, _ = run(name, "graph", fused=False, **arguments)
         assert calls
@@ -131,10 +132,13 @@ if BACKEND == "tensorflow":
         for a, b in zip(ours, reference, strict=True):
             np.testing.assert_allclose(a, b, rtol=3e-6, atol=3e-6 * np.abs(b).max())
 
-    @pytest.mark.parametrize("kind", ["cautious", "soft_threshold", "towards"])
-    def test_a_decay_that_looks_at_more_is_left_to_update_step(kind):
-        value = "initial" if kind == "towards" else True
-        decay = keras_decoupled.Decay(0.03, **{kind: value})
+    @pytest.mark.parametrize(
+        "kind",
+        [{"l1": 0.01}, {"cautious": True}, {"soft_threshold": True}, {"towards": "initial"}],
+        ids=str,
+    )
+    def test_any_other_is_left_to_update_step(kind):
+        decay = keras_decoupled.Decay(0.03, **kind)
         _, calls = run("adamw", "eager", weight_decay=decay, weight_decays=None)
         assert calls == []
 

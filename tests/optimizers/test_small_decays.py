@@ -32,3 +32,24 @@ def test_decay_alone(name, runner, decay, tolerance):
         step([np.zeros((64, 64), "float32")])
     removed = before - np.abs(numpy(variable)).sum()
     assert removed == pytest.approx(before * (1 - (1 - decay) ** UPDATES), rel=tolerance)
+
+
+@pytest.mark.parametrize("runner", COMPILED)
+@pytest.mark.parametrize(
+    "name", sorted({*OURS, *STOCK} - {"Lion"})
+)  # whose steps are all of one size
+def test_l1_beside_a_step(name, runner):
+    """A tenth of what float32 can tell beside the weight: in one sum with steps of many sizes, it counts."""
+    l1, g = 1e-8, 1e-3
+    cls = getattr(keras_decoupled, name, None) or keras_decoupled.decouple(keras.optimizers.Nadam)
+    rng = np.random.default_rng(0)
+    weights = rng.uniform(1.0, 1.9, (64, 64)).astype("float32")
+    ends = []
+    for l1_now in (0.0, l1):
+        variable = make_variable("dense/kernel", weights)
+        optimizer = cls(1e-3, weight_decay=keras_decoupled.Decay(l1=l1_now))
+        step = COMPILED[runner](optimizer, [variable])
+        for k in range(UPDATES):
+            step([g * np.random.default_rng(k).normal(size=(64, 64)).astype("float32")])
+        ends.append(np.float64(numpy(variable)))
+    assert np.mean(ends[0] - ends[1]) == pytest.approx(l1 * UPDATES, rel=0.35)

@@ -249,12 +249,11 @@ class Decoupled(Configured):
             step_in_place
             and self.fast
             and decay.linear
+            and l1 is None  # alone, a small l1 would be lost beside a large weight
             and entry.master is None
             and step_in_place.usable(variable, gradient)
         ):
-            if l1 is not None:
-                self.assign(variable, decayed(theta, ops.zeros_like(theta), decay, l2, l1))
-            elif l2 is not None:
+            if l2 is not None:
                 step_in_place.decay(variable, theta, l2)
             step_in_place.step(variable, gradient, entry.slots, rate, scalars)
             return

@@ -72,13 +72,15 @@ class ForeachGroup(Group):
 
     def update(self, kernel: Any, gradients: Tensors, rate: float, l2: Any, l1: Any) -> None:
         """Decay these variables, and have them stepped."""
-        if self.decay.linear:
-            self._decay(kernel.i, l2, l1)
+        if self.decay.linear and l1 is None:
+            if l2 is not None:
+                self._decay(kernel.i, l2)
             if self._stand_ins is None:  # they give their tensor faster than a variable does
                 self._stand_ins = self._stand_in(kernel.optimizer, self.theta)
             kernel.add(self._stand_ins, gradients, rate)
             return
-        # These kinds need the step: it is written to buffers of zeros.
+        # These kinds need the step, and alone a small l1 would be lost beside a large weight. So the
+        # step is written to buffers of zeros.
         negative = torch._foreach_mul(self.theta, 0.0)
         references = self.reference or [None] * len(self.theta)
 
@@ -92,12 +94,8 @@ class ForeachGroup(Group):
         positions = map(optimizer.index_of, self.variables)
         return [StandIn(*pair) for pair in zip(tensors, positions, strict=True)]
 
-    def _decay(self, i: int, l2: Any, l1: Any) -> None:
-        signs = None if l1 is None else torch._foreach_sign(self.theta)
-        if l2 is not None:
-            factor = 1 - l2
-            if self.theta[0].dtype == torch.float32:
-                factor = as_float32(factor, i)
-            torch._foreach_mul_(self.theta, factor)
-        if signs is not None:
-            torch._foreach_add_(self.theta, signs, alpha=-l1)
+    def _decay(self, i: int, l2: float) -> None:
+        factor = 1 - l2
+        if self.theta[0].dtype == torch.float32:
+            factor = as_float32(factor, i)
+        torch._foreach_mul_(self.theta, factor)
