@@ -211,7 +211,7 @@ class Decoupled(Configured):
             rate = on.number(ops.convert_to_tensor(learning_rate))
             eta = rate / times.rate.base
         else:
-            rate, eta = self._current_rate(on, position), self._eta(on, position)
+            rate, eta = self._rate_and_eta(on, position)
         normalization = on.evaluate(times.normalization, position)
         # η⁰ is 1, also at η = 0.
         powers = {power: eta**power if power else eta * 0 + 1 for _, power in table.amounts}

@@ -40,6 +40,11 @@ class OnTensors:
         """Return a schedule's value at a count."""
         return self.number(function(count))
 
+    def evaluate_both(self, function: Callable[[Any], Any], count: Any) -> tuple[Any, Any]:
+        """Return the two values that a function has at a count."""
+        first, second = function(count)
+        return self.number(first), self.number(second)
+
     def number(self, value: Any) -> Any:
         """Return a tensor of the step's precision; a Python float stays one, which is exact in any."""
         # TensorFlow's cast of a Python number to float64 goes through float32.

@@ -92,11 +92,10 @@ class Scheduled(KerasHooks):
         rate = self._timing.rate
         return rate.starting(on.count(self._decay_start)) if isinstance(rate, StableRate) else rate
 
-    def _eta(self, on: Any, step: Any) -> Any:
-        return self._factor(on) * on.evaluate(self._schedule(on).multiplier, step)
-
-    def _current_rate(self, on: Any, step: Any) -> Any:
-        return self._factor(on) * on.evaluate(self._schedule(on), step)
+    def _rate_and_eta(self, on: Any, step: Any) -> tuple[Any, Any]:
+        factor = self._factor(on)
+        rate, multiplier = on.evaluate_both(self._schedule(on).at, step)
+        return factor * rate, factor * multiplier
 
     def _check_state(self) -> None:
         try:
@@ -116,7 +115,7 @@ class Scheduled(KerasHooks):
         self._check_state()
         if self._constant_rate:
             return self._rate
-        return self._current_rate(self._on_tensors, self._counts(self._on_tensors)[1])
+        return self._rate_and_eta(self._on_tensors, self._counts(self._on_tensors)[1])[0]
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
@@ -139,7 +138,8 @@ class Scheduled(KerasHooks):
             return
         rate = self._schedule(self._on_tensors)
         # Not rate(step): a float32 rate over a float32 schedule is not exactly r.
-        now = rate.base * float(as_number(rate.multiplier(self._counts(self._on_tensors)[1])))
+        _, multiplier = rate.at(self._counts(self._on_tensors)[1])
+        now = rate.base * float(as_number(multiplier))
         if now == 0:
             if value > 0:
                 raise ValueError(
@@ -189,7 +189,7 @@ class Scheduled(KerasHooks):
     @property
     def eta_t(self) -> Any:
         """η of the next update: r·multiplier(s)."""
-        return self._eta(self._on_tensors, self._counts(self._on_tensors)[1])
+        return self._rate_and_eta(self._on_tensors, self._counts(self._on_tensors)[1])[1]
 
     @property
     def t_cur(self) -> Any:

@@ -66,6 +66,11 @@ class OnHost:
         """Return a schedule's value at a count; schedules compute with tensors."""
         return float(function(torch.tensor(count)))
 
+    def evaluate_both(self, function: Callable[[Any], Any], count: int) -> tuple[float, float]:
+        """Return the two values that a function has at a count."""
+        first, second = function(torch.tensor(count))
+        return float(first), float(second)
+
     def number(self, value: Any) -> float:
         """Return a number or tensor as a float."""
         return float(value)

@@ -32,9 +32,10 @@ class Rate(LearningRateSchedule):
 
     base: float  # α
 
-    def multiplier(self, step: Any) -> Any:
-        """Return schedule(s)/α."""
-        return self(step) / self.base
+    def at(self, step: Any) -> tuple[Any, Any]:
+        """Return schedule(s) and the multiplier, schedule(s)/α."""
+        rate = self(step)
+        return rate, rate / self.base
 
     @property
     def known_base(self) -> float | None:
@@ -62,9 +63,9 @@ class ConstantRate(Rate):
         """Return α."""
         return self.base
 
-    def multiplier(self, step: Any) -> Any:
-        """Return 1."""
-        return 1.0
+    def at(self, step: Any) -> tuple[Any, Any]:
+        """Return α and 1."""
+        return self.base, 1.0
 
 
 class CallableRate(Rate):
@@ -143,9 +144,10 @@ class ExactRate(ScheduleRate):
 
     schedule: ExactSchedule
 
-    def multiplier(self, step: Any) -> Any:
-        """Return schedule(s)/α without a division of rounded numbers."""
-        return self.schedule.multiplier(step) * (self.schedule.initial_learning_rate / self.base)
+    def at(self, step: Any) -> tuple[Any, Any]:
+        """Return schedule(s) and schedule(s)/α, without a division of rounded numbers."""
+        eta, initial = self.schedule.multiplier(step), self.schedule.initial_learning_rate
+        return initial * eta, eta * (initial / self.base)
 
 
 class CosineRate(ExactRate):
