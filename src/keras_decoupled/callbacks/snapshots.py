@@ -119,7 +119,8 @@ class SnapshotEnsemble(keras.callbacks.Callback):
                 "save the weights between them. Received: steps_per_execution="
                 f"{self.model.steps_per_execution}, and a cycle that ended {seen - self._end} "
                 "batches ago. Compile with steps_per_execution=1, or with a divisor of the number "
-                "of batches in a cycle and in an epoch."
+                "of batches in a cycle and in an epoch. A `train_step` of your own must call the "
+                "optimizer once."
             )
         if seen == self._end and cycle_is_over(optimizer):
             self._save(seen)

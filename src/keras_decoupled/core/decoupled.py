@@ -186,6 +186,12 @@ class Decoupled(Configured):
         self.update_each(grads, variables, numbers)
         self.end_of_update(numbers.scalars, self._on_tensors)
 
+    def _average(self, each: Sequence[tuple[Entry, Any, Any]]) -> None:
+        if self.fast and self._fast_update is not None and self._fast_update.usable():
+            each = self._fast_update.average(each)
+        if each:
+            super()._average(each)
+
     def accumulate(self, grads: Sequence[Any], accumulators: Sequence[Any]) -> None:
         """Add the gradients of a micro-batch, on torch all at once."""
         if self.fast and self._fast_update is not None and self._fast_update.usable():

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_decoupled.core.entry import AVERAGE, MASTER, REFERENCE, Slots, name_of_user
+from keras_decoupled.core.entry import AVERAGE, MASTER, REFERENCE, Entry, Slots, name_of_user
 from keras_decoupled.core.gradients import LOW_PRECISION, GradientSpec
 from keras_decoupled.core.scheduled import Scheduled
 from keras_decoupled.saving import state
@@ -155,12 +155,12 @@ class Persistent(Scheduled):
 
     def update_averages(self, variables: Sequence[Any]) -> None:
         """Average in float32 what has less precision, from its master copy."""
+        each = zip(self._slots.entries, variables, self.averages, strict=True)
+        self._average([(e, v, average) for e, v, average in each if average is not None])
+
+    def _average(self, each: Sequence[tuple[Entry, Any, Any]]) -> None:
         momentum = self.ema_momentum * ops.cast(self.iterations != 0, self._on_tensors.dtype)
-        for entry, variable, average in zip(
-            self._slots.entries, variables, self.averages, strict=True
-        ):
-            if average is None:
-                continue
+        for entry, variable, average in each:
             theta = read(variable, entry.master)
             kept = ops.cast(momentum, theta.dtype)
             # Not `average` itself: the + of Keras' variables fails on TensorFlow on shape (0, 3).

@@ -11,6 +11,7 @@ has written to them, so that on a GPU no update waits for the device.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import operator
 import sys
 from collections import defaultdict
@@ -193,6 +194,25 @@ class FastUpdate:
         if not rest:
             optimizer.end_of_update(numbers.scalars, self._on)
         return rest
+
+    @torch.no_grad()
+    def average(self, each: Sequence[tuple[Any, Any, Any]]) -> Sequence[tuple[Any, Any, Any]]:
+        """Update the averages of variables (entry, variable, average); return those left to do."""
+        fits = [
+            entry.master is None
+            and _plain(v._value)
+            and _signature(v._value)[1:] == _signature(average._value)[1:]
+            for entry, v, average in each
+        ]
+        mine = list(itertools.compress(each, fits))
+        if mine:
+            updates, _ = self._optimizer._counts(self._on)
+            share = 1 - self._optimizer.ema_momentum if updates else 1.0
+            averages, thetas = zip(
+                *((average._value, v._value) for _, v, average in mine), strict=True
+            )
+            torch._foreach_lerp_(averages, thetas, share)
+        return [triple for triple, fit in zip(each, fits, strict=True) if not fit]
 
     @torch.no_grad()
     def accumulate(self, grads: Sequence[Any], accumulators: Sequence[Any]) -> None:
