@@ -101,7 +101,7 @@ def heat_maps(grids, numbers, names, score, out):
         plt.Line2D([], [], color="black", marker="o", ls=""),
         plt.Line2D([], [], color="0.7", marker="|", markersize=9),
     ]
-    labels = ["ten best cells", "best decay at a learning rate, where that gives s"]
+    labels = ["ten best cells", "best decay of each learning rate that s is fitted to"]
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     save(figure, out / f"{names[-1]}-{score}.png")
 
@@ -135,7 +135,7 @@ def budgets(grids, numbers, out):
         left.set(xlabel="λ, per update", ylabel=SCORES["loss"])
         left.set_title(f"{BUDGET_TITLES[what]}: best λ ~ T^p,  p = {exponent}", fontsize=11)
         right.set(xlabel="λ_norm = λ·√T")
-        right.set_title("against the normalized decay: aligned if p = −0.5", fontsize=11)
+        right.set_title("over λ_norm: the dashed lines coincide if p = −0.5", fontsize=11)
         right.legend(fontsize=9, title=what, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         for axes in (left, right):
             axes.set_xscale("log")
@@ -165,7 +165,7 @@ def restarts(curves, numbers, out):
         axes.set_ylim(0.2, 0.8)
         axes.legend(loc="lower left")
     figure.suptitle(
-        "Mean, least and most of three seeds; λ is what is best for the end", fontsize=11
+        "Mean, least and most of three seeds; λ is the best for the last epoch", fontsize=11
     )
     save(figure, out / "restarts.png")
 

@@ -118,7 +118,7 @@ def fine_tuning(grids, numbers, out):
             fontsize=11,
         )
         axes.set(xscale="log", xlabel="λ of the pretrained weights")
-    panels[0].set_ylabel(f"{SCORES['error']}, mean of {errors.shape[1]} seeds ± its error")
+    panels[0].set_ylabel(f"{SCORES['error']}, mean of {errors.shape[1]} seeds ± standard error")
     panels[0].legend()
     save(figure, out / "fine-tuning.png")
 

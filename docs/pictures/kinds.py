@@ -10,10 +10,10 @@ UPDATES = 300
 KINDS = {
     "no decay": (None, GRAY),
     "Decay(0.01)": (0.01, BLUE),
-    "cautious=True": (Decay(0.01, cautious=True), GREEN),
-    'towards="initial"': (Decay(0.01, towards="initial"), ORANGE),
-    "eta_power=0": (Decay(0.01, eta_power=0), "#7d3c98"),
-    "eta_power=2": (Decay(0.01, eta_power=2), "#a9762f"),
+    "Decay(0.01, cautious=True)": (Decay(0.01, cautious=True), GREEN),
+    'Decay(0.01, towards="initial")': (Decay(0.01, towards="initial"), ORANGE),
+    "Decay(0.01, eta_power=0)": (Decay(0.01, eta_power=0), "#7d3c98"),
+    "Decay(0.01, eta_power=2)": (Decay(0.01, eta_power=2), "#a9762f"),
     "Decay(l1=0.01, soft_threshold=True)": (Decay(l1=0.01, soft_threshold=True), RED),
 }
 
@@ -36,8 +36,6 @@ for name, (decay, color) in KINDS.items():
 ax.axvspan(0, UPDATES / 3, color="0.93", zorder=0)
 ax.text(UPDATES / 6, -0.1, "steps go up", ha="center", color=GRAY)
 ax.text(2 * UPDATES / 3, -0.1, "steps go down", ha="center", color=GRAY)
-ax.set(
-    xlabel="weight update, under one cosine", ylabel="weight", xlim=(0, UPDATES), ylim=(-0.15, 1.65)
-)
+ax.set(xlabel="update, under one cosine", ylabel="weight", xlim=(0, UPDATES), ylim=(-0.15, 1.65))
 figure.legend(loc="outside lower center", ncols=3, fontsize=10)
 save(figure, "kinds")
