@@ -103,7 +103,7 @@ class Decay:
 
     @property
     def linear(self) -> bool:
-        """Whether the decay depends on θ alone: the kernels in fast/ may do it before the step."""
+        """Whether the decay depends on θ alone: fast/ may do its l2 before the step."""
         return self._changed() <= {"l1", "l2", "eta_power"}
 
     @property
