@@ -170,10 +170,9 @@ class Persistent(Scheduled):
     def overwrite_with_averages(self, variables: Sequence[Any]) -> None:
         """Set each variable to its own average, cast to the variable's precision."""
         for variable in variables:
-            known = self.knows(
-                self.key_of(variable)
-            )  # not one that was unfrozen after the last update
-            average = self.averages[self.index_of(variable)] if known else None
+            if not self.knows(self.key_of(variable)):  # unfrozen after the last update
+                continue
+            average = self.averages[self.index_of(variable)]
             if average is not None:
                 # A copy: JAX cannot donate one buffer to two variables in the next step.
                 self.assign(variable, ops.cast(ops.copy(average), variable.dtype))
