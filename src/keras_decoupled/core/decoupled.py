@@ -177,8 +177,8 @@ class Decoupled(Configured):
 
     def update_all(self, grads: Sequence[Any], variables: Sequence[Any], rate: Any) -> None:
         """Compute the numbers of the update once, and hand them on in the learning rate's place."""
-        if self.fast and self._fast_update is not None and self._fast_update.usable():
-            rest = self._fast_update.update(grads, variables, rate)
+        if fast_update := self._fast_now():
+            rest = fast_update.update(grads, variables, rate)
             if not rest:
                 return
             grads, variables = zip(*rest, strict=True)
@@ -186,23 +186,28 @@ class Decoupled(Configured):
         self.update_each(grads, variables, numbers)
         self.end_of_update(numbers.scalars, self._on_tensors)
 
+    def _fast_now(self) -> Any:
+        """Return what updates all variables together, None where it is not to be used here."""
+        update = self._fast_update if self.fast else None
+        return update if update is not None and update.usable() else None
+
     def _average(self, each: Sequence[tuple[Entry, Any, Any]]) -> None:
-        if self.fast and self._fast_update is not None and self._fast_update.usable():
-            each = self._fast_update.average(each)
+        if fast_update := self._fast_now():
+            each = fast_update.average(each)
         if each:
             super()._average(each)
 
     def accumulate(self, grads: Sequence[Any], accumulators: Sequence[Any]) -> None:
         """Add the gradients of a micro-batch, on torch all at once."""
-        if self.fast and self._fast_update is not None and self._fast_update.usable():
-            self._fast_update.accumulate(grads, accumulators)
+        if fast_update := self._fast_now():
+            fast_update.accumulate(grads, accumulators)
         else:
             super().accumulate(grads, accumulators)
 
     def empty(self, accumulators: Sequence[Any]) -> None:
         """Set all gradient accumulators to 0, on torch all at once."""
-        if self.fast and self._fast_update is not None and self._fast_update.usable():
-            self._fast_update.empty(accumulators)
+        if fast_update := self._fast_now():
+            fast_update.empty(accumulators)
         else:
             super().empty(accumulators)
 

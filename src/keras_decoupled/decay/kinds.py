@@ -101,7 +101,7 @@ class Decay:
         """Whether the decay is just (l1, l2)."""
         return self._changed() <= {"l1", "l2"}
 
-    @property
+    @functools.cached_property  # asked at each update
     def linear(self) -> bool:
         """Whether the decay depends on θ alone: fast/ may do its l2 before the step."""
         return self._changed() <= {"l1", "l2", "eta_power"}

@@ -204,19 +204,19 @@ class Stock(Decoupled):
         """
         keys = list(map(self.key_of, variables))
         found = set()
-        again: list[Any] = []  # made anew though it was there
         for attribute, value in list(self.__dict__.items()):
             if id(value) in made:
                 found.add(id(value))
-                setattr(self, attribute, self._scalar(attribute, value, again))
+                setattr(self, attribute, self._scalar(attribute, value))
             elif _is_slots(value, len(keys), made) and self.update_counter is not value[0]:
                 found.update(map(id, value))
                 slots = [
-                    self._slot(attribute, variable, key, slot, again) if id(slot) in made else slot
+                    self._slot(attribute, variable, key, slot) if id(slot) in made else slot
                     for variable, key, slot in zip(variables, keys, value, strict=True)
                 ]
                 setattr(self, attribute, slots)
-        self.forget(again)
+        kept = self._slots.ids()
+        self.forget([made[i] for i in made.keys() & found - kept])
         rest = [variable for variable in made.values() if id(variable) not in found]
         if rest and self._slots.entries:
             raise ValueError(
@@ -228,22 +228,19 @@ class Stock(Decoupled):
         for i, variable in enumerate(rest):
             self._slots.scalars[f"variable_{i}"] = variable
 
-    def _scalar(self, name: str, new: Any, again: list[Any]) -> Any:
+    def _scalar(self, name: str, new: Any) -> Any:
         old = self._slots.scalars.get(name)
         if old is None and keras.backend.standardize_dtype(new.dtype) in LOW_PRECISION:
             old = self._add_scalar(name, as_number(new), "float32")
-        if old is not None:
-            again.append(new)
         self._slots.scalars[name] = new if old is None else old
         return self._slots.scalars[name]
 
-    def _slot(self, name: str, variable: Any, key: Any, new: Any, again: list[Any]) -> Any:
+    def _slot(self, name: str, variable: Any, key: Any, new: Any) -> Any:
         name = name_of_user(name)
         old = self._slots.get(key, name)
         if old is None:
             self._slots.add(variable, key, name, new)
             return new
-        again.append(new)
         return old
 
 

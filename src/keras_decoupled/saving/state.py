@@ -181,8 +181,9 @@ def _read_layout(store: Any) -> dict[str, Any]:
     given = dict(
         zip(no_settings, checks.fields(f"{name}: given", given, [*no_settings]), strict=True)
     )
-    for (key, number), least in zip(given.items(), (_LEAST_RATE, 0.0), strict=True):
+    for key, number in given.items():
         if number is not None:
+            least = _LEAST_RATE if key == "learning_rate" else 0.0
             checks.real(f"{name}: given[{key!r}]", number, minimum=least, cure=checks.OF_A_FILE)
     return {
         "given": given,
