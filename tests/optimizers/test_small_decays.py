@@ -14,15 +14,18 @@ STOCK = (
 )  # fmt: skip
 
 
+def class_of(name):
+    if name in OURS:
+        return getattr(keras_decoupled, name)
+    return keras_decoupled.decouple(getattr(keras.optimizers, name))
+
+
 @pytest.mark.parametrize(("decay", "tolerance"), [(1e-6, 0.05), (1e-7, 0.25)])
 @pytest.mark.parametrize("runner", COMPILED)
 @pytest.mark.parametrize("name", [*OURS, *STOCK])
 def test_decay_alone(name, runner, decay, tolerance):
     """Of many weights together: one by one, float32 has no number between two that are next to each other."""
-    if name in OURS:
-        cls = getattr(keras_decoupled, name)
-    else:
-        cls = keras_decoupled.decouple(getattr(keras.optimizers, name))
+    cls = class_of(name)
     rng = np.random.default_rng(0)
     weights = rng.uniform(0.3, 3.0, (64, 64)) * rng.choice([-1.0, 1.0], (64, 64))
     variable = make_variable("dense/kernel", weights.astype("float32"))
@@ -41,7 +44,7 @@ def test_decay_alone(name, runner, decay, tolerance):
 def test_l1_beside_a_step(name, runner):
     """A tenth of what float32 can tell beside the weight: in one sum with steps of many sizes, it counts."""
     l1, g = 1e-8, 1e-3
-    cls = getattr(keras_decoupled, name, None) or keras_decoupled.decouple(keras.optimizers.Nadam)
+    cls = class_of(name)
     rng = np.random.default_rng(0)
     weights = rng.uniform(1.0, 1.9, (64, 64)).astype("float32")
     ends = []
