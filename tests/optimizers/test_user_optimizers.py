@@ -432,7 +432,7 @@ class TwoOfOurNames(TwoWithoutNames):
     names = ("average", "reference")
 
 
-class MasterByHand(Base):
+class AverageByHand(Base):
     """Has attributes that are called as our slots are."""
 
     def build(self, variables):
@@ -445,7 +445,7 @@ class MasterByHand(Base):
         self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * average)
 
 
-@pytest.mark.parametrize("cls", [TwoWithoutNames, TwoOfOneName, TwoOfOurNames, MasterByHand])
+@pytest.mark.parametrize("cls", [TwoWithoutNames, TwoOfOneName, TwoOfOurNames, AverageByHand])
 @pytest.mark.parametrize("use_ema", [False, True])
 def test_two_slots_of_one_name_or_of_no_name_are_two(cls, use_ema):
     arguments = {"learning_rate": 0.1, "use_ema": use_ema}
