@@ -30,7 +30,7 @@ def real(
     too_low = minimum is not None and number < minimum
     too_high = below is not None and number >= below
     if not math.isfinite(number) or too_low or too_high:
-        _refuse(name, value, rule, cure)
+        refuse(name, value, f"must be {rule}", cure)
     return number
 
 
@@ -39,14 +39,14 @@ def integer(name: str, value: Any, *, minimum: int, cure: str) -> int:
     rule = f"an integer ≥ {minimum}"
     number = _number(name, value, rule, cure)
     if not number.is_integer() or number < minimum:  # inf and nan are no integers
-        _refuse(name, value, rule, cure)
+        refuse(name, value, f"must be {rule}", cure)
     return int(value)
 
 
 def flag(name: str, value: Any, *, cure: str) -> bool:
     """`value` as a bool; 0 and 1 are numbers."""
     if not isinstance(value, (bool, np.bool_)):
-        _refuse(name, value, "True or False", cure, TypeError)
+        refuse(name, value, "must be True or False", cure, TypeError)
     return bool(value)
 
 
@@ -57,8 +57,8 @@ def of_one_number(name: str, schedule: Any) -> None:
     except Exception:
         return
     if shape != ():
-        rule = f"a schedule that returns one number, and no array of shape {shape}"
-        _refuse(name, schedule, rule, "Give one schedule for each number.")
+        rule = f"must be a schedule that returns one number, and no array of shape {shape}"
+        refuse(name, schedule, rule, "Give one schedule for each number.")
 
 
 # What a file holds. It may be anything, so each part is checked before it is used.
@@ -73,10 +73,7 @@ def shallow(name: str, value: Any, most: int = 64) -> None:
         inside = [x.values() if isinstance(x, dict) else x for x in level if _is_nested(x)]
         level = [x for values in inside for x in values]
     if any(map(_is_nested, level)):
-        raise ValueError(
-            f"`{name}` must not nest lists and dicts more than {most} deep. "
-            f"Received: more than that. {OF_A_FILE}"
-        )
+        refuse(name, Seen("more than that"), f"must not nest lists and dicts more than {most} deep")
 
 
 def _is_nested(value: Any) -> bool:
@@ -86,21 +83,22 @@ def _is_nested(value: Any) -> bool:
 def fields(name: str, value: Any, keys: Sequence[str]) -> list[Any]:
     """The entries of a dict that has these keys at least."""
     if not isinstance(value, Mapping) or not all(key in value for key in keys):
-        _refuse(name, value, f"a dict with {', '.join(map(repr, keys))}" if keys else "a dict")
+        rule = f"must be a dict with {', '.join(map(repr, keys))}" if keys else "must be a dict"
+        refuse(name, value, rule)
     return [value[key] for key in keys]
 
 
 def listed(name: str, value: Any, *, length: int | None = None) -> list[Any]:
     """`value` as a list, itself if it is one; of that length where one is given."""
     if not isinstance(value, (list, tuple)) or length not in (None, len(value)):
-        _refuse(name, value, "a list" if length is None else f"a list of {length}")
+        refuse(name, value, "must be a list" if length is None else f"must be a list of {length}")
     return value if isinstance(value, list) else list(value)
 
 
 def text(name: str, value: Any, *, cure: str = OF_A_FILE) -> str:
     """`value`, a string."""
     if not isinstance(value, str):
-        _refuse(name, value, "a string", cure)
+        refuse(name, value, "must be a string", cure)
     return value
 
 
@@ -113,26 +111,44 @@ def shape(name: str, value: Any) -> tuple[int, ...]:
 def _number(name: str, value: Any, rule: str, cure: str) -> float:
     """`value` as a float, infinite where float64 cannot hold it."""
     if isinstance(value, bool) or not isinstance(value, Real):  # Python counts a bool as an int
-        _refuse(name, value, rule, cure, TypeError)
+        refuse(name, value, f"must be {rule}", cure, TypeError)
     try:
         return float(value)
     except OverflowError:
         return math.inf
 
 
-def _refuse(
+class Seen(str):
+    """Words about what was received, where the value itself would say too little or too much."""
+
+
+def refuse(
     name: str,
     value: Any,
     rule: str,
     cure: str = OF_A_FILE,
-    error: type[TypeError | ValueError] = ValueError,
+    error: type[Exception] = ValueError,
 ) -> NoReturn:
-    try:
-        received = repr(value)
-    except ValueError:  # an int of thousands of digits
-        received = f"a {type(value).__name__} that is too long to show"
-    if len(received) > _SHOWN:
-        received = f"{received[:_SHOWN]}…"
-    if error is TypeError:
+    """Raise "`name` rule. Received: value. cure": every error of the package is written here.
+
+    Args:
+        name: the argument, method or key that is wrong.
+        value: what was received, or `Seen` words about it.
+        rule: what has to hold, beginning with a verb: "must be a number".
+        cure: a sentence that says what to do.
+        error: the class of the error. A TypeError also names the type of the value.
+    """
+    received: str = value if isinstance(value, Seen) else _shown(value)
+    if error is TypeError and not isinstance(value, Seen):
         received += f" of type {type(value).__name__}"
-    raise error(f"`{name}` must be {rule}. Received: {name}={received}. {cure}")
+    if name.isidentifier() and not isinstance(value, Seen):
+        received = f"{name}={received}"
+    raise error(f"`{name}` {rule}. Received: {received}. {cure}")
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an int of thousands of digits
+        return f"a {type(value).__name__} that is too long to show"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
