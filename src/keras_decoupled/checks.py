@@ -66,20 +66,6 @@ def of_one_number(name: str, schedule: Any) -> None:
 OF_A_FILE = "It is part of a saved config or state, and not as this package writes it."
 
 
-def shallow(name: str, value: Any, most: int = 64) -> None:
-    """Refuse lists and dicts that are nested deeper than recursive code can follow."""
-    level = [value]
-    for _ in range(most):
-        inside = [x.values() if isinstance(x, dict) else x for x in level if _is_nested(x)]
-        level = [x for values in inside for x in values]
-    if any(map(_is_nested, level)):
-        refuse(name, Seen("more than that"), f"must not nest lists and dicts more than {most} deep")
-
-
-def _is_nested(value: Any) -> bool:
-    return isinstance(value, (dict, list, tuple))
-
-
 def fields(name: str, value: Any, keys: Sequence[str]) -> list[Any]:
     """The entries of a dict that has these keys at least."""
     if not isinstance(value, Mapping) or not all(key in value for key in keys):
@@ -100,6 +86,11 @@ def text(name: str, value: Any, *, cure: str = OF_A_FILE) -> str:
     if not isinstance(value, str):
         refuse(name, value, "must be a string", cure)
     return value
+
+
+def texts(name: str, value: Any) -> list[str]:
+    """`value`, a list of strings."""
+    return [text(f"{name}[{i}]", part) for i, part in enumerate(listed(name, value))]
 
 
 def shape(name: str, value: Any) -> tuple[int, ...]:
@@ -132,7 +123,7 @@ def refuse(
     """Raise "`name` rule. Received: value. cure": every error of the package is written here.
 
     Args:
-        name: the argument, method or key that is wrong.
+        name: the argument or method that is wrong, or some words.
         value: what was received, or `Seen` words about it.
         rule: what has to hold, beginning with a verb: "must be a number".
         cure: a sentence that says what to do.
@@ -141,9 +132,11 @@ def refuse(
     received: str = value if isinstance(value, Seen) else _shown(value)
     if error is TypeError and not isinstance(value, Seen):
         received += f" of type {type(value).__name__}"
-    if name.isidentifier() and not isinstance(value, Seen):
+    words = " " in name
+    if not (words or isinstance(value, Seen)):
         received = f"{name}={received}"
-    raise error(f"`{name}` {rule}. Received: {received}. {cure}")
+    subject = f"{name[0].upper()}{name[1:]}" if words else f"`{name}`"
+    raise error(f"{subject} {rule}. Received: {received}. {cure}")
 
 
 def _shown(value: Any) -> str:

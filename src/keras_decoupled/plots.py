@@ -10,8 +10,9 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
-from keras_decoupled.core.keras_hooks import StockHooks
-from keras_decoupled.core.scheduled import Scheduled, as_number
+from keras_decoupled.core.keras_hooks import Inside
+from keras_decoupled.core.optimizer import Decoupled
+from keras_decoupled.core.settings import as_number
 from keras_decoupled.schedule.exact import ExactSchedule
 from keras_decoupled.schedule.rates import CallableRate, ConstantRate, ScheduleRate
 
@@ -79,8 +80,8 @@ def _rates(given: Any, steps: int) -> tuple[np.ndarray, str]:
     if isinstance(given, keras.optimizers.LossScaleOptimizer):
         given = given.inner_optimizer
     rate, first, name = given, 0, type(given).__name__  # Keras' names of optimizers have numbers
-    if isinstance(given, Scheduled):
-        rate, first = given._timing.rate, given._timing.t_cur
+    if isinstance(given, Decoupled):
+        rate, first = given._kd.clock.timing.rate, given._kd.clock.timing.t_cur
         if isinstance(rate, ConstantRate):
             rate = rate.given
         elif isinstance(rate, ScheduleRate):
@@ -91,7 +92,7 @@ def _rates(given: Any, steps: int) -> tuple[np.ndarray, str]:
             f"{given!r}. Plot each of its optimizers into the same `ax`."
         )
     elif isinstance(given, keras.optimizers.Optimizer):
-        rate = StockHooks(given).rate
+        rate = Inside(given).rate
     elif isinstance(given, LearningRateSchedule):
         name = getattr(given, "name", None) or name
     else:

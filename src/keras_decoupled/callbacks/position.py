@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_decoupled.core.scheduled import Scheduled
+from keras_decoupled.core.optimizer import Decoupled
 from keras_decoupled.schedule.rates import CosineRate
 
 
@@ -22,18 +22,18 @@ def optimizer_of(model: Any) -> Any:
 def check_schedule(model: Any) -> None:
     """Refuse an optimizer that has no schedule to restart."""
     optimizer = optimizer_of(model)
-    if not isinstance(optimizer, Scheduled):
+    if not isinstance(optimizer, Decoupled):
         raise ValueError(
             "`RestartOnPlateau` needs an optimizer of keras_decoupled with a schedule. Received: "
             f"optimizer={optimizer!r}. Compile the model with AdamW(CosineWarmRestarts(...)), say."
         )
-    optimizer._timing.step_at(0)  # as restart() asks: it says what is missing
+    optimizer._kd.clock.timing.step_at(0)  # as restart() asks: it says what is missing
 
 
 def check_cosine(model: Any) -> None:
     """Refuse an optimizer that has no cosine cycles."""
     optimizer = optimizer_of(model)
-    rate = optimizer._timing.rate if isinstance(optimizer, Scheduled) else None
+    rate = optimizer._kd.clock.timing.rate if isinstance(optimizer, Decoupled) else None
     if not isinstance(rate, CosineRate):
         raise ValueError(
             "`SnapshotEnsemble` needs an optimizer of keras_decoupled with cosine cycles. Received: "
@@ -42,26 +42,26 @@ def check_cosine(model: Any) -> None:
         )
 
 
-def batches_seen(optimizer: Scheduled) -> int:
+def batches_seen(optimizer: Decoupled) -> int:
     """Return how often the optimizer was called, also where gradients accumulate."""
-    return int(optimizer.update_counter)
+    return int(optimizer._kd.clock.counter)
 
 
-def batches_at_end(optimizer: Scheduled) -> float:
+def batches_at_end(optimizer: Decoupled) -> float:
     """Return what `batches_seen` will be after the cycle's last update, infinity after the only cycle."""
     each = optimizer.gradient_accumulation_steps or 1
     return (batches_seen(optimizer) // each + _updates_left(optimizer)) * each
 
 
-def cycle_is_over(optimizer: Scheduled) -> bool:
+def cycle_is_over(optimizer: Decoupled) -> bool:
     """Tell whether the next update is the first of a cycle, or follows the only one."""
     return _updates_left(optimizer) == math.inf or int(optimizer.t_cur) == 0
 
 
-def _updates_left(optimizer: Scheduled) -> float:
+def _updates_left(optimizer: Decoupled) -> float:
     """Return the number of updates to the end of the cycle, infinity after the only one."""
-    schedule = optimizer._timing.rate.schedule
-    s = int(optimizer._counts(optimizer._on_tensors)[1])
+    schedule = optimizer._kd.clock.timing.rate.schedule
+    s = int(optimizer._kd.clock.counts(optimizer._kd.update.on)[1])
     first = max(s, schedule.warmup_steps)  # a warm-up is a part of the first cycle
     if not schedule.autorestart and first - schedule.warmup_steps >= schedule.first_decay_steps:
         return math.inf

@@ -6,7 +6,8 @@ from typing import Any
 
 import keras
 
-from keras_decoupled.core.scheduled import Scheduled, as_number
+from keras_decoupled.core.optimizer import Decoupled
+from keras_decoupled.core.settings import as_number
 
 from .position import optimizer_of
 
@@ -51,7 +52,7 @@ class LogRates(keras.callbacks.Callback):
         """Add the rates to the epoch's logs."""
         optimizer = optimizer_of(self.model)
         logs["learning_rate"] = as_number(optimizer.learning_rate)
-        if not isinstance(optimizer, Scheduled):
+        if not isinstance(optimizer, Decoupled):
             return
         logs["eta"] = as_number(optimizer.eta_t)
         logs["t_cur"] = int(optimizer.t_cur)

@@ -8,9 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_decoupled.core.keras_hooks import StockHooks
-from keras_decoupled.core.persistent import copied
-from keras_decoupled.core.scheduled import as_number
+from keras_decoupled.checks import Seen, refuse
+from keras_decoupled.core.keras_hooks import Inside
+from keras_decoupled.core.settings import as_number
+from keras_decoupled.core.update import copied
 from keras_decoupled.schedule.rates import make_rate
 
 _DECAYS = ("weight_decay", "adam_weight_decay")
@@ -21,7 +22,7 @@ def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return _loss_scaled(cls, optimizer, changes)
     _check_class(cls, optimizer)
-    stock = StockHooks(optimizer)
+    stock = Inside(optimizer)
     arguments = {
         name: value
         for name, value in optimizer.get_config().items()
@@ -31,14 +32,20 @@ def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:
     if isinstance(rate, keras.Variable):
         rate = float(str(np.float32(as_number(rate))))
     elif arguments.get("gradient_accumulation_steps") and "learning_rate" not in changes:
-        raise ValueError(
-            "A schedule with gradient accumulation cannot be continued: in keras.optimizers it "
-            "counts micro-batches, and here weight updates. Received: learning_rate="
-            f"{rate!r}, gradient_accumulation_steps={arguments['gradient_accumulation_steps']}. "
-            "Pass learning_rate= a schedule that counts weight updates."
+        steps = arguments["gradient_accumulation_steps"]
+        refuse(
+            "learning_rate",
+            Seen(f"learning_rate={rate!r}, gradient_accumulation_steps={steps}"),
+            "cannot be continued where it is a schedule and gradients accumulate: it counts "
+            "micro-batches in keras.optimizers, and weight updates here",
+            "Pass learning_rate= a schedule that counts weight updates.",
         )
     alpha = make_rate(rate, changes.get("base_learning_rate"))[0].base
-    arguments |= {"learning_rate": rate, "base_learning_rate": alpha, **cls.twin_arguments}
+    arguments |= {
+        "learning_rate": rate,
+        "base_learning_rate": alpha,
+        **cls._kd_algorithm.twin_arguments,
+    }
     if "learning_rate" in changes:
         del arguments["base_learning_rate"]
     excluded = _excluded(stock)
@@ -54,13 +61,17 @@ def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:
 
 def _check_class(cls: Any, optimizer: Any) -> None:
     # On torch an object of a stock class is of another class.
-    if type(optimizer) in {kind for twin in cls.twins for kind in (twin, type(twin.__new__(twin)))}:
+    if type(optimizer) in {
+        kind for twin in cls._kd_twins for kind in (twin, type(twin.__new__(twin)))
+    }:
         return
-    names = " or ".join(f"`{_public_name(twin)}`" for twin in cls.twins)
-    raise TypeError(
-        f"`{cls.__name__}.from_keras` continues an optimizer of exactly the class {names}. "
-        f"Received: {optimizer!r} of type {type(optimizer).__name__}. For another class call "
-        "decouple(that class).from_keras(optimizer)."
+    names = " or ".join(f"`{_public_name(twin)}`" for twin in cls._kd_twins)
+    refuse(
+        f"{cls.__name__}.from_keras",
+        optimizer,
+        f"continues an optimizer of exactly the class {names}",
+        "For another class call decouple(that class).from_keras(optimizer).",
+        TypeError,
     )
 
 
@@ -69,18 +80,19 @@ def _public_name(cls: type[Any]) -> str:
     return f"keras.optimizers.{cls.__name__}" if public else cls.__name__
 
 
-def _excluded(stock: StockHooks) -> list[Any]:
+def _excluded(stock: Inside) -> list[Any]:
     """Return the variables that `exclude_from_weight_decay` keeps from any decay."""
     if stock.has_exclusions and not stock.optimizer.built:
-        raise ValueError(
-            "What `exclude_from_weight_decay()` said can be carried over from a built optimizer "
-            f"only. Received: {stock.optimizer!r}, which is not built. Build it: "
-            "optimizer.build(model.trainable_variables)."
+        refuse(
+            "exclude_from_weight_decay()",
+            Seen(f"{stock.optimizer!r}, which is not built"),
+            "can be carried over from a built optimizer only",
+            "Build it: optimizer.build(model.trainable_variables).",
         )
     return [variable for variable in stock.variables if not stock.decays(variable)]
 
 
-def _carry_decay(stock: StockHooks, alpha: float, arguments: dict[str, Any]) -> None:
+def _carry_decay(stock: Inside, alpha: float, arguments: dict[str, Any]) -> None:
     """Add the decay to the arguments, λ = α·w; of Muon's two, that of the Adam part by variable."""
     by_name = {name: alpha * (getattr(stock.optimizer, name, None) or 0.0) for name in _DECAYS}
     arguments["weight_decay"] = by_name["weight_decay"]
@@ -93,22 +105,37 @@ def _carry_decay(stock: StockHooks, alpha: float, arguments: dict[str, Any]) -> 
         }
 
 
-def _carry_state(stock: StockHooks, new: Any) -> None:
+def _carry_state(stock: Inside, new: Any) -> None:
     steps = stock.optimizer.gradient_accumulation_steps or 1
     updates, waiting = divmod(int(as_number(stock.counter)), steps)
     steps_now = new.gradient_accumulation_steps or 1
     if waiting and steps_now != steps:
-        raise ValueError(
-            "`gradient_accumulation_steps` can be changed between two updates only. Received: "
-            f"gradient_accumulation_steps={steps_now} for an optimizer that has accumulated "
-            f"{waiting} of {steps} gradients. Leave it as it is, or go on to the next update."
+        refuse(
+            "gradient_accumulation_steps",
+            Seen(
+                f"{steps_now} for an optimizer that has accumulated {waiting} of {steps} gradients"
+            ),
+            "can be changed between two updates only",
+            "Leave it as it is, or go on to the next update.",
         )
-    new.update_counter.assign(updates * steps_now + waiting)
-    own = StockHooks(new)
+    own = Inside(new)
+    own.counter.assign(updates * steps_now + waiting)
     pairs = paired(own.averages, stock.averages) + paired(own.accumulators, stock.accumulators)
-    for here, there in [*pairs, *new.twin_state(stock.optimizer)]:
+    for here, there in [*pairs, *new._kd_twin_state(stock.optimizer)]:
         if here is not None and there is not None:
             here.assign(copied(there, here.dtype))
+
+
+def twin_state(new: Any, stock: Any) -> list[tuple[Any, Any]]:
+    """Return pairs of what the algorithm and its stock twin keep, by the algorithm's names."""
+    kd, pairs = new._kd, []
+    for name, attribute in kd.algorithm.twin_names.items():
+        own: Any = kd.registry.scalars.get(name)
+        if name in kd.algorithm.slot_names(new):
+            own = [record.slots.get(name) for record in kd.registry.built]
+        if own is not None:  # without momentum, SGD has none
+            pairs += paired(own, getattr(stock, attribute, ()))
+    return pairs
 
 
 def _loss_scaled(cls: Any, wrapper: Any, changes: Mapping[str, Any]) -> Any:
@@ -120,7 +147,7 @@ def _loss_scaled(cls: Any, wrapper: Any, changes: Mapping[str, Any]) -> Any:
         name=wrapper.name,
     )
     if wrapper.built:
-        new.build(StockHooks(wrapper.inner_optimizer).variables)
+        new.build(Inside(wrapper.inner_optimizer).variables)
         new.step_counter.assign(copied(wrapper.step_counter, new.step_counter.dtype))
         new.dynamic_scale.assign(copied(wrapper.dynamic_scale, new.dynamic_scale.dtype))
     return new

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.paths.match import path_of
 
 LOW_PRECISION = ("bfloat16", "float16")  # of such a variable all state is float32
@@ -18,9 +19,11 @@ _SPARSE: dict[type, bool] = {}
 
 
 def check_variables(variables: Sequence[Any], key_of: Callable[[Any], Any]) -> list[Any]:
-    """Return the variables' keys; refuse what is no variable of Keras, and one that is there twice.
+    """Return the variables' keys.
 
-    A raw `tf.Variable` has what an optimizer needs, too.
+    Raises:
+        TypeError: an item is not a Keras variable. A raw `tf.Variable` will do, too.
+        ValueError: a variable is there twice.
     """
     for variable in variables:
         if not (hasattr(variable, "assign") and hasattr(variable, "trainable")):
@@ -28,17 +31,16 @@ def check_variables(variables: Sequence[Any], key_of: Callable[[Any], Any]) -> l
             cure = "Take model.trainable_variables"
             if _TORCH:
                 cure += "; the gradient of one of them is `variable.value.grad`"
-            raise TypeError(
-                "An optimizer updates keras variables, such as model.trainable_variables. Received: "
-                f"a {kind.__module__}.{kind.__qualname__} among them. {cure}."
-            )
+            what = Seen(f"a {kind.__module__}.{kind.__qualname__} among them")
+            refuse("variables", what, "must be keras variables", f"{cure}.", TypeError)
     keys = list(map(key_of, variables))
     if len(set(keys)) < len(keys):
         twice = next(v for v, key in zip(variables, keys, strict=True) if keys.count(key) > 1)
-        raise ValueError(
-            "An optimizer is built on a list of variables, each in it once. "
-            f"Received: {path_of(twice)} more than once. Take `model.trainable_variables`, "
-            "or add up the gradients of one variable."
+        refuse(
+            "variables",
+            Seen(f"{path_of(twice)} more than once"),
+            "must have each variable once",
+            "Take `model.trainable_variables`, or add up the gradients of one variable.",
         )
     return keys
 
@@ -99,10 +101,11 @@ def _check_shape(gradient: Any, variable: Any, shape: tuple[int, ...]) -> None:
         n in (None, m) for n, m in zip(given, shape, strict=True)
     )
     if not known:
-        raise ValueError(
-            "A gradient must have the shape of its variable: another would be broadcast. Received: "
-            f"a gradient of shape {given} for {path_of(variable)}, which has shape {shape}. Give "
-            "gradients and variables in one order."
+        refuse(
+            "gradient",
+            Seen(f"one of shape {given} for {path_of(variable)}, which has shape {shape}"),
+            "must have the shape of its variable, as another would be broadcast",
+            "Give gradients and variables in one order.",
         )
 
 

@@ -1,8 +1,7 @@
-"""Every underscore name of Keras' optimizer that this package uses, each with its reason.
+"""The border to Keras: every underscore name of Keras' optimizer that is used here, with its reason.
 
-Keras has no public hook for these (fast/ reads a variable's `_value` besides, for speed, and says
-so there). When Keras moves one, this is the file to change. Keras' plan for backends in packages of
-their own (keras#23523, first tried in keras#23397) moves none of them.
+Keras has no public way for these. When Keras moves one, this is the file to change. (fast/ also
+reads a variable's `_value`, for speed, and says so there.)
 """
 
 from __future__ import annotations
@@ -12,189 +11,158 @@ from typing import Any
 
 import keras
 
+from keras_decoupled.fast import StandIn
+
 
 class KerasHooks(keras.optimizers.Optimizer):
-    """A Keras optimizer whose hooks have public names."""
+    """The hooks that Keras calls; `self._kd.update` does the work."""
 
-    # What Keras calls, and the methods that stand behind it here.
+    _kd: Any
 
     def _backend_update_step(
         self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
     ) -> None:
         """Keras has no other hook that runs once per update, after clipping and accumulation."""
-        self.update_all(grads, trainable_variables, learning_rate)
+        self._kd.update.run(grads, trainable_variables, super()._backend_update_step)
 
-    def update_all(self, grads: Sequence[Any], variables: Sequence[Any], rate: Any) -> None:
-        """Update these variables, once per update."""
-        self.update_each(grads, variables, rate)
-
-    def update_each(self, grads: Sequence[Any], variables: Sequence[Any], rate: Any) -> None:
-        """Have Keras call `update_step` for each variable; tf.distribute: on each replica.
-
-        `rate` comes to `update_step` as it is, whatever it is.
-        """
-        super()._backend_update_step(grads, variables, rate)
-
-    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
-        """Do nothing: Keras' own decay is multiplied by the learning rate."""
+    def _apply_weight_decay(self, trainable_variables: Sequence[Any]) -> None:
+        """Keras' own decay is multiplied by the learning rate. There is none here."""
 
     def _backend_increment_gradient_accumulators(
         self, grads: Sequence[Any], acc_grads: Sequence[Any]
     ) -> None:
-        """Keras has code for many torch tensors at once in its own classes alone."""
-        self.accumulate(grads, acc_grads)
-
-    def accumulate(self, grads: Sequence[Any], accumulators: Sequence[Any]) -> None:
-        """Add the gradients of a micro-batch."""
-        super()._backend_increment_gradient_accumulators(grads, accumulators)
+        """Keras adds many torch tensors at once in its own classes alone."""
+        if not self._kd.update.accumulate(grads, acc_grads):
+            super()._backend_increment_gradient_accumulators(grads, acc_grads)
 
     def _backend_reset_gradient_accumulators(self) -> None:
         """As above."""
-        self.empty(self._accumulated_gradients)
-
-    def empty(self, accumulators: Sequence[Any]) -> None:
-        """Set all gradient accumulators to 0."""
-        super()._backend_reset_gradient_accumulators()
+        if not self._kd.update.empty(self._accumulated_gradients):
+            super()._backend_reset_gradient_accumulators()
 
     def _update_model_variables_moving_average(self, trainable_variables: Sequence[Any]) -> None:
         """Keras averages in the variable's precision, where a momentum of 0.999 can be 1."""
-        self.update_averages(trainable_variables)
-
-    def update_averages(self, variables: Sequence[Any]) -> None:
-        """Update the moving averages (`use_ema`)."""
-        super()._update_model_variables_moving_average(variables)
+        self._kd.update.average()
 
     def _overwrite_model_variables_with_average_value(
         self, trainable_variables: Sequence[Any]
     ) -> None:
         """Keras pairs variables and averages by position, which freezing a layer changes."""
-        self.overwrite_with_averages(trainable_variables)
-
-    def overwrite_with_averages(self, variables: Sequence[Any]) -> None:
-        """Set each variable to its moving average."""
-        super()._overwrite_model_variables_with_average_value(variables)
-
-    # What is read and called of Keras.
-
-    def key_of(self, variable: Any) -> Any:
-        """Return Keras' identity of a variable; replicas and their container have one."""
-        return self._var_key(variable)
+        self._kd.update.overwrite_with_averages(trainable_variables)
 
     def _get_variable_index(self, variable: Any) -> int:
-        """Stock classes ask by this name where their state of a variable stands."""
-        return self.index_of(variable)
+        """Stock classes ask where their state of a variable stands, also of what stands for it."""
+        if isinstance(variable, StandIn):
+            return variable.position
+        return super()._get_variable_index(self._kd.stands_for.get(id(variable), variable))
 
-    def index_of(self, variable: Any) -> int:
-        """Return a variable's position in the last build; on TensorFlow it has no path here."""
-        return super()._get_variable_index(variable)
+    def _should_use_adamw(self, variable: Any) -> bool:
+        """Muon asks at every build, by a path that a load changes. The first answer stays."""
+        record = self._kd.registry.find(variable)
+        part = record.row.part if record and record.row else ""
+        return (part or part_of(self, variable)) == "adam"
 
-    def knows(self, key: Any) -> bool:
-        """Tell whether the last build had the variable of this key."""
-        return key in self._trainable_variables_indices
 
-    def build_keras(self, variables: Sequence[Any]) -> None:
-        """Have Keras build, also a second time.
+class Inside:
+    """What is read and set inside a Keras optimizer: one of ours, or a stock one."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        self.key_of = optimizer._var_key  # Keras' identity; replicas and their container have one
+
+    @property
+    def variables(self) -> list[Any]:
+        """The variables of the last build."""
+        return list(self.optimizer._trainable_variables)
+
+    @property
+    def rate(self) -> Any:
+        """The learning rate as it was given: a variable, a schedule or a callable."""
+        return self.optimizer._learning_rate
+
+    @rate.setter
+    def rate(self, variable: Any) -> None:
+        self.optimizer._learning_rate = variable
+
+    @property
+    def counter(self) -> Any:
+        """The variable that counts calls of `apply`: micro-batches, under accumulation."""
+        return self.optimizer._iterations
+
+    @property
+    def averages(self) -> list[Any]:
+        """The moving average of each variable, None where it has none."""
+        return list(getattr(self.optimizer, "_model_variables_moving_average", ()))
+
+    @property
+    def accumulators(self) -> list[Any]:
+        """The gradient accumulator of each variable."""
+        return list(getattr(self.optimizer, "_accumulated_gradients", ()))
+
+    @property
+    def has_exclusions(self) -> bool:
+        """Whether a stock `exclude_from_weight_decay` was told anything."""
+        names = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
+        return any(getattr(self.optimizer, name, None) for name in names)
+
+    def decays(self, variable: Any) -> bool:
+        """Tell whether a stock optimizer decays a variable: nobody has excluded it."""
+        return bool(self.optimizer._use_weight_decay(variable))
+
+    def part(self, variable: Any) -> str:
+        """Return which part of a stock Muon steps a variable: "adam" or "muon"."""
+        return "adam" if self.optimizer._should_use_adamw(variable) else "muon"
+
+    # What a second build needs.
+
+    def begin_build(self) -> None:
+        """Have Keras build again.
 
         Its `build` only adds to its index, and stock classes return at once where `built` is True.
         """
-        self._trainable_variables_indices: dict[Any, int] = {}
-        self.built = False
-        super().build(variables)
+        self.optimizer._trainable_variables_indices = {}
+        self.optimizer.built = False
 
-    @property
-    def built_on(self) -> Sequence[Any]:
-        """The variables of the last build."""
-        return self._trainable_variables
+    def order(self, last: Sequence[Any], forgotten: Sequence[Any] = ()) -> None:
+        """Put these optimizer variables last, in this order, and leave out the forgotten ones.
 
-    @property
-    def averages(self) -> Sequence[Any]:
-        """The moving average of each variable of the last build, None where it has none."""
-        return self._model_variables_moving_average
-
-    @property
-    def update_counter(self) -> Any:
-        """The variable that counts calls of `apply`: micro-batches, under accumulation."""
-        return self._iterations
-
-    def forget(self, variables: Sequence[Any]) -> None:
-        """Leave these out of `variables`. Keras' own way looks through all for each of them."""
-        ids = set(map(id, variables))
-        self._tracker.stored_ids["variables"] -= ids
-        self.set_order([variable for variable in self.variables if id(variable) not in ids])
-
-    def use_rate_variable(self, variable: Any) -> None:
-        """Have this variable where Keras keeps a constant learning rate."""
-        self._learning_rate = variable
+        `variables`, `set_weights` and `tf.train.Checkpoint` go by position. TensorFlow refuses to
+        save a list from which something was removed, so the list is made anew, as Keras' own
+        constructor makes it: without Keras' tracker, which is told afterwards. Keras' own way to
+        forget a variable looks through all of them for each.
+        """
+        optimizer, before = self.optimizer, self.optimizer.variables
+        out = set(map(id, forgotten))
+        moved = out | set(map(id, last))
+        after = [*(v for v in before if id(v) not in moved), *last]
+        if list(map(id, after)) == list(map(id, before)):
+            return
+        tracker = optimizer.__dict__.pop("_tracker")
+        optimizer._variables = after
+        optimizer.__dict__["_tracker"] = tracker
+        is_variable, _ = tracker.config["variables"]
+        tracker.config["variables"] = (is_variable, optimizer._variables)
+        tracker.stored_ids["variables"] -= out
 
     def config_of(self, stock: type[Any]) -> dict[str, Any]:
         """Return the config that a stock class writes; its way with our rate would be slow."""
-        attributes = self.__dict__
-        rate = attributes["_learning_rate"]
-        attributes["_learning_rate"] = 0.0
+        attributes = self.optimizer.__dict__
+        rate, attributes["_learning_rate"] = attributes["_learning_rate"], 0.0
         try:
-            return dict(stock.get_config(self))
+            return dict(stock.get_config(self.optimizer))
         finally:
             attributes["_learning_rate"] = rate
 
-    # Muon decides at every build which of its parts steps a variable, by a path that a load changes.
-
-    def _should_use_adamw(self, variable: Any) -> bool:
-        return self.part_of(variable) == "adam"
-
-    def part_of(self, variable: Any) -> str:
-        """Return the part of the optimizer that steps a variable, as it was decided once."""
-        return self.decide_part(variable)
-
-    def decide_part(self, variable: Any) -> str:
-        """Return "adam" or "muon" for Muon, and "" for an optimizer of one part."""
-        decide = getattr(super(), "_should_use_adamw", None)
-        return "" if decide is None else "adam" if decide(variable) else "muon"
-
     @staticmethod
     def foreach_step(stock: Any) -> Any:
-        """Return Keras' torch code for many variables at once, None: a class has none.
+        """Return Keras' torch code for many variables at once, None where a class has none.
 
         Keras has it in a class of its own, which stands in for the stock one, and for no other.
         """
         return getattr(type(stock.__new__(stock)), "_parallel_update_step", None)
 
-    def set_order(self, variables: Sequence[Any]) -> None:
-        """Put the optimizer variables into this order.
 
-        `variables`, `set_weights` and `tf.train.Checkpoint` go by position. TensorFlow refuses to
-        save a list from which something was removed, so the list is made anew, as Keras' own
-        constructor makes it: without Keras' tracker, which is told afterwards.
-        """
-        tracker = self.__dict__.pop("_tracker")
-        self._variables = list(variables)
-        self.__dict__["_tracker"] = tracker
-        is_variable, _ = tracker.config["variables"]
-        tracker.config["variables"] = (is_variable, self._variables)
-
-
-class StockHooks:
-    """What is read of an optimizer of Keras itself, where Keras has no public name."""
-
-    def __init__(self, optimizer: Any) -> None:
-        self.optimizer = optimizer
-        self.variables: list[Any] = list(optimizer._trainable_variables)
-        self.rate = optimizer._learning_rate  # a variable, a schedule or a callable
-        self.counter = optimizer._iterations  # counts micro-batches
-        self.averages: list[Any] = list(getattr(optimizer, "_model_variables_moving_average", ()))
-        self.accumulators: list[Any] = list(getattr(optimizer, "_accumulated_gradients", ()))
-
-    @property
-    def has_exclusions(self) -> bool:
-        """Whether `exclude_from_weight_decay` was told anything."""
-        return bool(
-            getattr(self.optimizer, "_exclude_from_weight_decay", None)
-            or getattr(self.optimizer, "_exclude_from_weight_decay_pattern", None)
-        )
-
-    def decays(self, variable: Any) -> bool:
-        """Tell whether a variable is not excluded."""
-        return bool(self.optimizer._use_weight_decay(variable))
-
-    def part(self, variable: Any) -> str:
-        """Return which part of Muon steps a variable: "adam" or "muon"."""
-        return "adam" if self.optimizer._should_use_adamw(variable) else "muon"
+def part_of(optimizer: Any, variable: Any) -> str:
+    """Return "adam" or "muon" for Muon, as Keras decides; "" for an optimizer of one part."""
+    decide = getattr(super(KerasHooks, optimizer), "_should_use_adamw", None)
+    return "" if decide is None else "adam" if decide(variable) else "muon"

@@ -1,4 +1,4 @@
-"""The numbers of one update that are the same for all variables, and how they are computed."""
+"""The numbers of one update that all variables share, and how they are computed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from keras import ops
 
 
 class Numbers(NamedTuple):
-    """What `Decoupled.numbers` computes once per update."""
+    """What an update computes once; see `Update.numbers`."""
 
-    rates: tuple[Any, ...]  # η·α·m for each distinct multiplier m
+    rate: Any  # η·α, before multipliers
     decays: tuple[Any, ...]  # η^power·√(1/T)·l for each distinct amount l of decay
-    scalars: tuple[Any, ...]  # what the optimizer's own mathematics asks for
+    own: Any  # the optimizer's own arguments as they are now, by name
+    scalars: tuple[Any, ...]  # what its mathematics asks for
 
 
 class OnTensors:

@@ -8,11 +8,12 @@ from typing import Any, TypeAlias
 
 import keras
 
-from keras_decoupled.decay.amount_checks import checked_l1, checked_l2
-from keras_decoupled.decay.kinds import Decay
+from keras_decoupled.checks import Seen, refuse
+from keras_decoupled.decay.kinds import Decay, checked_l1, checked_l2
 
 # A string; a layer; or labels of variables, which a layer becomes in a config.
 Key: TypeAlias = str | keras.Layer | tuple[str, ...]
+Labeled: TypeAlias = dict[str | tuple[str, ...], Any]  # with labels in the place of layers
 _JOINT = "\n"  # joins labels where a config needs one string: no path has it
 
 
@@ -27,11 +28,8 @@ def mapping(name: str, value: Any, check: Callable[[str, Any], Any]) -> dict[Key
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise TypeError(
-            f"`{name}` must be a dict from keys (parts of a variable's path) to numbers. "
-            f"Received: {name}={value!r} of type {type(value).__name__}. "
-            f"Write {name}={{'kernel': 1e-4}}, say."
-        )
+        rule = "must be a dict from keys (parts of a variable's path) to numbers"
+        refuse(name, value, rule, f"Write {name}={{'kernel': 1e-4}}, say.", TypeError)
     return {
         _checked(name, key): check(f"{name}[{getattr(key, 'name', key)!r}]", entry)
         for key, entry in value.items()
@@ -39,41 +37,34 @@ def mapping(name: str, value: Any, check: Callable[[str, Any], Any]) -> dict[Key
 
 
 def as_decay(name: str, value: Any) -> Decay:
-    """Return the decay of an argument: a number, a schedule, a pair (l1, l2), a `Decay` or its dict."""
+    """Return the decay of an argument: a number, a schedule, a pair, a `Decay` or its dict."""
     if isinstance(value, Decay):
         return value
     if isinstance(value, Mapping):
         fields = {field.name for field in dataclasses.fields(Decay)}
         if not value or not value.keys() <= fields:
-            raise ValueError(
-                f"`{name}` must be a decay, and a dict has the fields of `Decay`: "
-                f"{', '.join(sorted(fields))}. Received: {dict(value)!r:.300}. Write Decay(...)."
-            )
+            rule = f"must be a decay; a dict has the fields of `Decay`: {', '.join(sorted(fields))}"
+            refuse(name, value, rule, "Write Decay(...).")
         return Decay(**value)
     if not isinstance(value, tuple | list):
         return Decay(checked_l2(name, value))
     if len(value) != 2:
-        raise ValueError(
-            f"`{name}` must be a number l2, a pair (l1, l2) or a `Decay`. Received: {value!r}. "
-            "Write (l1, 0) for l1 alone."
-        )
+        rule = "must be a number l2, a pair (l1, l2) or a `Decay`"
+        refuse(name, value, rule, "Write (l1, 0) for l1 alone.")
     l1, l2 = value
     return Decay(checked_l2(name, l2), checked_l1(name, l1))
 
 
 def _checked(name: str, key: Any) -> Key:
+    what = f"a key of `{name}`"
     if isinstance(key, keras.Layer):
         if not key.weights:
-            raise ValueError(
-                f"A layer that is a key of `{name}` must be built and have weights. Received: "
-                f"{key!r}. Build the model first: model.build(input_shape), or call it once."
-            )
+            cure = "Build the model first: model.build(input_shape), or call it once."
+            refuse(what, key, "must be a layer that is built and has weights", cure)
         return key
     if not isinstance(key, str):
-        raise TypeError(
-            f"Each key of `{name}` must be a string (a variable's path or a part of it), a layer "
-            f"or a model. Received: {key!r}. Take `variable.path`."
-        )
+        rule = "must be a string (a variable's path or a part of it), a layer or a model"
+        refuse(what, key, rule, "Take `variable.path`.", TypeError)
     return tuple(key.removesuffix(_JOINT).split(_JOINT)) if _JOINT in key else key
 
 
@@ -83,7 +74,7 @@ def as_labels(
     key_of: Callable[[Any], Any],
     argument: str,
     strict: bool = True,
-) -> dict[str | tuple[str, ...], Any]:
+) -> Labeled:
     """Return the rules with each layer replaced by the labels of its variables.
 
     Args:
@@ -91,19 +82,20 @@ def as_labels(
         label: the label of each variable, by Keras' identity of it.
         key_of: gives that identity.
         argument: the argument's name, for the message.
-        strict: whether a layer that has none of these variables is an error. One that has frozen
-            variables never is: they wait for a later build.
+        strict: whether a layer that has none of these variables is an error. A layer with frozen
+            variables never is: its rule waits for a later build.
     """
-    found: dict[str | tuple[str, ...], Any] = {}
+    found: Labeled = {}
     for key, entry in rules.items():
         if isinstance(key, keras.Layer):
             hits = LayerLabels(label[key_of(v)] for v in key.weights if key_of(v) in label)
             hits.name = key.name
             if strict and not hits and all(v.trainable for v in key.weights):
-                raise ValueError(
-                    f"A layer that is a key of `{argument}` must have variables that the optimizer "
-                    f"trains. Received: the layer {key.name!r}, which has none of them. Take a "
-                    "layer of the model that is trained, or leave this key out."
+                refuse(
+                    f"a key of `{argument}`",
+                    Seen(f"the layer {key.name!r}, which has none of them"),
+                    "must be a layer that has variables which the optimizer trains",
+                    "Take a layer of the model that is trained, or leave this key out.",
                 )
             key = hits
         found.pop(key, None)  # a key that is given twice stands where it was given last
@@ -111,9 +103,7 @@ def as_labels(
     return found
 
 
-def after_load(
-    rules: Mapping[str | tuple[str, ...], Any], names: Sequence[str]
-) -> dict[str | tuple[str, ...], Any]:
+def after_load(rules: Labeled, names: Sequence[str]) -> Labeled:
     """Return the rules with whole paths as a load leaves them: without leading components."""
     known = set(names)
 
@@ -128,7 +118,7 @@ def after_load(
 
 
 def shown(key: str | tuple[str, ...]) -> str:
-    """Return a key as a user knows it: a layer's name, else what its variables' paths have in common."""
+    """Return a key as a user knows it: a layer by its name, or by what its paths have in common."""
     if isinstance(key, str):
         return key
     paths = [label.split("/") for label in key]

@@ -10,11 +10,11 @@ from typing import Any
 from keras_decoupled import checks
 from keras_decoupled.paths.match import nearest, path_in, path_of
 
-_SYNTAX = re.compile(r"\\[A-Za-z]|[^\w/]")  # in a pattern, what is no part of a path
+_SYNTAX = re.compile(r"\\[A-Za-z]|[^\w/]")  # in a pattern: what is no part of a path
 
 
 class Exclusions:
-    """What `exclude_from_weight_decay` was last told."""
+    """What the last call of `exclude_from_weight_decay` said."""
 
     def __init__(
         self,
@@ -29,10 +29,8 @@ class Exclusions:
         self._keys: set[Any] | None = None  # of the variables
         for variable in self.variables:
             if not hasattr(variable, "assign"):
-                raise TypeError(
-                    "`var_list` must be a list of variables. "
-                    f"Received: {variable!r}. Patterns of paths go into `var_names`."
-                )
+                cure = "Patterns of paths go into `var_names`."
+                checks.refuse("var_list", variable, "must be a list of variables", cure, TypeError)
 
     def hits(self, label: str, key: Any, key_of: Callable[[Any], Any]) -> bool:
         """Tell whether the variable of that label and key is excluded."""
@@ -50,10 +48,12 @@ class Exclusions:
         labels = set(labels)
         for path in self.paths:
             if f"{path}#2" in labels:
-                raise ValueError(
-                    "A variable in `exclude_from_weight_decay(var_list=...)` was saved by its "
-                    f"path before the optimizer was built, and several have it. Received: {path}. "
-                    "Call exclude_from_weight_decay() again with the variable."
+                checks.refuse(
+                    "exclude_from_weight_decay(var_list=...)",
+                    checks.Seen(path),
+                    "was saved before the optimizer was built, by a path that several variables "
+                    "have",
+                    "Call exclude_from_weight_decay() again with the variable.",
                 )
 
     def warn_of_missed(self, labels: Sequence[str]) -> None:
@@ -82,25 +82,18 @@ class Exclusions:
         """Read `get_config`'s dict, of a file; `name` is for messages."""
         keys = ("var_list", "var_names")
         paths, patterns = (
-            [
-                checks.text(f"{name}[{key!r}]", entry)
-                for entry in checks.listed(f"{name}[{key!r}]", part)
-            ]
+            checks.texts(f"{name}[{key!r}]", part)
             for key, part in zip(keys, checks.fields(name, config, keys), strict=True)
         )
         return cls(patterns=patterns, paths=paths)
 
 
 def _compiled(pattern: Any) -> re.Pattern[str]:
+    rule = "must be a list of regular expressions, which are searched in each variable's path"
     if not isinstance(pattern, str):
-        raise TypeError(
-            "`var_names` must be a list of regular expressions. "
-            f"Received: {pattern!r}. Variables go into `var_list`."
-        )
+        checks.refuse("var_names", pattern, rule, "Variables go into `var_list`.", TypeError)
     try:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(
-            "`var_names` must be regular expressions, searched in each variable's path. "
-            f"Received: {pattern!r} ({error}). Escape what is meant literally: re.escape()."
-        ) from error
+        cure = f"Escape what is meant literally, with re.escape(): {error}."
+        checks.refuse("var_names", pattern, rule, cure)

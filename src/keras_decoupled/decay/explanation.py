@@ -13,9 +13,10 @@ from typing import Any
 import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_decoupled.decay import amount_checks, regularizers
+from keras_decoupled.checks import Seen, refuse
+from keras_decoupled.decay import kinds, regularizers
 from keras_decoupled.decay.kinds import Decay
-from keras_decoupled.decay.table import Row
+from keras_decoupled.decay.rows import Row
 from keras_decoupled.paths import match
 
 _SHOWN = 3  # variables in a warning
@@ -153,7 +154,7 @@ def explain(
     for variable, row in zip(variables, rows, strict=True):
         l2 = _at_start(row.decay.l2)
         decay = normalization * l2
-        half_life = amount_checks.half_life(decay) if decay and row.multiplier else None
+        half_life = kinds.half_life(decay) if decay and row.multiplier else None
         epochs = half_life and updates_per_epoch and half_life / updates_per_epoch
         entries.append(
             {
@@ -174,7 +175,7 @@ def explain(
     return Explanation(title, entries, _warnings(variables, entries, overridden))
 
 
-def _at_start(number: amount_checks.Number) -> float:
+def _at_start(number: kinds.Number) -> float:
     if not isinstance(number, LearningRateSchedule):
         return number
     return float(keras.ops.convert_to_numpy(number(keras.ops.convert_to_tensor(0, "int32"))))
@@ -249,3 +250,20 @@ def _is_decayed(entry: Mapping[str, Any]) -> bool:
 
 def _number(x: float) -> str:
     return f"{x:,.0f}" if 100 <= x < 1e7 else f"{x:.3g}"
+
+
+def variables_of(given: Any) -> list[Any]:
+    """Return the variables that `explain()` was asked about: a model's, or a list."""
+    cure = "Call optimizer.explain(model)."
+    if given is None:
+        rule = "needs a model or variables before the optimizer is built"
+        refuse("explain()", Seen("nothing"), rule, cure)
+    if isinstance(given, keras.Layer):
+        if not given.weights:
+            seen = Seen(f"{given.name!r}, which has none")
+            rule = "needs a built model, with weights"
+            refuse("explain()", seen, rule, "Call model.build(input_shape) first.")
+        return list(given.trainable_variables)
+    if not isinstance(given, list | tuple):
+        refuse("explain()", given, "takes a model or a list of variables", cure, TypeError)
+    return list(given)

@@ -1,6 +1,6 @@
 """The decay rule and its kinds: `Decay` says what is subtracted, `decayed` subtracts it.
 
-This is where the rule is written; the kernels in fast/ do its linear case, θ − l2·θ, themselves.
+The rule is written here, once. The kernels in fast/ do its linear case, θ − l2·θ, themselves.
 To add a kind, add a field to `Decay`, a line to `decayed` and a line to the tests' oracle.
 """
 
@@ -9,14 +9,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from typing import Any
+import math
+from typing import Any, TypeAlias
 
+import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
-from keras_decoupled.decay.amount_checks import Number, checked_l1, checked_l2, number_to_config
-from keras_decoupled.decay.operations import Operations
+
+Number: TypeAlias = float | LearningRateSchedule
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -85,15 +87,19 @@ class Decay:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         if not isinstance(self.towards, str) or self.towards not in ("zero", "initial"):
-            raise ValueError(
-                f"`towards` must be 'zero' or 'initial'. Received: towards={self.towards!r}. "
-                "'initial' is the value at the first build."
+            checks.refuse(
+                "towards",
+                self.towards,
+                "must be 'zero' or 'initial'",
+                "'initial' is the weight's value at the first build.",
             )
         if self.soft_threshold and self.cautious and self.l1 > 0:
-            raise ValueError(
-                "`soft_threshold` and `cautious` cannot be combined with l1 > 0: a soft threshold "
-                "applies l1 after the step, when there is no step left to compare it with. "
-                f"Received: l1={self.l1}. Leave one of the two out."
+            checks.refuse(
+                "soft_threshold",
+                checks.Seen(f"soft_threshold=True, cautious=True, l1={self.l1}"),
+                "cannot be combined with `cautious` and l1 > 0: a soft threshold applies l1 after "
+                "the step, when there is no step left to compare it with",
+                "Leave one of the three out.",
             )
 
     @property
@@ -124,13 +130,17 @@ class Decay:
     @functools.cached_property
     def _config(self) -> dict[str, Any]:
         config = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return config | {"l2": number_to_config(self.l2)}
+        return config | {"l2": _number_to_config(self.l2)}
+
+    def changes(self) -> dict[str, Any]:
+        """Return the fields that are not the default, as JSON, and l2 always."""
+        return {k: v for k, v in self._config.items() if k == "l2" or k in self._changed()}
 
     def to_config(self, pair: bool = False) -> Any:
         """Return JSON that `as_decay` reads: a number, a list (l1, l2) where asked for, or a dict."""
         if not self.plain:
             return self.get_config()
-        l2 = number_to_config(self.l2)
+        l2 = self._config["l2"]
         return [self.l1, l2] if pair or self.l1 else l2
 
     def __repr__(self) -> str:
@@ -154,6 +164,30 @@ class Decay:
     @functools.cached_property
     def _identity(self) -> str:
         return json.dumps(self.get_config(), sort_keys=True, default=str)
+
+
+class Operations:
+    """The operations of `decayed`, with `keras.ops`; torch does them in place, in fast/."""
+
+    @staticmethod
+    def add(x: Any, y: Any, factor: Any) -> Any:
+        """Return x + factor·y."""
+        return x + factor * y
+
+    @staticmethod
+    def subtract(theta: Any, change: Any) -> Any:
+        """Return θ − change."""
+        return theta - change
+
+    @staticmethod
+    def agreeing(d: Any, step: Any) -> Any:
+        """Return d where step·d ≥ 0, else 0. The product itself could underflow to 0."""
+        return ops.where(step * ops.sign(d) >= 0, d, 0.0)
+
+    @staticmethod
+    def shrink(x: Any, amount: Any) -> Any:
+        """Return x moved towards 0 by the amount, and 0 where |x| is less."""
+        return x - ops.clip(x, -amount, amount)
 
 
 def decayed(
@@ -182,3 +216,34 @@ def decayed(
     if l1 is not None:
         x = using.shrink(x, l1)
     return x if reference is None else reference + x
+
+
+def checked_l2(name: str, value: Any) -> Number:
+    """Return an l2 as the package keeps it: a float or a schedule."""
+    if isinstance(value, LearningRateSchedule):
+        checks.of_one_number(name, value)
+        return value
+    return checks.real(
+        name,
+        value,
+        minimum=0.0,
+        below=checks.FLOAT32,
+        cure="It is the fraction of the weight removed per update at η = 1: a number or a "
+        "`LearningRateSchedule`. Decays per variable go into `weight_decays`.",
+    )
+
+
+def checked_l1(name: str, value: Any) -> float:
+    """Return an l1 as the package keeps it: a float."""
+    return checks.real(
+        name, value, minimum=0.0, below=checks.FLOAT32, cure="It is the l1 of a decay, a number."
+    )
+
+
+def half_life(decay: float) -> float:
+    """Return the number of updates at η = 1 in which a weight loses half of its value."""
+    return math.log(0.5) / math.log1p(-decay) if decay < 1 else 0.0
+
+
+def _number_to_config(number: Number) -> Any:
+    return number if isinstance(number, float) else keras.saving.serialize_keras_object(number)

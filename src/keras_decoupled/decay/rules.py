@@ -1,62 +1,73 @@
-"""The table that the rules come to: through builds, saves and loads.
+"""Who is decayed, and who has a learning-rate multiplier: the rules, as the user gave them.
 
-A variable's row comes from the first of these that has one: an earlier build, a saved file, the
-user's rules together with the model's regularizers. Once made, a row stays with its variable.
+The first of these that speaks for a variable decides its decay: an exclusion, a key (a whole path
+before any other), `decay_vectors=False`, the model's regularizer, `weight_decay`. With
+`decay_vectors=False` only a key that ends in the variable's own name makes an exception.
+
+Rules are read once for each variable. The row that comes out stays with the variable, through
+builds, saves and loads: see `core/registry.py`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
-from keras_decoupled.decay import amount_checks, regularizers
+from keras_decoupled import checks
+from keras_decoupled.decay import arguments, kinds, regularizers
 from keras_decoupled.decay.exclusions import Exclusions
 from keras_decoupled.decay.kinds import Decay
 from keras_decoupled.decay.regularizers import Penalty
-from keras_decoupled.decay.table import Row
-from keras_decoupled.decay.user_rules import UserRules
+from keras_decoupled.decay.rows import Row
 from keras_decoupled.paths import match
-from keras_decoupled.paths.align import align
 
 
 class Rules:
-    """Who gets which decay and multiplier: as given, from a model, from a file, as built."""
+    """`weight_decay(s)`, `lr_multipliers`, `decay_vectors`, exclusions, and a model's decays.
+
+    Args:
+        weight_decay: the uniform decay, in any form that a user may give.
+        weight_decays: decays by key.
+        lr_multipliers: multipliers by key.
+        decay_vectors: False: vectors and biases get no uniform decay.
+        key_of: returns Keras' identity of a variable.
+        part_of: returns the part of the optimizer that steps a variable.
+    """
 
     def __init__(
         self,
         weight_decay: Any,
         weight_decays: Any,
         lr_multipliers: Any,
+        decay_vectors: bool,
         key_of: Callable[[Any], Any],
-        part_of: Callable[[Any], str] = lambda _: "",
-        decay_vectors: bool = True,
+        part_of: Callable[[Any], str],
     ) -> None:
-        self.given = UserRules(
-            weight_decay, weight_decays, lr_multipliers, decay_vectors, key_of, part_of
+        self.weight_decay = (
+            None if weight_decay is None else arguments.as_decay("weight_decay", weight_decay)
         )
-        self._key_of = key_of  # Keras' identity of a variable
-        # From `model=`: its variables (trainable ones first), and their regularizers' decays.
-        self._model: tuple[Any, ...] = ()
-        self._trainable = 0
-        # The row of each variable that was built on, also of those that left (frozen by now, say).
-        self._known: dict[Any, Row] = {}
-        self._inherited: set[Any] = set()  # those of them that came in when a file's rows did
-        # From a file: rows that no variable has claimed yet. Those of the saved table can be
-        # lined up by order; loose ones (of variables that were frozen, say) only by their paths.
-        self.saved: tuple[Row, ...] = ()
-        self.waiting: tuple[Row, ...] = ()
-        # Paths of variables that are not built on now: of a file, or of the model of `no_decay`.
-        self._elsewhere = {
+        self.weight_decays = arguments.mapping("weight_decays", weight_decays, arguments.as_decay)
+        self.weight_decays_as_given = dict(weight_decays or {})
+        self.lr_multipliers = arguments.mapping("lr_multipliers", lr_multipliers, _multiplier)
+        self.decay_vectors = decay_vectors
+        self.exclusions = Exclusions()
+        self.key_of = key_of
+        self._part_of = part_of
+        # Labels of variables that may not be built on: of the model of `no_decay`, or of a file.
+        self.paths = {
             path
             for given in (weight_decays, lr_multipliers)
             for path in getattr(given, "paths", ())
         }
-
-    # From a model.
+        self.from_file = False  # then paths may have changed
+        # From `model=`: its variables (trainable ones first), and what their regularizers say.
+        self.model: tuple[Any, ...] = ()
+        self.trainable = 0  # how many of them
+        self._of_model: dict[Any, Decay] = {}  # by identity
+        self._removed: dict[Any, Penalty] = {}  # of these, the ones that are no longer in the loss
 
     def extract(self, model: keras.Model, remove: bool, normalization: float) -> None:
         """Read a model's regularizers, and check every key against the model's variables.
@@ -67,169 +78,156 @@ class Rules:
         regularizers.get_weight_decays(model)  # checks the model, warns of other regularizers
         variables = (*model.trainable_variables, *model.non_trainable_variables)
         names = match.labels([v.path for v in variables])
-        with_key = self.given.check_keys(variables, names)
+        decided = self._decide(names, variables, names, (), strict=True)
         penalties = [regularizers.read_penalty(v) or (0.0, 0.0) for v in variables]
-        self._trainable = len(model.trainable_variables)
-        self._model = variables
+        self.model, self.trainable = variables, len(model.trainable_variables)
         found = {
-            self._key_of(v): pair for v, pair in zip(variables, penalties, strict=True) if any(pair)
+            self.key_of(v): pair for v, pair in zip(variables, penalties, strict=True) if any(pair)
         }
-        self.given.of_model = {key: Decay(l2, l1) for key, (l1, l2) in found.items()}
-        self.given.removed = found if remove else {}
-        _warn_of_strong(
-            [
-                (name, pair)
-                for name, pair, has_key in zip(names, penalties, with_key, strict=True)
-                if not has_key
-            ],
-            normalization,
-        )
-
-    # The table.
-
-    def resolve(
-        self, variables: Sequence[Any], strict: bool = True
-    ) -> tuple[list[Row], tuple[Row, ...]]:
-        """Return a row for each variable, and the saved rows that none of them claims.
-
-        In a first build that no file preceded, a key that hits nothing is an error.
-        """
-        names = match.labels([match.path_of(v) for v in variables])
-        known = [self._known.get(self._key_of(v)) for v in variables]
-        rows = [
-            row and dataclasses.replace(row, path=name)
-            for row, name in zip(known, names, strict=True)
+        self._of_model = {key: Decay(l2, l1) for key, (l1, l2) in found.items()}
+        self._removed = found if remove else {}
+        by_key, _ = decided["weight_decays"]
+        without_key = [
+            (name, pair)
+            for name, pair, (_, decay) in zip(names, penalties, by_key, strict=True)
+            if decay is None
         ]
-        new = [(name, tuple(v.shape)) for name, v in zip(names, variables, strict=True)]
-        unclaimed = (
-            *_claim(self.saved, rows, new, by_order=True),
-            *_claim(self.waiting, rows, new, by_order=False),
-        )
-        rest = [i for i, row in enumerate(rows) if row is None]
-        if rest:
-            first = strict and not (self._known or self.saved or self.waiting)
-            self._read_rules(rest, rows, variables, names, first)
-        return [row for row in rows if row is not None], unclaimed
+        _warn_of_strong(without_key, normalization)
 
-    def remember(
-        self, built: Sequence[Any], rows: Iterable[Row], unclaimed: tuple[Row, ...]
-    ) -> None:
-        """Take note of a build on what `resolve` returned; `built` has the variables' keys."""
-        if self.saved or self.waiting:
-            self._inherited.update(key for key in built if key not in self._known)
-        self._known.update(zip(built, rows, strict=True))
-        if built:
-            self.saved, self.waiting = (), unclaimed
-
-    def _read_rules(
+    def read(
         self,
-        rest: Sequence[int],
-        rows: list[Row | None],
+        positions: Sequence[int],
         variables: Sequence[Any],
         names: Sequence[str],
-        first: bool,
-    ) -> None:
-        """Fill in the rows of these variables from the rules."""
-        known = set(map(self._key_of, variables))
-        if self.given.of_model and not any(self._key_of(v) in known for v in self._model):
-            raise ValueError(
-                "The optimizer took its decays from `model`, and is built on variables of which "
-                f"none is that model's. Received: {len(names)} variables. Make it with the model "
-                "that it trains."
-            )
-        if (
-            first
-            and self._elsewhere.isdisjoint(names)
-            and self._elsewhere
-            and not self.given.from_file
-        ):
-            raise ValueError(
-                "`no_decay` and the layerwise rules must be made from the model that is trained: "
-                f"they know its variables by path. Received: rules of a model with "
-                f"{match.listed(sorted(self._elsewhere))}, for {match.listed(names)}. Make them "
-                "from this model."
-            )
-        # A key that names a layer means that layer wherever it is, and no part of another path.
-        elsewhere = match.labels([match.path_of(v) for v in self._model])
-        exclusions = self.given.exclusions
-        exclusions.check(names)
-        if first:
-            exclusions.warn_of_missed([*names, *elsewhere])
-        others = {*names, *elsewhere, *self._paths_that_left(names)} - {names[i] for i in rest}
-        made = self.given.rows(rest, variables, names, sorted(others), strict=first)
-        for i, row in zip(rest, made, strict=True):
-            rows[i] = row
+        left: Sequence[str] = (),
+        first: bool = True,
+    ) -> tuple[list[Row], list[tuple[str, str]]]:
+        """Return the rows of the variables at these positions, and the keys that decide for none.
 
-    def _paths_that_left(self, names: Sequence[str]) -> set[str]:
-        return (self._elsewhere | {row.path for row in self._known.values()}) - set(names)
+        Args:
+            positions: which of the variables are asked for.
+            variables: all that the optimizer is built on.
+            names: their labels.
+            left: labels of variables that were built on before.
+            first: whether it is the first build, and no file preceded it. A key that hits nothing
+                is then an error.
 
-    # Config.
-
-    def resolved_config(self, built: Sequence[Any], rows: Sequence[Row]) -> dict[str, Any]:
-        """Return what the rules came to; `built` has the keys of the last build, `rows` its rows."""
-        waiting = self.waiting
-        if not built:  # not built, or on nothing: all layers frozen
-            rows = self.saved
-            if self._model:
-                built = [self._key_of(v) for v in self._model[: self._trainable]]
-                rows, waiting = self.resolve(self._model[: self._trainable])
-        waiting = (*waiting, *self._rows_elsewhere(set(built)))
-        return {
-            "exclusions": self.given.exclusions.get_config(),
-            "table": [row.get_config() for row in rows],
-            "waiting": [row.get_config() for row in waiting],
-            "paths": sorted(self._paths_that_left([row.path for row in rows])),
-        }
-
-    def _rows_elsewhere(self, built: set[Any]) -> list[Row]:
-        """Return the rows, of variables not built on now, that the rules alone would not give.
-
-        A later build needs them, also after a load, when paths have changed.
+        Returns:
+            The rows; and (argument, key) of each key that others override wherever it hits.
         """
-        others = {self._key_of(v): v for v in self._model if self._key_of(v) not in built}
-        of_model, _ = self.resolve(list(others.values()), strict=False)
-        uniform = Row("", (), decay=self.given.weight_decay or Decay(), uniform=True)
-        left = self._inherited - built - others.keys()
-        return [
-            *(
-                row
-                for row in of_model
-                if dataclasses.replace(row, path="", shape=(), part="", rule="") != uniform
-            ),
-            *(row for key, row in self._known.items() if key in left),
+        self._check_models(variables, names, first)
+        # A key that names a layer means that layer wherever it is, and no part of another path.
+        of_model = match.labels([match.path_of(v) for v in self.model])
+        self.exclusions.check(names)
+        if first:
+            self.exclusions.warn_of_missed([*names, *of_model])
+        targets = [names[i] for i in positions]
+        others = sorted({*names, *of_model, *self.paths, *left} - set(targets))
+        asked = [variables[i] for i in positions]
+        decided = self._decide(targets, variables, names, others, first, asked)
+        (decays, _), (multipliers, _) = decided.values()
+        vectors = self._vectors(targets, asked)
+        rows = []
+        for i, (variable, name) in enumerate(zip(asked, targets, strict=True)):
+            (key, decay), (_, multiplier) = decays[i], multipliers[i]
+            identity, rule = self.key_of(variable), arguments.shown(key or "")
+            # Keras itself overwrites such a variable with its "gradient" (float8 scales, say).
+            out = getattr(variable, "overwrite_with_gradient", False)
+            if out or self.exclusions.hits(name, identity, self.key_of):
+                decay, rule = Decay(), "excluded"
+            elif decay is None and i in vectors:
+                decay, rule = Decay(), "decay_vectors"
+            elif decay is None and identity in self._of_model:
+                decay, rule = self._of_model[identity], "model"
+            rows.append(
+                Row(
+                    path=name,
+                    shape=tuple(variable.shape),
+                    decay=decay or self.weight_decay or Decay(),
+                    multiplier=1.0 if multiplier is None else multiplier,
+                    uniform=decay is None,
+                    removed_penalty=self._removed.get(identity),
+                    part=self._part_of(variable),
+                    rule=rule,
+                )
+            )
+        overridden = [
+            (argument, arguments.shown(key))
+            for argument, (_, keys) in decided.items()
+            for key in keys
         ]
+        return rows, overridden
 
-    def restore(
+    def _decide(
         self,
-        exclusions: Exclusions,
-        saved: Sequence[Row],
-        waiting: Sequence[Row],
-        paths: Iterable[str],
-    ) -> None:
-        """Take over what a saved config says that the rules came to."""
-        self.given.exclusions, self.given.from_file = exclusions, True
-        self.saved, self.waiting = tuple(saved), tuple(waiting)
-        self._elsewhere |= set(paths)
+        targets: Sequence[str],
+        variables: Sequence[Any],
+        names: Sequence[str],
+        others: Sequence[str],
+        strict: bool,
+        asked: Sequence[Any] | None = None,
+    ) -> dict[str, tuple[list[tuple[Any, Any]], list[Any]]]:
+        """Return, by argument: (key, entry) of each target, and the keys that decide for none."""
+        label = dict(zip(map(self.key_of, variables), names, strict=True))
+        found = {}
+        for argument, rules, vectors in (
+            ("weight_decays", self.weight_decays, self._vectors(targets, asked or variables)),
+            ("lr_multipliers", self.lr_multipliers, set[int]()),
+        ):
+            labeled = arguments.as_labels(rules, label, self.key_of, argument, strict=strict)
+            if self.from_file:
+                labeled = arguments.after_load(labeled, targets)
+            options: Any = {"argument": argument, "strict": strict, "by_own_name": vectors}
+            keys, overridden = match.decide(labeled, targets, others=others, **options)
+            entries = [(key, None if key is None else labeled[key]) for key in keys]
+            found[argument] = entries, overridden
+        return found
+
+    def _vectors(self, names: Sequence[str], variables: Sequence[Any]) -> set[int]:
+        """Return the positions of the variables that only a key of their own name decays."""
+        if self.decay_vectors:
+            return set()
+        pairs = enumerate(zip(names, variables, strict=True))
+        return {i for i, (name, v) in pairs if match.is_vector(name, v.shape)}
+
+    def _check_models(self, variables: Sequence[Any], names: Sequence[str], first: bool) -> None:
+        """Refuse rules that were made from another model than the one that is trained."""
+        known = set(map(self.key_of, variables)) if self._of_model else ()
+        if self._of_model and not any(self.key_of(v) in known for v in self.model):
+            checks.refuse(
+                "model",
+                checks.Seen(f"{len(names)} variables of which none is that model's"),
+                "must be the model that is trained: the optimizer took its decays from it",
+                "Make the optimizer with the model that it trains.",
+            )
+        if first and self.paths and self.paths.isdisjoint(names) and not self.from_file:
+            mine, theirs = match.listed(sorted(self.paths)), match.listed(names)
+            checks.refuse(
+                "no_decay(model)",
+                checks.Seen(f"rules of a model with {mine}, for {theirs}"),
+                "and the layerwise rules must be made from the model that is trained: they know "
+                "its variables by path",
+                "Make them from this model.",
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments as given, as JSON, less those that are the default."""
+        pairs = zip(self.weight_decays.items(), self.weight_decays_as_given.values(), strict=True)
+        config: dict[str, Any] = {} if self.decay_vectors else {"decay_vectors": False}
+        decays = {
+            arguments.key_to_config(key): decay.to_config(pair=isinstance(given, tuple | list))
+            for (key, decay), given in pairs
+        }
+        multipliers = {
+            arguments.key_to_config(key): number for key, number in self.lr_multipliers.items()
+        }
+        given = {"weight_decays": decays, "lr_multipliers": multipliers}
+        return config | {name: rules for name, rules in given.items() if rules}
 
 
-def _claim(
-    source: Sequence[Row],
-    rows: list[Row | None],
-    new: Sequence[tuple[str, tuple[int, ...]]],
-    by_order: bool,
-) -> list[Row]:
-    """Fill the open rows with the source's rows of their variables; return those left over."""
-    places = [i for i, row in enumerate(rows) if row is None]
-    saved = [(row.path, row.shape) for row in source]
-    found = align(
-        saved, [new[i] for i in places], what="the saved weight decay table", by_order=by_order
-    )
-    for i, j in zip(places, found, strict=True):
-        if j is not None:
-            path, shape = new[i]
-            rows[i] = dataclasses.replace(source[j], path=path, shape=shape)
-    claimed = set(found)
-    return [row for j, row in enumerate(source) if j not in claimed]
+def _multiplier(name: str, value: Any) -> float:
+    cure = "0 freezes the variable, 1 leaves it alone."
+    return checks.real(name, value, minimum=0.0, below=checks.FLOAT32, cure=cure)
 
 
 def _warn_of_strong(extracted: Sequence[tuple[str, Penalty]], normalization: float) -> None:
@@ -239,13 +237,13 @@ def _warn_of_strong(extracted: Sequence[tuple[str, Penalty]], normalization: flo
         return
     if l2 < l1:
         meaning = f"the weight moves {strongest:g} towards 0 at every update"
-    elif amount_checks.half_life(strongest) > 2:
-        meaning = f"the weight halves every {amount_checks.half_life(strongest):.0f} updates"
+    elif kinds.half_life(strongest) > 2:
+        meaning = f"the weight halves every {kinds.half_life(strongest):.0f} updates"
     else:
         meaning = "most of the weight is gone at once"
     warnings.warn(
         f"The regularizer of {name} becomes a weight decay of {strongest:g} per update (at η = 1): "
-        f"{meaning} when no gradient acts. A penalty's factor is multiplied by the learning rate, "
+        f"{meaning} when no gradient acts. A penalty's factor is multiplied by the learning rate; "
         "a decoupled decay is not. If that is not meant, name the variable in `weight_decays` "
         "(learning rate × factor is a start), or give `total_iterations`.",
         UserWarning,

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import keras
+
+_ASSIGNING = ("assign", "assign_add", "assign_sub")
+# What may be overridden in a stock class and changes nothing of its step.
+_HARMLESS = ("build", "get_config", "from_config")
 
 
 class StandIn(NamedTuple):
@@ -15,14 +20,30 @@ class StandIn(NamedTuple):
 
 
 def paths_of(optimizer: Any) -> tuple[Any, Any]:
-    """Return what updates all variables of a built optimizer, and what steps one; None: nothing."""
-    backend = keras.backend.backend()
-    if backend == "torch":
+    """Return what updates all variables of a built optimizer, and what steps one; None: nothing.
+
+    A class that a user derives has them too, unless it overrides what they would leave out.
+    """
+    backend, cls = keras.backend.backend(), type(optimizer)
+    kernel, stock = optimizer._kd.algorithm.kernel, getattr(cls, "_kd_stock", None)
+    mathematics = {n for n in vars(stock or object) if n[:2] != "__" and n not in _HARMLESS}
+    if backend == "torch" and not _overrides(cls, ["update_step", *_ASSIGNING, *mathematics]):
         from keras_decoupled.fast import torch_update  # needs torch
 
-        return torch_update.make(optimizer), None
-    if backend == "tensorflow":
+        return torch_update.make(optimizer, kernel, stock), None
+    if backend == "tensorflow" and kernel and not _overrides(cls, _ASSIGNING):
         from keras_decoupled.fast import tensorflow_ops  # needs TensorFlow
 
-        return None, tensorflow_ops.make(optimizer)
+        return None, tensorflow_ops.Op(kernel)
     return None, None
+
+
+def _overrides(cls: type[Any], names: Iterable[str]) -> bool:
+    """Tell whether a class that is derived from one of this package's defines any of these."""
+    package = __name__.split(".")[0]
+    for base in cls.__mro__:
+        if base.__module__.split(".")[0] == package:
+            return False
+        if not vars(base).keys().isdisjoint(names):
+            return True
+    return False

@@ -19,26 +19,25 @@ SMALL = 2**16
 class Op:
     """One optimizer's step of a variable.
 
-    `step(variable, gradient, slots, rate, scalars)` updates the variable and its slots; what
-    follows the variable is what `Decoupled.step` takes.
+    `step(h, variable, gradient, slots, rate, scalars)` updates the variable and its slots. But for
+    the variable, it takes what `Algorithm.step` takes.
     """
 
-    def __init__(self, optimizer: Any, kernel: str) -> None:
-        self.step = functools.partial(_STEPS[kernel], optimizer)
-        self._optimizer = optimizer
+    def __init__(self, kernel: str) -> None:
+        self.step = _STEPS[kernel]
 
     def decay(self, variable: Any, theta: Any, l2: Any) -> None:
         """θ ← θ − l2·θ."""
         subtract(variable.handle, l2, theta)
 
-    def usable(self, variable: Any, gradient: Any) -> bool:
+    def usable(self, variable: Any, gradient: Any, h: Any) -> bool:
         """Tell whether the op computes this step as `update_step` does."""
         if gradient.dtype not in (tf.float32, tf.float64) or not hasattr(variable, "handle"):
             return False
         # The op computes 1 − β1 in the variable's type. In float32 β1 is rounded by up to 3e-8, which
         # is 3e-7 of 1 − 0.9, but 3e-5 of 1 − 0.999. NadamW's op has a β1 near that of the optimizer.
         rounding = np.finfo(gradient.dtype.as_numpy_dtype).eps / 4
-        exact = 1 - getattr(self._optimizer, "beta_1", 0.0)
+        exact = 1 - getattr(h, "beta_1", 0.0)
         return bool(rounding <= 1e-6 * exact) and not _under_xla()
 
 
@@ -52,13 +51,11 @@ def subtract(handle: Any, factor: Any, value: Any) -> None:
     tf.raw_ops.ResourceApplyGradientDescent(var=handle, alpha=factor, delta=value)
 
 
-def _adam(
-    optimizer: Any, theta: Any, g: Any, slots: Any, rate: Any, beta_1: Any, epsilon: Any
-) -> None:
+def _adam(h: Any, theta: Any, g: Any, slots: Any, rate: Any, beta_1: Any, epsilon: Any) -> None:
     """θ ← θ − rate·m/(√v + ε), without the op's bias correction."""
     # v in operations of its own, for the sake of 1 − β2; for the op β2 is 1.
     m, v, *v_hat = (slot.value for slot in slots)
-    subtract(v.handle, optimizer.beta_2 - 1, tf.square(g) - tf.convert_to_tensor(v))
+    subtract(v.handle, h.beta_2 - 1, tf.square(g) - tf.convert_to_tensor(v))
     if _small(theta) and not v_hat:
         subtract(m.handle, 1 - beta_1, tf.convert_to_tensor(m) - g)
         step = tf.convert_to_tensor(m) / (tf.sqrt(tf.convert_to_tensor(v)) + epsilon)
@@ -83,23 +80,23 @@ def _adam(
         tf.raw_ops.ResourceApplyAdam(**given)
 
 
-def _adamw(optimizer: Any, theta: Any, g: Any, slots: Any, rate: Any, scalars: Any) -> None:
-    _adam(optimizer, theta, g, slots, rate * scalars[0], optimizer.beta_1, optimizer.epsilon)
+def _adamw(h: Any, theta: Any, g: Any, slots: Any, rate: Any, scalars: Any) -> None:
+    _adam(h, theta, g, slots, rate * scalars[0], h.beta_1, h.epsilon)
 
 
-def _nadamw(optimizer: Any, theta: Any, g: Any, slots: Any, rate: Any, scalars: Any) -> None:
+def _nadamw(h: Any, theta: Any, g: Any, slots: Any, rate: Any, scalars: Any) -> None:
     """As in `torch_kernels.py`: Adam's op with another β1 leaves n, and m = n + (b/a)·(n − g)."""
     a, b, correction, _ = scalars
     root = tf.sqrt(correction)
     # √(v/c) + ε = (√v + ε·√c)/√c
-    beta_1, epsilon = a * optimizer.beta_1 / (a + b), optimizer.epsilon * root
-    _adam(optimizer, theta, g, slots, rate * (a + b) * root, beta_1, epsilon)
-    if optimizer.beta_1 > 2**-12:
+    beta_1, epsilon = a * h.beta_1 / (a + b), h.epsilon * root
+    _adam(h, theta, g, slots, rate * (a + b) * root, beta_1, epsilon)
+    if h.beta_1 > 2**-12:
         n = tf.convert_to_tensor(slots[0].value)
         subtract(slots[0].value.handle, b / a, g - n)
 
 
-def _sgdw(optimizer: Any, theta: Any, g: Any, slots: Any, rate: Any, scalars: Any) -> None:
+def _sgdw(h: Any, theta: Any, g: Any, slots: Any, rate: Any, scalars: Any) -> None:
     if not slots:
         subtract(theta.handle, rate, g)
         return
@@ -108,18 +105,12 @@ def _sgdw(optimizer: Any, theta: Any, g: Any, slots: Any, rate: Any, scalars: An
         accum=slots[0].value.handle,
         lr=rate,
         grad=g,
-        momentum=tf.convert_to_tensor(optimizer.momentum, g.dtype),
-        use_nesterov=optimizer.nesterov,
+        momentum=tf.convert_to_tensor(h.momentum, g.dtype),
+        use_nesterov=h.nesterov,
     )
 
 
 _STEPS = {"adamw": _adamw, "nadamw": _nadamw, "sgdw": _sgdw}
-
-
-def make(optimizer: Any) -> Op | None:
-    """Return the fused op of an optimizer, None for a class that names none of its own."""
-    kernel = vars(type(optimizer)).get("fused_kernel")
-    return Op(optimizer, kernel) if kernel else None
 
 
 def _under_xla() -> bool:

@@ -16,20 +16,22 @@ from keras_decoupled.decay.kinds import decayed
 from keras_decoupled.fast import StandIn
 from keras_decoupled.fast.torch_kernels import Kernel, Tensors, as_float32
 from keras_decoupled.fast.torch_update import Group
+from keras_decoupled.saving.state import SCALARS
 
 
 class Foreach(Kernel):
     """The stock step of all variables of an update; it waits until all of them are known."""
 
     def __init__(self, optimizer: Any, step: Callable[..., None]) -> None:
-        super().__init__(optimizer)
-        self._step = step
+        self._optimizer, self._step = optimizer, step
+        registry = optimizer._kd.registry
+        self._positions = {record.key: i for i, record in enumerate(registry.built)}
+        self._own = [v for name, v in registry.scalars.items() if name not in SCALARS]
 
-    def begin(self, i: int, scalars: tuple[float, ...]) -> None:
+    def begin(self, i: int, h: Any, scalars: tuple[float, ...]) -> None:
         """Take what the whole update shares."""
-        super().begin(i, scalars)
-        own = self.optimizer._slots.scalars.values()
-        self._scalars = [(variable._value, variable._value.clone()) for variable in own]
+        super().begin(i, h, scalars)
+        self._scalars = [(variable._value, variable._value.clone()) for variable in self._own]
         self._waiting: defaultdict[Any, list[tuple[StandIn, torch.Tensor]]] = defaultdict(list)
         self._afterwards: list[Callable[[], None]] = []
 
@@ -46,12 +48,18 @@ class Foreach(Kernel):
         if afterwards is not None:
             self._afterwards.append(afterwards)
 
+    def stand_ins(self, variables: Sequence[Any], tensors: Sequence[torch.Tensor]) -> list[StandIn]:
+        """Return these tensors as what is stepped in the place of variables."""
+        key_of = self._optimizer._kd.inside.key_of
+        positions = (self._positions[key_of(variable)] for variable in variables)
+        return [StandIn(*pair) for pair in zip(tensors, positions, strict=True)]
+
     def end(self, complete: bool) -> None:
         """Step; `complete` means that this is the whole update."""
         for (rate, *_), pairs in self._waiting.items():
             self._restore_scalars()
             variables, gradients = map(list, zip(*pairs, strict=True))
-            self._step(self.optimizer, gradients, variables, rate)
+            self._step(self._optimizer, gradients, variables, rate)
         for afterwards in self._afterwards:
             afterwards()
         if not complete:
@@ -76,7 +84,7 @@ class ForeachGroup(Group):
             if l2 is not None:
                 self._decay(kernel.i, l2)
             if self._stand_ins is None:  # they give their tensor faster than a variable does
-                self._stand_ins = self._stand_in(kernel.optimizer, self.theta)
+                self._stand_ins = kernel.stand_ins(self.variables, self.theta)
             kernel.add(self._stand_ins, gradients, rate)
             return
         # These kinds need the step, and alone a small l1 would be lost beside a large weight. So the
@@ -88,11 +96,7 @@ class ForeachGroup(Group):
             for theta, step, reference in zip(self.theta, negative, references, strict=True):
                 theta.copy_(decayed(theta, step.neg_(), self.decay, l2, l1, reference))
 
-        kernel.add(self._stand_in(kernel.optimizer, negative), gradients, rate, afterwards)
-
-    def _stand_in(self, optimizer: Any, tensors: Sequence[torch.Tensor]) -> list[StandIn]:
-        positions = map(optimizer.index_of, self.variables)
-        return [StandIn(*pair) for pair in zip(tensors, positions, strict=True)]
+        kernel.add(kernel.stand_ins(self.variables, negative), gradients, rate, afterwards)
 
     def _decay(self, i: int, l2: float) -> None:
         factor = 1 - l2

@@ -19,12 +19,9 @@ _FOR_DAMPENING = 1e-6  # below such a rate, 1 − (1 + rate) may not be −rate 
 class Kernel:
     """One optimizer's update of many tensors."""
 
-    def __init__(self, optimizer: Any) -> None:
-        self.optimizer = optimizer
-
-    def begin(self, i: int, scalars: tuple[float, ...]) -> None:
-        """Take what the whole update shares: i = k + 1, and the optimizer's scalars."""
-        self.i, self.scalars = i, scalars
+    def begin(self, i: int, h: Any, scalars: tuple[float, ...]) -> None:
+        """Take what the whole update shares: i = k + 1, the optimizer's arguments, its scalars."""
+        self.i, self.h, self.scalars = i, h, scalars
 
     def end(self, complete: bool) -> None:
         """Do what is left to do; `complete` means that all variables of the update were here."""
@@ -68,7 +65,7 @@ class _Adam(Kernel):
             [count] * len(theta),
             lr=sign * rate,
             beta1=beta_1,
-            beta2=self.optimizer.beta_2,
+            beta2=self.h.beta_2,
             weight_decay=l2 / rate if rate != 0 else 0.0,
             eps=epsilon,
             amsgrad=bool(v_max),
@@ -83,8 +80,8 @@ class _AdamW(_Adam):
         self, theta: Tensors, g: Tensors, slots: Slots, rate: float, l2: float, sign: float = 1.0
     ) -> None:
         _, root = self.scalars
-        epsilon = self.optimizer.epsilon / root
-        self.adam(theta, g, slots, rate, l2, sign, self.optimizer.beta_1, epsilon)
+        epsilon = self.h.epsilon / root
+        self.adam(theta, g, slots, rate, l2, sign, self.h.beta_1, epsilon)
 
 
 class _NadamW(_Adam):
@@ -98,10 +95,10 @@ class _NadamW(_Adam):
         self, theta: Tensors, g: Tensors, slots: Slots, rate: float, l2: float, sign: float = 1.0
     ) -> None:
         a, b, *_ = self.scalars
-        beta_1 = a * self.optimizer.beta_1 / (a + b)
+        beta_1 = a * self.h.beta_1 / (a + b)
         # Adam's correction is undone: Nadam has its own, in a and b.
         rate = rate * (a + b) * (1.0 if beta_1 == 0 else -math.expm1(self.i * math.log(beta_1)))
-        self.adam(theta, g, slots, rate, l2, sign, beta_1, self.optimizer.epsilon)
+        self.adam(theta, g, slots, rate, l2, sign, beta_1, self.h.epsilon)
         # If β1 ≈ 0, n and m differ by less than 2⁻¹²: skip the second pass.
         if beta_1 > 2**-12:
             _sgd(slots[0], g, b / a, -1.0)
@@ -117,7 +114,7 @@ class _SGDW(Kernel):
     def step(
         self, theta: Tensors, g: Tensors, slots: Slots, rate: float, l2: float, sign: float = 1.0
     ) -> None:
-        momentum, nesterov = self.optimizer.momentum, self.optimizer.nesterov
+        momentum, nesterov = self.h.momentum, self.h.nesterov
         if not slots:
             _sgd(theta, g, sign * rate, l2 / rate if rate != 0 else 0.0)
             return

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from keras_decoupled import checks
-from keras_decoupled.decay.kinds import Decay, decayed
-from keras_decoupled.decay.operations import Operations
+from keras_decoupled.decay.kinds import Decay, Operations, decayed
 from keras_decoupled.fast.torch_kernels import Kernel, Tensors
 
 _ELEMENTS = {"cpu": 2**17, "cuda": 2**22}  # of a piece: in float32, 512 KB on the CPU

@@ -14,15 +14,15 @@ import contextlib
 import itertools
 import operator
 import sys
+import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import torch
 
 from keras_decoupled.decay.kinds import Decay
-from keras_decoupled.decay.table import Places
 from keras_decoupled.fast.torch_host_copy import OnHost, version_of
 from keras_decoupled.fast.torch_kernels import KERNELS, TINY, Kernel, Tensors
 from keras_decoupled.fast.torch_low_precision import LowPrecision
@@ -46,9 +46,15 @@ class Group:
     """Variables that one kernel call updates: of one multiplier, decay, type and device."""
 
     def __init__(
-        self, places: Places, decay: Decay, members: list[tuple[int, Any, Tensors]]
+        self,
+        multiplier: float,
+        l2: int | None,
+        l1: int | None,
+        decay: Decay,
+        members: list[tuple[int, Any, Tensors]],
     ) -> None:
-        self.places, self.decay = places, decay
+        # Where l2 and l1 stand in the numbers of an update; None: there is none.
+        self.multiplier, self.l2, self.l1, self.decay = multiplier, l2, l1, decay
         self.positions = [position for position, _, _ in members]  # of their gradients
         self.variables = [variable for _, variable, _ in members]
         theta, *slots = map(list, zip(*(tensors for _, _, tensors in members), strict=True))
@@ -90,18 +96,18 @@ class Plan:
         groups: defaultdict[Any, list[tuple[int, Any, Tensors]]] = defaultdict(list)
         seen = set()
         for position, variable in enumerate(variables):
-            index = optimizer.index_of(variable)
-            entry = optimizer._slots.entries[index]
-            copied = entry.master is not None
-            holders = [variable, entry.master, *entry.slots] if copied else [variable, *entry.slots]
-            if entry.reference is not None and entry.row.decay.towards == "initial":
-                holders.append(entry.reference)
+            record = optimizer._kd.registry.find(variable)
+            row, master, reference = record.row, record.master, record.reference
+            copied = master is not None
+            holders = [variable, master, *record.own] if copied else [variable, *record.own]
+            if reference is not None and row.decay.towards == "initial":
+                holders.append(reference)
             self._expected.append(None)
             self._thetas.append(None)
             # Not `None in holders`: a variable's `==` computes, for every element.
-            if index in seen or any(holder is None for holder in holders):
+            if record.key in seen or any(holder is None for holder in holders):
                 continue
-            seen.add(index)
+            seen.add(record.key)
             # The attribute and not `.value`, which costs a microsecond per variable. A stateless
             # scope, where the two differ, is refused by `usable`; an update has no autocast.
             tensors = [holder._value for holder in holders]
@@ -116,14 +122,16 @@ class Plan:
                 continue
             self._expected[-1] = (torch.Tensor, torch.strided, *kind, theta.shape)
             self._thetas[-1] = theta
-            if entry.row.multiplier != 0:
+            if row.multiplier != 0:
                 if copied:
                     low[own.dtype, own.device].add(own, theta)
-                groups[entry.places, entry.row.decay.kind, kind, _small(theta)].append(
-                    (position, variable, tensors)
-                )
+                alike = (row.multiplier, record.l2, record.l1, row.decay.kind)
+                groups[alike, kind, _small(theta)].append((position, variable, tensors))
         self.low = list(low.values())
-        self.groups = [make_group(places, decay, g) for (places, decay, *_), g in groups.items()]
+        self.groups = [
+            make_group(m, l2, l1, decay, group)
+            for ((m, l2, l1, decay), *_), group in groups.items()
+        ]
 
     def valid(self) -> bool:
         """Tell whether all variables still hold the tensors that they held."""
@@ -150,7 +158,7 @@ class FastUpdate:
         self._optimizer = optimizer
         self._kernel = kernel
         self._make_group = make_group
-        self._on = OnHost()
+        self.on = OnHost()
         self._plans: dict[tuple[int, ...], Plan] = {}
 
     def usable(self) -> bool:
@@ -158,9 +166,7 @@ class FastUpdate:
         return not (_in_stateless_scope() or torch.compiler.is_compiling())
 
     @torch.no_grad()
-    def update(
-        self, grads: Sequence[Any], variables: Sequence[Any], learning_rate: Any
-    ) -> list[tuple[Any, Any]]:
+    def update(self, grads: Sequence[Any], variables: Sequence[Any]) -> list[tuple[Any, Any]]:
         """Update what fits and return the (gradient, variable) pairs that do not."""
         plan = self._plan(variables)
         rest = []
@@ -170,49 +176,44 @@ class FastUpdate:
             pairs = [pair for position, pair in enumerate(pairs) if position not in misfits]
             grads, variables = [g for g, _ in pairs], [v for _, v in pairs]
             plan = self._plan(variables)
-        optimizer = self._optimizer
+        kd = self._optimizer._kd
         # Schedules compute with tensors: not on the GPU, which would have to be waited for.
         with keras.device("cpu"):
-            numbers = optimizer.numbers(self._on, learning_rate)
-            updates, _ = optimizer._counts(self._on)
+            numbers = kd.update.numbers(self.on)
+            k, _ = kd.clock.counts(self.on)
         for low in plan.low:
             low.read()
-        self._kernel.begin(updates + 1, numbers.scalars)
+        self._kernel.begin(k + 1, numbers.own, numbers.scalars)
         for group in plan.groups:
-            rate, l2, l1 = group.places
-            with _one_thread() if group.small else contextlib.nullcontext():
+            with _one_thread if group.small else contextlib.nullcontext():
                 group.update(
                     self._kernel,
                     [grads[position] for position in group.positions],
-                    numbers.rates[rate],
-                    None if l2 is None else numbers.decays[l2],
-                    None if l1 is None else numbers.decays[l1],
+                    numbers.rate * group.multiplier,
+                    None if group.l2 is None else numbers.decays[group.l2],
+                    None if group.l1 is None else numbers.decays[group.l1],
                 )
         self._kernel.end(complete=not rest)
         for low in plan.low:
             low.write()
         if not rest:
-            optimizer.end_of_update(numbers.scalars, self._on)
+            kd.update.keep(numbers, self.on)
         return rest
 
     @torch.no_grad()
-    def average(self, each: Sequence[tuple[Any, Any, Any]]) -> Sequence[tuple[Any, Any, Any]]:
-        """Update the averages of variables (entry, variable, average); return those left to do."""
+    def average(self, records: Sequence[Any]) -> list[Any]:
+        """Update the averages of these variables; return the records of those left to do."""
+        pairs = [(r.slots["average"]._value, r.variable._value) for r in records]
         fits = [
-            entry.master is None
-            and _plain(v._value)
-            and _signature(v._value)[1:] == _signature(average._value)[1:]
-            for entry, v, average in each
+            r.master is None and _plain(theta) and _signature(theta)[1:] == _signature(average)[1:]
+            for r, (average, theta) in zip(records, pairs, strict=True)
         ]
-        mine = list(itertools.compress(each, fits))
-        if mine:
-            updates, _ = self._optimizer._counts(self._on)
-            share = 1 - self._optimizer.ema_momentum if updates else 1.0
-            averages, thetas = zip(
-                *((average._value, v._value) for _, v, average in mine), strict=True
-            )
+        if any(fits):
+            k, _ = self._optimizer._kd.clock.counts(self.on)
+            share = 1 - self._optimizer.ema_momentum if k else 1.0
+            averages, thetas = zip(*itertools.compress(pairs, fits), strict=True)
             torch._foreach_lerp_(averages, thetas, share)
-        return [triple for triple, fit in zip(each, fits, strict=True) if not fit]
+        return [record for record, fit in zip(records, fits, strict=True) if not fit]
 
     @torch.no_grad()
     def accumulate(self, grads: Sequence[Any], accumulators: Sequence[Any]) -> None:
@@ -235,22 +236,24 @@ class FastUpdate:
 
     def version(self) -> int | None:
         """Return how often the iteration counter was written to, for `note_increment`."""
-        return version_of(self._optimizer.update_counter._value)
+        return version_of(self._optimizer._kd.clock.counter._value)
 
     def note_increment(self, before: int | None) -> None:
         """Note that Keras has counted the iteration: that write to the counter is no news."""
-        self._on.copy_of(self._optimizer.update_counter).note_increment(before)
+        self.on.copy_of(self._optimizer._kd.clock.counter).note_increment(before)
 
 
-def make(optimizer: Any) -> FastUpdate | None:
-    """Return the accelerated update of a built optimizer, None for a class without a kernel.
+def make(optimizer: Any, kernel: str | None, stock: Any) -> FastUpdate | None:
+    """Return the accelerated update of a built optimizer, None where there is none.
 
-    The class itself names it: one derived from it, by a user, may compute something else.
+    Args:
+        optimizer: the optimizer.
+        kernel: the name of its kernel.
+        stock: the stock class whose step it takes.
     """
-    own = vars(type(optimizer))
-    if kernel := own.get("fused_kernel"):
-        return FastUpdate(optimizer, KERNELS[kernel](optimizer))
-    if step := "stock" in own and optimizer.foreach_step(own["stock"]):
+    if kernel:
+        return FastUpdate(optimizer, KERNELS[kernel]())
+    if step := stock and optimizer._kd.inside.foreach_step(stock):
         from keras_decoupled.fast.torch_foreach import Foreach, ForeachGroup  # they import Group
 
         return FastUpdate(optimizer, Foreach(optimizer, step), ForeachGroup)
@@ -261,14 +264,31 @@ def _small(tensor: torch.Tensor) -> bool:
     return _OPENMP and tensor.device.type == "cpu" and tensor.numel() <= _SMALL
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+class _OneThread:
+    """A context in which torch uses one thread.
+
+    The number of threads is the process' and each thread's own: a thread that begins to use torch
+    takes the process' number. Of several threads that train at the same time, the first one to
+    come here knows how many there should be.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._usual = threading.Lock(), 0, 1
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._usual = torch.get_num_threads()
+            self._inside += 1
+            torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            torch.set_num_threads(self._usual)
+
+
+_one_thread = _OneThread()
 
 
 def _plain(tensor: torch.Tensor) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
 import keras
 from keras import ops
 
+from keras_decoupled.core.algorithm import Algorithm
 from keras_decoupled.core.arguments import Shared, at_least_0, flag, fraction
-from keras_decoupled.core.decoupled import Decoupled
+from keras_decoupled.core.optimizer import Decoupled
 
 
 def adam(
@@ -27,6 +29,40 @@ def adam(
 def one_minus_power(beta: float, i: Any, math_of: Any) -> Any:
     """Return 1 − β^i; no cancellation where β is near 1 and i is small."""
     return 1.0 if beta == 0 else -math_of.expm1(i * math.log(beta))
+
+
+class Adam(Algorithm):
+    """m, v, and with amsgrad the largest v."""
+
+    arguments: ClassVar = {
+        "beta_1": fraction("0.9 is usual."),
+        "beta_2": fraction("0.999 is usual."),
+        "epsilon": at_least_0("1e-7 is Keras' default."),
+        "amsgrad": flag("False is plain AdamW."),
+    }
+    kernel = "adamw"
+    twin_names: ClassVar = {
+        "momentum": "_momentums",
+        "velocity": "_velocities",
+        "velocity_hat": "_velocity_hats",
+    }
+
+    def slot_names(self, h: Any) -> tuple[str, ...]:
+        """m, v, and with amsgrad the largest v."""
+        return ("momentum", "velocity", "velocity_hat")[: 3 if h.amsgrad else 2]
+
+    def scalars(self, h: Any, i: Any, on: Any, state: Mapping[str, Any]) -> tuple[Any, ...]:
+        """√(1−β2^i)/(1−β1^i), and √(1−β2^i)."""
+        root = one_minus_power(h.beta_2, i, on.math) ** 0.5
+        return root / one_minus_power(h.beta_1, i, on.math), root
+
+    def step(
+        self, h: Any, g: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """Adam's step."""
+        m, v, v_max = (*slots, None)[:3]  # as built: `amsgrad` may have been set since
+        betas = {"beta_1": h.beta_1, "beta_2": h.beta_2}
+        return adam(g, m, v, v_max, rate=rate * scalars[0], epsilon=h.epsilon, **betas)
 
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")
@@ -71,19 +107,8 @@ class AdamW(Decoupled):
     Algorithm 2; amsgrad: Reddi et al., arXiv 1904.09237.
     """
 
-    HYPERPARAMETERS: ClassVar = {
-        "beta_1": fraction("0.9 is usual."),
-        "beta_2": fraction("0.999 is usual."),
-        "epsilon": at_least_0("1e-7 is Keras' default."),
-        "amsgrad": flag("False is plain AdamW."),
-    }
-    fused_kernel = "adamw"
-    twins = (keras.optimizers.Adam, keras.optimizers.AdamW)
-    twin_names: ClassVar = {
-        "momentum": "_momentums",
-        "velocity": "_velocities",
-        "velocity_hat": "_velocity_hats",
-    }
+    _kd_algorithm = Adam()
+    _kd_twins = (keras.optimizers.Adam, keras.optimizers.AdamW)
     beta_1: float
     beta_2: float
     epsilon: float
@@ -101,29 +126,3 @@ class AdamW(Decoupled):
     ) -> None:
         own = {"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon, "amsgrad": amsgrad}
         super().__init__(learning_rate, own, weight_decay=weight_decay, **shared)
-
-    @property
-    def slot_names(self) -> tuple[str, ...]:
-        """m, v, and with amsgrad the largest v."""
-        return ("momentum", "velocity", "velocity_hat")[: 3 if self.amsgrad else 2]
-
-    def scalars(self, i: Any, on: Any) -> tuple[Any, ...]:
-        """√(1−β2^i)/(1−β1^i), and √(1−β2^i)."""
-        root = one_minus_power(self.beta_2, i, on.math) ** 0.5
-        return root / one_minus_power(self.beta_1, i, on.math), root
-
-    def step(
-        self, gradient: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
-    ) -> tuple[Any, tuple[Any, ...]]:
-        """Adam's step."""
-        m, v, v_max = (*slots, None)[:3]  # as built: `amsgrad` may have been set since
-        return adam(
-            gradient,
-            m,
-            v,
-            v_max,
-            rate=rate * scalars[0],
-            beta_1=self.beta_1,
-            beta_2=self.beta_2,
-            epsilon=self.epsilon,
-        )

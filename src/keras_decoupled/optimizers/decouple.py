@@ -9,8 +9,9 @@ from typing import Any
 
 import keras
 
+from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.core.arguments import KERAS_ARGUMENTS, Shared
-from keras_decoupled.core.decoupled import Decoupled
+from keras_decoupled.core.optimizer import PUBLIC, Decoupled, refuse_names
 from keras_decoupled.optimizers.adamw import AdamW
 from keras_decoupled.optimizers.sgdw import SGDW
 from keras_decoupled.optimizers.stock import DECOUPLED, OWN_DECAYS, Stock
@@ -31,11 +32,6 @@ DECOUPLED |= {
     keras.optimizers.AdamW: AdamW,
     keras.optimizers.SGD: SGDW,
 }
-
-
-# Ours, less what any optimizer may override, and less Muon's question.
-_NAMES = {name for cls in Stock.__mro__ for name in vars(cls)}
-_NAMES -= {*dir(keras.optimizers.Optimizer), "_should_use_adamw"}
 
 
 def decouple(optimizer_class: type[Any]) -> type[Any]:
@@ -76,11 +72,11 @@ def decouple(optimizer_class: type[Any]) -> type[Any]:
     """
     is_class = inspect.isclass(optimizer_class)
     if not is_class or not issubclass(optimizer_class, keras.optimizers.Optimizer):
-        raise TypeError(
-            "`decouple` needs a class derived from `keras.optimizers.Optimizer`. Received: "
-            f"{optimizer_class!r}. Give the class, decouple(keras.optimizers.Lion), and its "
-            "arguments to what comes back."
+        rule = "needs a class derived from `keras.optimizers.Optimizer`"
+        cure = (
+            "Give the class, decouple(keras.optimizers.Lion), and its arguments to what comes back."
         )
+        refuse("decouple", Seen(repr(optimizer_class)), rule, cure, TypeError)
     if issubclass(optimizer_class, Decoupled):
         return optimizer_class
     public = getattr(keras.optimizers, optimizer_class.__name__, None)
@@ -88,15 +84,12 @@ def decouple(optimizer_class: type[Any]) -> type[Any]:
         optimizer_class = public  # on torch an object of a stock class is of another class
     for name, reason in _REFUSED.items():
         if issubclass(optimizer_class, getattr(keras.optimizers, name, ())):
-            raise ValueError(
-                f"`{name}` cannot have an independent weight decay: {reason}. Received: "
-                f"{optimizer_class!r}. Other stock optimizers can."
-            )
+            rule = f"cannot have an independent weight decay: {reason}"
+            refuse(name, Seen(repr(optimizer_class)), rule, "Other stock optimizers can.")
     if optimizer_class.update_step is keras.optimizers.Optimizer.update_step:
-        raise ValueError(
-            "`decouple` needs a class with an `update_step` of its own. Received: "
-            f"{optimizer_class!r}. Write one, or take a class of `keras.optimizers`."
-        )
+        rule = "needs a class with an `update_step` of its own"
+        cure = "Write one, or take a class of `keras.optimizers`."
+        refuse("decouple", Seen(repr(optimizer_class)), rule, cure)
     if optimizer_class not in DECOUPLED:
         _make(optimizer_class, stock=optimizer_class is public)
     return DECOUPLED[optimizer_class]
@@ -106,16 +99,13 @@ def _make(base: type[Any], stock: bool) -> None:
     """Make the decoupled class; Keras' error for a file of an unknown class shows its name."""
     registered = keras.saving.get_registered_name(base).replace(">", ".")
     if not stock and hasattr(sys.modules["keras_decoupled"], registered):
-        raise ValueError(
-            f"`{registered}` is the name of an optimizer of this package, and files go by names. "
-            f"Received: {base!r}. Register your class under a package of your own: "
-            '@keras.saving.register_keras_serializable(package="mine").'
-        )
-    if taken := sorted(_own_names(base) & _NAMES):
-        raise ValueError(
-            f"A class that is decoupled must not use the names of this package's own attributes. "
-            f"Received: {base!r}, which has {', '.join(taken)}. Give them other names."
-        )
+        rule = "is the name of an optimizer of this package, and files go by names"
+        cure = "Register your class under a package of your own: "
+        cure += '@keras.saving.register_keras_serializable(package="mine").'
+        refuse(registered, Seen(repr(base)), rule, cure)
+    own = _own_names(base)
+    if taken := {name for name in own if name in PUBLIC or name.startswith("_kd")}:
+        refuse_names(base, taken)
     signature = _signature(base)
 
     def initialize(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -161,20 +151,17 @@ def _signature(base: type[Any]) -> inspect.Signature:
             positional = False  # what follows has another place than in the stock class
             continue
         if parameter.name in Shared.__annotations__:
-            raise ValueError(
-                f"An argument of `{base.__name__}` has the name of one that all optimizers of this "
-                f"package share. Received: {parameter.name}. Give it another name."
-            )
+            rule = "has an argument with the name of one that all optimizers of this package share"
+            refuse(base.__name__, Seen(parameter.name), rule, "Give it another name.")
         kind = parameter.kind if positional else kinds.KEYWORD_ONLY
         if parameter.name == "weight_decay":
             parameter = parameter.replace(default=None)
         parameters.append(parameter.replace(kind=kind))
     names = [parameter.name for parameter in parameters]
     if "learning_rate" not in names:
-        raise ValueError(
-            f"`{base.__name__}` must take a `learning_rate`, which is handed to it. "
-            f"Received: a class that takes {names[1:]}. Add the argument to its __init__."
-        )
+        seen = Seen(f"a class that takes {names[1:]}")
+        cure = "Add the argument to its __init__."
+        refuse(base.__name__, seen, "must take a `learning_rate`, which is handed to it", cure)
     if "weight_decay" not in names:
         parameters.append(kinds("weight_decay", kinds.KEYWORD_ONLY, default=None))
     return inspect.Signature([*parameters, kinds("shared", kinds.VAR_KEYWORD)])

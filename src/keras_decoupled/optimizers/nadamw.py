@@ -8,13 +8,15 @@ corrected √v.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
 import keras
 from keras import ops
 
+from keras_decoupled.core.algorithm import Algorithm
 from keras_decoupled.core.arguments import Shared, at_least_0, fraction
-from keras_decoupled.core.decoupled import Decoupled
+from keras_decoupled.core.optimizer import Decoupled
 from keras_decoupled.optimizers.adamw import one_minus_power
 
 
@@ -30,10 +32,68 @@ def nadam(
     beta_2: float,
     epsilon: float,
 ) -> tuple[Any, tuple[Any, ...]]:
-    """Return Nadam's step and its new moments; see `NadamW.scalars` for the three scalars."""
+    """Return Nadam's step and its new moments; `Nadam.scalars` has the three scalars."""
     m = m + (1 - beta_1) * (g - m)
     v = v + (1 - beta_2) * (ops.square(g) - v)
     return (rate_m * m + rate_g * g) / (ops.sqrt(v / correction) + epsilon), (m, v)
+
+
+class Nadam(Algorithm):
+    """m, v, and Π, the product of all μ so far: it has no closed form in k."""
+
+    arguments: ClassVar = {
+        "beta_1": fraction("0.9 is usual."),
+        "beta_2": fraction("0.999 is usual."),
+        "epsilon": at_least_0("1e-7 is Keras' default."),
+        "momentum_decay": at_least_0("0.004 is Dozat's, 1.0 keras.optimizers.Nadam's."),
+    }
+    kernel = "nadamw"
+    state: ClassVar = {"momentum_product": 1.0}
+    twin_arguments: ClassVar = {"momentum_decay": 1.0}
+    twin_names: ClassVar = {
+        "momentum": "_momentums",
+        "velocity": "_velocities",
+        "momentum_product": "_u_product",
+    }
+
+    def slot_names(self, h: Any) -> tuple[str, ...]:
+        """The moments m and v."""
+        return ("momentum", "velocity")
+
+    def scalars(self, h: Any, i: Any, on: Any, state: Mapping[str, Any]) -> tuple[Any, ...]:
+        """μ_(i+1)/(1−Π_(i+1)), (1−μ_i)/(1−Π_i), 1−β2^i, and Π_i."""
+
+        def mu(i: Any) -> Any:
+            return h.beta_1 * (1 - 0.5 * on.math.exp(i * (h.momentum_decay * math.log(0.96))))
+
+        mu_i, mu_next = mu(i), mu(i + 1)
+        product = state["momentum_product"] * mu_i
+        return (
+            mu_next / (1 - product * mu_next),
+            (1 - mu_i) / (1 - product),
+            one_minus_power(h.beta_2, i, on.math),
+            product,
+        )
+
+    def new_state(self, scalars: tuple[Any, ...]) -> dict[str, Any]:
+        """Π_i."""
+        return {"momentum_product": scalars[3]}
+
+    def step(
+        self, h: Any, g: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """Nadam's step."""
+        share_m, share_g, correction, _ = scalars
+        return nadam(
+            g,
+            *slots,
+            rate_m=rate * share_m,
+            rate_g=rate * share_g,
+            correction=correction,
+            beta_1=h.beta_1,
+            beta_2=h.beta_2,
+            epsilon=h.epsilon,
+        )
 
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")
@@ -76,20 +136,8 @@ class NadamW(Decoupled):
     Loshchilov & Hutter, arXiv 1711.05101, Algorithm 2.
     """
 
-    HYPERPARAMETERS: ClassVar = {
-        "beta_1": fraction("0.9 is usual."),
-        "beta_2": fraction("0.999 is usual."),
-        "epsilon": at_least_0("1e-7 is Keras' default."),
-        "momentum_decay": at_least_0("0.004 is Dozat's, 1.0 keras.optimizers.Nadam's."),
-    }
-    fused_kernel = "nadamw"
-    twins = (keras.optimizers.Nadam,)
-    twin_arguments: ClassVar = {"momentum_decay": 1.0}
-    twin_names: ClassVar = {
-        "momentum": "_momentums",
-        "velocity": "_velocities",
-        "_product": "_u_product",
-    }
+    _kd_algorithm = Nadam()
+    _kd_twins = (keras.optimizers.Nadam,)
     beta_1: float
     beta_2: float
     epsilon: float
@@ -109,46 +157,3 @@ class NadamW(Decoupled):
         own = {"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon}
         own["momentum_decay"] = momentum_decay
         super().__init__(learning_rate, own, weight_decay=weight_decay, **shared)
-
-    @property
-    def slot_names(self) -> tuple[str, ...]:
-        """The moments m and v."""
-        return ("momentum", "velocity")
-
-    def add_scalars(self) -> None:
-        """Make Π, of the updates made: a product over all of them has no closed form in k."""
-        self._product = self._add_scalar("momentum_product", 1.0, self._on_tensors.dtype)
-
-    def scalars(self, i: Any, on: Any) -> tuple[Any, ...]:
-        """μ_(i+1)/(1−Π_(i+1)), (1−μ_i)/(1−Π_i), 1−β2^i, and Π_i to be kept."""
-        mu, mu_next = self._mu(i, on), self._mu(i + 1, on)
-        product = on.read(self._product) * mu
-        return (
-            mu_next / (1 - product * mu_next),
-            (1 - mu) / (1 - product),
-            one_minus_power(self.beta_2, i, on.math),
-            product,
-        )
-
-    def _mu(self, i: Any, on: Any) -> Any:
-        return self.beta_1 * (1 - 0.5 * on.math.exp(i * (self.momentum_decay * math.log(0.96))))
-
-    def end_of_update(self, scalars: tuple[Any, ...], on: Any) -> None:
-        """Keep Π_i."""
-        on.write(self._product, scalars[3])
-
-    def step(
-        self, gradient: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
-    ) -> tuple[Any, tuple[Any, ...]]:
-        """Nadam's step."""
-        share_m, share_g, correction, _ = scalars
-        return nadam(
-            gradient,
-            *slots,
-            rate_m=rate * share_m,
-            rate_g=rate * share_g,
-            correction=correction,
-            beta_1=self.beta_1,
-            beta_2=self.beta_2,
-            epsilon=self.epsilon,
-        )

@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Unpack
 
 import keras
 
+from keras_decoupled.core.algorithm import Algorithm
 from keras_decoupled.core.arguments import Shared, flag, fraction
-from keras_decoupled.core.decoupled import Decoupled
+from keras_decoupled.core.optimizer import Decoupled
 
 
 def sgd(
@@ -18,6 +19,28 @@ def sgd(
         return rate * g, ()
     buf = momentum * buf - rate * g
     return (rate * g - momentum * buf if nesterov else -buf), (buf,)
+
+
+class SGD(Algorithm):
+    """The buffer, where there is momentum."""
+
+    arguments: ClassVar = {
+        "momentum": fraction("0 is none, 0.9 is usual."),
+        "nesterov": flag("False is plain momentum."),
+    }
+    kernel = "sgdw"
+    twin_names: ClassVar = {"momentum": "momentums"}
+
+    def slot_names(self, h: Any) -> tuple[str, ...]:
+        """The buffer, where there is momentum."""
+        return ("momentum",) if h.momentum else ()
+
+    def step(
+        self, h: Any, g: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """The step by the buffer."""
+        (buf,) = slots or (None,)
+        return sgd(g, buf, rate=rate, momentum=h.momentum, nesterov=h.nesterov)
 
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")
@@ -55,13 +78,8 @@ class SGDW(Decoupled):
     Algorithm 1.
     """
 
-    HYPERPARAMETERS: ClassVar = {
-        "momentum": fraction("0 is none, 0.9 is usual."),
-        "nesterov": flag("False is plain momentum."),
-    }
-    fused_kernel = "sgdw"
-    twins = (keras.optimizers.SGD,)
-    twin_names: ClassVar = {"momentum": "momentums"}
+    _kd_algorithm = SGD()
+    _kd_twins = (keras.optimizers.SGD,)
     momentum: float
     nesterov: bool
 
@@ -76,20 +94,3 @@ class SGDW(Decoupled):
     ) -> None:
         own = {"momentum": momentum, "nesterov": nesterov}
         super().__init__(learning_rate, own, weight_decay=weight_decay, **shared)
-
-    @property
-    def slot_names(self) -> tuple[str, ...]:
-        """The buffer, where there is momentum."""
-        return ("momentum",) if self.momentum else ()
-
-    def step(
-        self, gradient: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
-    ) -> tuple[Any, tuple[Any, ...]]:
-        """The step by the buffer."""
-        return sgd(
-            gradient,
-            slots[0] if slots else None,
-            rate=rate,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-        )

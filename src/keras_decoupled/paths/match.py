@@ -1,15 +1,15 @@
-"""Which key of the user speaks for which variable. Pure Python; knows nothing of Keras.
+"""Which key of the user speaks for which variable. Knows nothing of Keras.
 
 A string is tried in three ways. The first that hits anything is what it means:
 
-    exact       the label of one variable                         "lstm_1/lstm_cell/kernel", "dense/kernel#2"
-    component   a run of whole components of the path             "lstm_1", "bias", "lstm_cell/kernel", "dense/"
-    substring   a part of the path that cuts no number in two     "conv1d" hits conv1d_0 and conv1d_1
+    exact       the label of one variable              "lstm_1/lstm_cell/kernel", "dense/kernel#2"
+    component   a run of whole components of a path    "lstm_1", "bias", "lstm_cell/kernel", "dense/"
+    substring   a part of a path, no number cut        "conv1d" hits conv1d_0 and conv1d_1
 
-A tuple of labels is the variables of a layer, and hits exactly these.
+A tuple of labels stands for the variables of a layer, and hits exactly these.
 
-A label is the variable's path, or "path#2", "path#3" where variables share one. For one variable an exact key beats
-every other; among the rest the key given last wins.
+A label is the variable's path, or "path#2", "path#3" where variables share one. For one variable
+an exact key beats every other. Among the rest the key given last wins.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Container, Iterable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from keras_decoupled.checks import Seen, refuse
 
 K = TypeVar("K", bound=str | tuple[str, ...])
 
@@ -28,7 +30,7 @@ SHOWN = 5  # paths in a message
 
 
 def labels(paths: Sequence[str]) -> list[str]:
-    """Unique names in the order of `paths`: of variables that share a path the later ones are "path#2", "path#3"."""
+    """Return unique names for paths: variables that share one are "path", "path#2", "path#3"."""
     given = set(paths)  # a path that itself reads "x#2" keeps its name, and the second x is "x#3"
     ordinals = dict.fromkeys(paths, 1)
     seen: set[str] = set()
@@ -58,7 +60,12 @@ def components(label: str) -> tuple[str, ...]:
     return tuple(path_in(label).split("/"))
 
 
-def deciding_keys(
+def deciding_keys(keys: Iterable[K], names: Sequence[str], **options: Any) -> list[K | None]:
+    """Return the key that decides for each variable, None where none hits it; see `decide`."""
+    return decide(keys, names, **options)[0]
+
+
+def decide(
     keys: Iterable[K],
     names: Sequence[str],
     *,
@@ -66,28 +73,38 @@ def deciding_keys(
     others: Sequence[str] = (),
     strict: bool = True,
     by_own_name: Container[int] = (),
-) -> list[K | None]:
-    """The key that decides for each variable, None where none hits it.
+) -> tuple[list[K | None], list[K]]:
+    """Return the key that decides for each variable, and the keys that others override everywhere.
+
+    A key that hits nothing is not overridden.
 
     Args:
-        keys: as the user gave them, in order; the module's docstring says what a key hits. A tuple may hit nothing: a
-            layer that is frozen.
+        keys: as the user gave them, in order; the module's docstring says what a key hits. A tuple
+            may hit nothing: a layer that is frozen.
         names: labels of the variables to be resolved, as `labels` makes them.
         argument: what the user calls the keys' dict, for the messages.
-        others: labels of variables that exist but are not resolved now (frozen ones). A key that hits only these is
-            accepted, and they count where a key is compared with what else there is.
-        strict: whether a string that hits no variable at all is an error. It is none after loading a file, where the
-            paths may have changed.
-        by_own_name: positions of variables for which only a key that ends in their last component counts: "bias",
-            "head/bias", and no "head".
+        others: labels of variables that exist but are not resolved now (frozen ones). A key that
+            hits only these is accepted, and they count where a key is compared with what else
+            there is.
+        strict: whether a string that hits no variable at all is an error. After a load it is not,
+            as paths may have changed.
+        by_own_name: positions of variables for which only a key that ends in their last component
+            counts: "bias" and "head/bias", but not "head".
 
     Raises:
         TypeError: a key is neither a string nor a tuple.
-        ValueError: a key is empty, hits nothing (if `strict`), or is a component with auto-numbered siblings.
+        ValueError: a key is empty, hits nothing (if `strict`), or is a component with auto-numbered
+            siblings.
     """
+    keys = list(keys)
+    paths = _Paths([*names, *others] if keys else ())  # the index of many paths takes its time
     exact: dict[int, K] = {}
     general: dict[int, K] = {}
-    for key, hits, is_path in hits_of(keys, names, argument=argument, others=others, strict=strict):
+    hitting: dict[K, None] = {}
+    for key in keys:
+        hits, is_path = _hits(key, paths, argument, strict, len(names))
+        if hits:
+            hitting[key] = None
         (exact if is_path else general).update(
             {
                 i: key
@@ -96,42 +113,33 @@ def deciding_keys(
             }
         )
     deciding = general | exact
-    return [deciding.get(i) for i in range(len(names))]
+    won = set(deciding.values())
+    overridden = [key for key in hitting if key not in won]
+    return [deciding.get(i) for i in range(len(names))], overridden
 
 
-def hits_of(
-    keys: Iterable[K],
-    names: Sequence[str],
-    *,
-    argument: str,
-    others: Sequence[str] = (),
-    strict: bool = True,
-) -> Iterator[tuple[K, list[int], bool]]:
-    """Each key, the positions in `names` of what it hits, and whether it is the label of one variable.
-
-    The arguments are those of `deciding_keys`.
-    """
-    keys = list(keys)
-    paths = _Paths([*names, *others] if keys else ())  # the index of many paths takes its time
-    for key in keys:
-        is_path = False
-        if isinstance(key, tuple):
-            # None of them may be here: of a frozen layer, say, in a config.
-            hits = [paths.position[label] for label in key if label in paths.position]
+def _hits(
+    key: Any, paths: _Paths, argument: str, strict: bool, count: int
+) -> tuple[list[int], bool]:
+    """Return which of the first `count` variables a key hits, and whether it is one's label."""
+    is_path = False
+    if isinstance(key, tuple):
+        # None of them may be here: of a frozen layer, say, in a config.
+        hits = [paths.position[label] for label in key if label in paths.position]
+    else:
+        _check(key, argument)
+        if key in paths.position:
+            hits, is_path = [paths.position[key]], True
         else:
-            _check(key, argument)
-            if key in paths.position:
-                hits, is_path = [paths.position[key]], True
-            else:
-                hits = paths.with_components(key)
-                if not hits and not key.endswith("/"):
-                    hits = paths.with_substring(key)
-                # If not strict, a key that decides nothing now may be as unclear as it likes.
-                elif hits and (strict or hits[0] < len(names)):
-                    _check_siblings(key, paths, argument)
-                if strict and not hits:
-                    raise _no_path(key, paths, argument)
-        yield key, [i for i in hits if i < len(names)], is_path
+            hits = paths.with_components(key)
+            if not hits and not key.endswith("/"):
+                hits = paths.with_substring(key)
+            # If not strict, a key that decides nothing now may be as unclear as it likes.
+            elif hits and (strict or hits[0] < count):
+                _check_siblings(key, paths, argument)
+            if strict and not hits:
+                _refuse_unknown(key, paths, argument)
+    return [i for i in hits if i < count], is_path
 
 
 def is_vector(label: str, shape: Sequence[int]) -> bool:
@@ -203,35 +211,39 @@ def _names_itself(key: str | tuple[str, ...], label: str) -> bool:
     return isinstance(key, str) and key.removesuffix("/").split("/")[-1] == components(label)[-1]
 
 
-def _check(key: str, argument: str) -> None:
+def _check(key: Any, argument: str) -> None:
+    what = f"a key of `{argument}`"
     if not isinstance(key, str):
-        raise TypeError(
-            f"The keys of `{argument}` have to be strings that match `variable.path`, or layers. Received: {key!r} of "
-            f"type {type(key).__name__}. Use `variable.path` for one variable, or a part of it for several."
-        )
+        cure = "Use `variable.path` for one variable, or a part of it for several."
+        rule = "must be a string that matches `variable.path`, or a layer"
+        refuse(what, key, rule, cure, TypeError)
     if not key.strip("/"):
-        raise ValueError(
-            f"A key of `{argument}` has to name at least one component of a path. Received: {key!r}. "
-            "Use a layer's or a variable's name, or leave this key out."
-        )
+        cure = "Use a layer's or a variable's name, or leave this key out."
+        refuse(what, key, "must name at least one component of a path", cure)
 
 
 def _check_siblings(key: str, paths: _Paths, argument: str) -> None:
-    """Keras names a class's layers dense, dense_1, …, counting on from run to run: "dense" may be another layer."""
+    """Keras counts a class's layers from run to run (dense, dense_1, …): "dense" may be another layer."""
     if key in paths.siblings:
-        raise ValueError(
-            f"A key of `{argument}` may not be a component that has auto-numbered siblings, because automatic names "
-            f"differ from run to run. Received: {key!r}, beside {listed(paths.siblings[key])}. Give the layer a name "
-            f"and use that, or a whole path, or {key + '/'!r} for exactly this component."
+        refuse(
+            f"a key of `{argument}`",
+            Seen(f"{key!r}, beside {listed(paths.siblings[key])}"),
+            "must not be a component that has auto-numbered siblings: automatic names differ from "
+            "run to run",
+            "Give the layer a name and use that, or a whole path, or "
+            f"{key + '/'!r} for exactly this component.",
         )
 
 
-def _no_path(key: str, paths: _Paths, argument: str) -> ValueError:
-    return ValueError(
-        f"Each key of `{argument}` has to match the path of at least one variable. Received: {key!r}. "
-        f"{paths.nearest(key)} A key is a path, whole components of one or a part of one that does not cut a number "
-        "in two: correct this key or leave it out. A frozen layer, or a model inside the model (whose name is in no "
-        f"path), can be the key itself: {{model.get_layer('backbone'): …}}."
+def _refuse_unknown(key: str, paths: _Paths, argument: str) -> NoReturn:
+    refuse(
+        f"a key of `{argument}`",
+        Seen(repr(key)),
+        "must match the path of at least one variable",
+        f"{paths.nearest(key)} A key is a path, whole components of one, or a part of one that does "
+        "not cut a number in two: correct this key or leave it out. A frozen layer can be the key "
+        "itself, and so can a model inside the model, whose name is in no path: "
+        "{model.get_layer('backbone'): …}.",
     )
 
 

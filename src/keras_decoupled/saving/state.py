@@ -20,8 +20,10 @@ from keras_decoupled.schedule.exact import INT32_MAX
 LAYOUT = "layout"  # a uint8 array with JSON; "a/b" would become a nested HDF5 group
 VERSION = 1  # of the layout
 ACCUMULATOR = "gradient_accumulator"  # Keras' name of its gradient accumulators
-# Settable numbers. They are relative to what the optimizer was made with: see `_settings`.
-_SETTINGS = ("learning_rate", "learning_rate_factor", "weight_decay")
+# Numbers that a user may set. A file has them relative to what the optimizer was made with.
+SETTINGS = ("learning_rate", "learning_rate_factor", "weight_decay")
+# Names of our optimizer variables that belong to no variable of the model.
+SCALARS = ("iteration", "cycle_start", "decay_start", *SETTINGS)
 _LEAST_RATE = float(np.finfo("float32").tiny)  # what is divided by it stays a number
 # The least and the most that a scalar can be. A cycle that began before the first update has a
 # start below 0.
@@ -29,13 +31,14 @@ _RANGES = {
     "iteration": (0, INT32_MAX),
     "cycle_start": (-INT32_MAX, INT32_MAX),
     "decay_start": (0, INT32_MAX),
-} | dict.fromkeys(_SETTINGS, (0, float(np.finfo("float32").max)))
+} | dict.fromkeys(SETTINGS, (0, float(np.finfo("float32").max)))
 
 
 class Loaded(NamedTuple):
     """What `load` did not assign itself."""
 
-    settings: dict[str, Any]  # "learning_rate_factor": r; "weight_decay": (given, now); or None
+    factor: float | None  # r
+    weight_decay: tuple[float, float] | None  # λ (given, now)
     fresh: list[tuple[Any, str, Any]]  # (variable, name, label) that the file does not have
 
 
@@ -94,7 +97,7 @@ def load(
     places = {tuple(entry): i for i, entry in enumerate(saved["variables"])}
     sources = [
         places.get((name, None if label is None else continued.get(label)))
-        if name not in _SETTINGS and (label is None or label in continued)
+        if not _is_setting(name, label) and (label is None or label in continued)
         else None
         for name, label in entries
     ]
@@ -109,17 +112,22 @@ def load(
     fresh = [
         (variable, name, label)
         for variable, (name, label), source in zip(variables, entries, sources, strict=True)
-        if source is None and name not in _SETTINGS
+        if source is None and not _is_setting(name, label)
     ]
     if saved["built"]:  # a file of an optimizer that was not built yet has nothing to find
         used = set(sources)
         unused = [
             entry
             for i, entry in enumerate(saved["variables"])
-            if i not in used and entry[0] not in _SETTINGS
+            if i not in used and not _is_setting(*entry)
         ]
         _report([[name, label] for _, name, label in fresh], unused, len(entries))
-    return Loaded(settings, fresh)
+    return Loaded(*settings, fresh)
+
+
+def _is_setting(name: str, label: str | None) -> bool:
+    """Tell whether a scalar is a setting of ours; a user's slot may be called alike."""
+    return label is None and name in SETTINGS
 
 
 def _warn_of_nothing(optimizer: str, why: str) -> None:
@@ -128,15 +136,17 @@ def _warn_of_nothing(optimizer: str, why: str) -> None:
     )
 
 
-def _settings(store: Any, present: set[str], saved: dict[str, Any]) -> dict[str, Any]:
-    """Return r, and λ as it was given and as it is now.
+def _settings(
+    store: Any, present: set[str], saved: dict[str, Any]
+) -> tuple[float | None, tuple[float, float] | None]:
+    """Return r, and λ as it was given and as it was when it was saved.
 
     So the state of a run at one learning rate goes on in an optimizer made with another: it brings
     the factor that callbacks left, and not the rate.
     """
     found: dict[str, float] = {}
     for i, entry in enumerate(saved["variables"]):
-        if entry[1] is None and entry[0] in _SETTINGS:
+        if _is_setting(*entry):
             found[entry[0]] = float(_array(store, present, i, np.zeros(()), entry))
     given = saved["given"]
     factor = found.get("learning_rate_factor")
@@ -151,7 +161,7 @@ def _settings(store: Any, present: set[str], saved: dict[str, Any]) -> dict[str,
     decay = None
     if "weight_decay" in found and given["weight_decay"] is not None:
         decay = (given["weight_decay"], found["weight_decay"])
-    return {"learning_rate_factor": factor, "weight_decay": decay}
+    return factor, decay
 
 
 def _read_layout(store: Any) -> dict[str, Any]:
@@ -162,14 +172,15 @@ def _read_layout(store: Any) -> dict[str, Any]:
         layout = json.loads(array.tobytes()) if array.dtype == np.uint8 else None
     except (ValueError, RecursionError):  # no text, no JSON, or "[[[[[…"
         layout = None
-    checks.shallow(name, layout)
     keys = ("version", "built", "left", "variables")
     parts = dict(zip(keys, checks.fields(name, layout, keys), strict=True))
     if parts["version"] != VERSION:
-        raise ValueError(
-            f"The saved optimizer state must be of version {VERSION}. Received: version "
-            f"{parts['version']!r}. A later version of keras_decoupled wrote it: install that one, or load "
-            "the weights alone: load_model(compile=False)."
+        checks.refuse(
+            name,
+            checks.Seen(f"version {parts['version']!r}"),
+            f"must be of version {VERSION}",
+            "A later version of keras_decoupled wrote it: install that one, or load the weights "
+            "alone: load_model(compile=False).",
         )
 
     def each(key: str, read: Callable[[str, Any], list[Any]]) -> list[list[Any]]:
@@ -221,10 +232,12 @@ def _array(
         fits = bool(np.all((array >= least) & (array <= most)))
     if array.shape != tuple(variable.shape) or not fits:
         received = f"{array.dtype} of shape {array.shape}: {array!r:.100}" if found else "none"
-        raise ValueError(
-            f"The saved optimizer state must have an array of shape {tuple(variable.shape)} and "
-            f"type {wanted}, with a value in its range, for {_names([entry])}. Received: "
-            f"{received}. The file is damaged: load the weights alone, load_model(compile=False)."
+        checks.refuse(
+            "the saved optimizer state",
+            checks.Seen(received),
+            f"must have an array of shape {tuple(variable.shape)} and type {wanted}, with a value "
+            f"in its range, for {_names([entry])}",
+            "The file is damaged: load the weights alone, load_model(compile=False).",
         )
     return array / _replicas(variable) if _parts(variable, entry[0]) else array
 
@@ -262,10 +275,12 @@ def _continued(saved: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str]:
     for label, shape in (*new, *wanted["left"]):
         source = continued.get(label)
         if source is not None and shapes[source] != shape:
-            raise ValueError(
-                f"The saved optimizer state of {source} does not fit {label}, which has shape "
-                f"{tuple(shape)}. Received: shape {tuple(shapes[source])}. Give that layer another "
-                "name to start it fresh, or load the weights alone: load_model(compile=False)."
+            checks.refuse(
+                "the saved optimizer state",
+                checks.Seen(f"shape {tuple(shapes[source])}"),
+                f"of {source} does not fit {label}, which has shape {tuple(shape)}",
+                "Give that layer another name to start it fresh, or load the weights alone: "
+                "load_model(compile=False).",
             )
     return continued
 

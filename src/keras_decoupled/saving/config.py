@@ -1,8 +1,9 @@
-"""Reading a saved config: it is data, and a file's may hold anything.
+"""Reading a saved config. It is data, and a file may hold anything.
 
-`get_config` (in `core/configured.py`) writes the arguments and, as `resolved`, what they came to. All of it is
-checked here or by the constructor before any of it is used. No function is called, except a user's
-own callable learning rate where the config has no `base_learning_rate`.
+`Decoupled.get_config` writes the arguments and, as `resolved`, what they came to: only what differs
+from the defaults. All of it is checked here or by the constructor before any of it is used. No
+function is called, except a user's own callable learning rate where the config has no
+`base_learning_rate`.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_decoupled import checks
 from keras_decoupled.decay.arguments import as_decay
 from keras_decoupled.decay.exclusions import Exclusions
-from keras_decoupled.decay.table import Row, read_rows
+from keras_decoupled.decay.rows import Row, read_rows
 
 
 class Resolved(NamedTuple):
     """What the arguments had come to when the config was written."""
 
     exclusions: Exclusions
-    table: list[Row]
-    waiting: list[Row]
-    paths: list[str]  # of variables that had left: frozen, say
+    table: tuple[Row, ...]  # of the variables built on
+    waiting: tuple[Row, ...]  # of others
+    paths: set[str]  # of variables that no row is about
     factor: float | None  # r; None where the rate is a number: it is written as r left it
 
 
@@ -38,11 +39,8 @@ def read_config(
     checks.fields("config", config, ())
     for key in config:
         if not isinstance(key, str) or key == "self":
-            raise ValueError(
-                "The keys of a config must be names of arguments. "
-                f"Received: {key!r}. Take what `get_config()` returned."
-            )
-    checks.shallow("config", config)
+            cure = "Take what `get_config()` returned."
+            checks.refuse("a key of the config", key, "must be the name of an argument", cure)
     arguments = dict(config)
     resolved = arguments.pop("resolved", None)
     number = _number_reader(custom_objects)
@@ -57,22 +55,20 @@ def read_config(
     if resolved is None:
         return arguments, None
     name = "config['resolved']"
-    exclusions, table, waiting, factor = checks.fields(
-        name, resolved, ("exclusions", "table", "waiting", "learning_rate_factor")
-    )
+    table, factor = checks.fields(name, resolved, ("table", "learning_rate_factor"))
     factor = checks.real(
         f"{name}['learning_rate_factor']", factor, minimum=0.0, cure=checks.OF_A_FILE
     )
     decay = arguments.get("weight_decay")
     uniform = None if decay is None else as_decay("weight_decay", decay)
+    nothing: dict[str, list[str]] = {"var_list": [], "var_names": []}
+    exclusions = resolved.get("exclusions", nothing)
+    waiting = resolved.get("waiting", [])
     return arguments, Resolved(
         Exclusions.from_config(exclusions, name=f"{name}['exclusions']"),
-        read_rows(table, number, uniform, name=f"{name}['table']"),
-        read_rows(waiting, number, uniform, name=f"{name}['waiting']"),
-        [
-            checks.text(f"{name}['paths']", path)
-            for path in checks.listed(f"{name}['paths']", resolved.get("paths", []))
-        ],
+        tuple(read_rows(table, number, uniform, name=f"{name}['table']")),
+        tuple(read_rows(waiting, number, uniform, name=f"{name}['waiting']")),
+        set(checks.texts(f"{name}['paths']", resolved.get("paths", []))),
         None if isinstance(arguments.get("learning_rate", 0.0), Real) else factor,
     )
 
@@ -105,17 +101,18 @@ def _decay(saved: Any, number: Callable[[Any], Any]) -> Any:
 
 
 def _deserialize(saved: Any, custom_objects: Any) -> Any:
-    """Return the object of a config, as Keras makes it; what Keras stumbles over is refused, too."""
+    """Return the object of a config, as Keras makes it.
+
+    Keras may stumble over a damaged file in any way, and says no more than "KeyError: 'x'".
+    """
     try:
         return keras.saving.deserialize_keras_object(saved, custom_objects)
     except (ValueError, TypeError):
         raise
     except Exception as error:
-        raise ValueError(
-            "A learning rate or weight decay in a config must be a number, or an object as "
-            f"keras.saving.serialize_keras_object() writes it. Received: {saved!r:.500}. "
-            f"It led to {type(error).__name__}: {error}."
-        ) from error
+        rule = "must be a number, or an object as keras.saving.serialize_keras_object() writes it"
+        cure = f"It led to {type(error).__name__}: {error}."
+        checks.refuse("a learning rate or weight decay in a config", saved, rule, cure)
 
 
 def _learning_rate(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None) -> Any:
@@ -127,10 +124,11 @@ def _learning_rate(config: Mapping[str, Any], custom_objects: Mapping[str, Any] 
     if callable(rate) and not schedule and getattr(rate, "__name__", "") != "<lambda>":
         package = str(getattr(rate, "__module__", "")).split(".")[0]
         if package in ("keras", "keras_hub", "keras_cv", "keras_nlp"):
-            raise ValueError(
-                "`learning_rate` in a config must be a number, a `LearningRateSchedule` or a "
-                f"function of your own. Received: {config}. Give `learning_rate` a schedule, or "
-                "load with the function registered by "
-                "@keras.saving.register_keras_serializable()."
+            checks.refuse(
+                "learning_rate",
+                config,
+                "in a config must be a number, a `LearningRateSchedule` or a function of your own",
+                "Give `learning_rate` a schedule, or load with the function registered by "
+                "@keras.saving.register_keras_serializable().",
             )
     return rate

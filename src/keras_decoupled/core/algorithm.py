@@ -1,0 +1,42 @@
+"""`Algorithm`: an optimizer's mathematics, apart from Keras, decay, schedules and files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from keras_decoupled.core.arguments import Check
+
+
+class Algorithm:
+    """How a gradient becomes a step.
+
+    In each method `h` has the optimizer's own arguments as they are now (`h.beta_1`), `on` computes
+    scalars (`core/numbers.py`), and i = k + 1 is the number of this update, from 1.
+    """
+
+    arguments: ClassVar[Mapping[str, Check]] = {}  # the optimizer's own, and their checks
+    kernel: ClassVar[str | None] = None  # name of the fused kernels in fast/ that do `step`
+    # Optimizer variables that belong to no variable of the model: name and first value.
+    state: ClassVar[Mapping[str, float]] = {}
+    twins: ClassVar[tuple[str, ...]] = ()  # classes of keras.optimizers whose step this is
+    twin_arguments: ClassVar[Mapping[str, Any]] = {}  # with which it is theirs
+    twin_names: ClassVar[Mapping[str, str]] = {}  # slot, or state: the twin's attribute
+
+    def slot_names(self, h: Any) -> tuple[str, ...]:
+        """Return the names of the optimizer variables that each variable has."""
+        return ()
+
+    def scalars(self, h: Any, i: Any, on: Any, state: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return what `step` needs once per update."""
+        return ()
+
+    def new_state(self, scalars: tuple[Any, ...]) -> dict[str, Any]:
+        """Return the new values of `state`, from the scalars of the update."""
+        return {}
+
+    def step(
+        self, h: Any, g: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """Return what is subtracted from the variable, and its new slots."""
+        raise NotImplementedError

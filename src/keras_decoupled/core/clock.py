@@ -1,0 +1,208 @@
+"""When an update happens: k, the schedule position s, the rate, η; `restart` and `begin_decay`.
+
+k counts weight updates, never micro-batches, and s = k − cycle_start. The rate is r·schedule(s) and
+η is r·schedule(s)/α, where r is 1 until somebody moves it. Whatever moves is an optimizer variable,
+so it is saved with the others.
+
+`on` computes with tensors (`core/numbers.py`) or, on torch, with floats of the host.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_decoupled import checks
+from keras_decoupled.core.settings import Setting, as_number, checked_number
+from keras_decoupled.schedule.rates import (
+    CallableRate,
+    ConstantRate,
+    Rate,
+    ScheduleRate,
+    StableRate,
+)
+from keras_decoupled.schedule.stable import NEVER
+from keras_decoupled.schedule.timing import Timing
+
+_NOT_HERE = (
+    "The optimizer's state is not here. Inside an epoch, Keras' `fit` on JAX keeps it outside the "
+    "optimizer. In a callback go through `self.model.optimizer`, which brings it back first. A "
+    "loss or a metric cannot read it on JAX: log it from a callback, in on_epoch_end or "
+    "on_train_batch_end."
+)
+
+
+class Clock:
+    """The count of updates, and the rate and η that a schedule and the user make of it.
+
+    Args:
+        timing: what the arguments about time mean.
+        counter: Keras' variable that counts calls of `apply`.
+        accumulated: returns how many calls make one update.
+        add_scalar: makes an optimizer variable of a name, value and dtype.
+        dtype: of r.
+    """
+
+    def __init__(
+        self,
+        timing: Timing,
+        counter: Any,
+        accumulated: Callable[[], int],
+        add_scalar: Callable[[str, float, str], Any],
+        dtype: str,
+    ) -> None:
+        self.timing, self.counter, self._accumulated = timing, counter, accumulated
+        if self.constant:
+            # As in stock Keras: a variable that callbacks assign. It is α·r.
+            name, value, dtype = "learning_rate", timing.rate.given, "float32"
+        else:
+            name, value = "learning_rate_factor", timing.rate_factor
+        self.rate = Setting(name, value, add_scalar(name, value, dtype))
+        self._cycle_start = add_scalar("cycle_start", -timing.t_cur, "int")
+        # The schedule's step at which `begin_decay` said that the decay starts.
+        self._decay_start: Any = None
+        if isinstance(timing.rate, StableRate):
+            self._decay_start = add_scalar("decay_start", NEVER, "int")
+        self._warned_of_peak = False
+
+    @property
+    def constant(self) -> bool:
+        """Whether the learning rate was given as a number."""
+        return isinstance(self.timing.rate, ConstantRate)
+
+    # Reading.
+
+    def counts(self, on: Any) -> tuple[Any, Any]:
+        """Return k and s of the next update."""
+        try:
+            k = on.count(self.counter) // self._accumulated()
+            return k, k - on.count(self._cycle_start)
+        except (TypeError, AttributeError) as error:  # the variables hold no value
+            raise RuntimeError(_NOT_HERE) from error
+
+    def rate_and_eta(self, on: Any, step: Any) -> tuple[Any, Any]:
+        """Return the rate, before layer multipliers, and η at the schedule's step s."""
+        factor = self.factor(on)
+        rate, multiplier = on.evaluate_both(self._schedule(on).at, step)
+        return factor * rate, factor * multiplier
+
+    def factor(self, on: Any) -> Any:
+        """Return r."""
+        now = on.read(self.rate.variable)
+        return now / self._unit if self.constant else now
+
+    @property
+    def _unit(self) -> float:
+        """What the variable of the rate holds at r = 1."""
+        return float(np.float32(self.timing.rate.base)) if self.constant else 1.0
+
+    def _schedule(self, on: Any) -> Rate:
+        rate = self.timing.rate
+        return rate.starting(on.count(self._decay_start)) if isinstance(rate, StableRate) else rate
+
+    def learning_rate(self, on: Any) -> Any:
+        """Return the rate of the next update: a variable where a number was given."""
+        self.check_state()
+        if self.constant:
+            return self.rate.variable
+        return self.rate_and_eta(on, self.counts(on)[1])[0]
+
+    def check_state(self) -> None:
+        """Raise if the optimizer's variables hold no values now."""
+        try:
+            ops.convert_to_tensor(self.counter)
+        except (TypeError, AttributeError) as error:  # the variable holds no value
+            raise RuntimeError(_NOT_HERE) from error
+
+    # What a user sets.
+
+    def set_learning_rate(self, value: Any, on: Any) -> None:
+        """Move r so that the next update has this rate."""
+        if callable(value) and not isinstance(value, keras.Variable):
+            rule = "can be set to a number only: it scales the schedule that the optimizer has"
+            cure = "For another schedule make a new optimizer."
+            checks.refuse("learning_rate", checks.Seen(repr(value)), rule, cure, TypeError)
+        value = checked_number("learning_rate", value, "0 stops all steps and decay.")
+        self.check_state()
+        if self.constant:
+            self.rate.variable.assign(value)
+            return
+        schedule = self._schedule(on)
+        # Not the rate: a float32 rate over a float32 schedule is not exactly r.
+        _, multiplier = schedule.at(self.counts(on)[1])
+        now = schedule.base * float(as_number(multiplier))
+        if now == 0:
+            if value > 0:
+                checks.refuse(
+                    "learning_rate",
+                    value,
+                    "cannot be set while the schedule is at 0: it is stored as a factor over the "
+                    "schedule",
+                    "Set it where the schedule is above 0, or give the schedule an eta_min > 0.",
+                )
+            return
+        if abs(value - as_number(self.learning_rate(on))) <= 5e-7 * value:
+            return  # the rate as it was read, rounded: written back, it must not move r
+        factor = value / now
+        if factor > 1 + 1e-6 and isinstance(schedule, ScheduleRate) and not self._warned_of_peak:
+            self._warned_of_peak = True
+            warnings.warn(
+                f"`learning_rate` was set to {factor:g} times what its schedule says here, and "
+                f"the factor stays: the rate will peak at {factor * self.timing.rate.peak:g} when "
+                "the schedule is at its top again, and η and the decays scale with it.",
+                UserWarning,
+                stacklevel=4,
+            )
+        self.rate.variable.assign(factor)
+
+    def set_factor(self, factor: float) -> None:
+        """Set r, of a file."""
+        self.rate.variable.assign(factor * self._unit)
+
+    def restart(self, position: int, on: Any) -> None:
+        """Make the next update the one at a position of the first cycle, after the warm-up."""
+        step = min(self.timing.step_at(position), NEVER)
+        k, _ = self.counts(on)
+        self._cycle_start.assign(k - step)
+        if self._decay_start is not None:
+            self._decay_start.assign(NEVER)
+
+    def begin_decay(self, on: Any) -> None:
+        """Begin the decay of a `WarmupStableDecay` with the next update, or after its warm-up."""
+        if self._decay_start is None:
+            checks.refuse(
+                "begin_decay()",
+                checks.Seen(f"schedule={getattr(self.timing.rate, 'schedule', None)!r}"),
+                "needs a `WarmupStableDecay` as the optimizer's learning rate",
+                "Make the optimizer with "
+                "learning_rate=WarmupStableDecay(α, stable_steps=None, decay_steps=...).",
+            )
+        _, step = self.counts(on)
+        start = ops.maximum(step, min(self.timing.step_at(0), NEVER))
+        self._decay_start.assign(ops.minimum(self._decay_start, start))
+
+    # Config and state.
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments about time, as JSON, and the learning rate as it is now."""
+        rate = self.timing.rate
+        if isinstance(rate, CallableRate):
+            given = keras.saving.serialize_keras_object(rate.function)
+        elif isinstance(rate, ScheduleRate) and not self.timing.use_cosine_annealing:
+            given = keras.optimizers.schedules.serialize(rate.schedule)
+        elif self.constant:
+            given = self.rate.now()
+        else:
+            given = rate.base * self.rate.now()
+        more = {"learning_rate": given, "base_learning_rate": rate.known_base}
+        return self.timing.get_config() | more
+
+    @property
+    def given(self) -> float | None:
+        """What a file says that the rate was made with."""
+        return self.timing.rate.base if self.constant else None

@@ -1,0 +1,723 @@
+"""`Decoupled`: the class under every optimizer. It holds what Keras calls and what users call.
+
+The work is done by its parts, which lie together in one attribute, `self._kd`. A user's class may
+therefore use any other name. A class built on this one adds an `Algorithm`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, ClassVar, Self
+
+import keras
+import numpy as np
+
+from keras_decoupled import checks, fast
+from keras_decoupled.core import from_keras
+from keras_decoupled.core.algorithm import Algorithm
+from keras_decoupled.core.arguments import KERAS_ARGUMENTS, SHARED_ARGUMENTS, keras_arguments
+from keras_decoupled.core.clock import Clock
+from keras_decoupled.core.gradients import LOW_PRECISION, GradientSpec, check_variables, dense
+from keras_decoupled.core.keras_hooks import Inside, KerasHooks, part_of
+from keras_decoupled.core.numbers import Numbers
+from keras_decoupled.core.registry import (
+    AVERAGE,
+    MASTER,
+    REFERENCE,
+    Record,
+    Registry,
+    name_of_user,
+)
+from keras_decoupled.core.settings import Setting, as_number, checked_number
+from keras_decoupled.core.update import Update, cast, copied
+from keras_decoupled.decay import explanation, regularizers
+from keras_decoupled.decay.exclusions import Exclusions
+from keras_decoupled.decay.explanation import Explanation
+from keras_decoupled.decay.rules import Rules
+from keras_decoupled.paths.match import labels, path_of
+from keras_decoupled.saving import state
+from keras_decoupled.saving.config import read_config
+from keras_decoupled.schedule import timing
+from keras_decoupled.schedule.rates import CallableRate
+from keras_decoupled.schedule.timing import Timing
+
+
+@dataclasses.dataclass(eq=False)
+class Parts:
+    """What an optimizer of this package has beside what Keras gives it.
+
+    One plain object, so that Keras' tracking of attributes does not copy what is in it.
+    """
+
+    algorithm: Algorithm  # how a gradient becomes a step
+    registry: Registry  # what is known of each variable; the rules
+    inside: Inside  # the private side of Keras
+    fast: bool = True
+    init_verbose: bool = False
+    # For `optimizers/stock.py`: the change of a variable on its way to it, and what a float32 copy
+    # that the stock class gets stands for.
+    change: Any = dataclasses.field(default_factory=lambda: SimpleNamespace(target=None))
+    stands_for: dict[int, Any] = dataclasses.field(default_factory=dict)
+    # These two need optimizer variables, which Keras' constructor makes possible.
+    clock: Any = None  # when: k, s, rate, η
+    update: Any = None  # what runs at an update
+
+
+class Decoupled(KerasHooks):
+    """Base of the optimizers with independent weight decay; users take `AdamW` and its kin.
+
+    `own` are the class's own arguments; the shared ones are described in `core/arguments.py`.
+    """
+
+    _kd_algorithm: ClassVar[Algorithm]
+    _kd_twins: ClassVar[tuple[type[Any], ...]] = ()  # the stock classes whose step is this one
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give the class's help all of its arguments."""
+        super().__init_subclass__(**kwargs)
+        if "**shared" in (cls.__doc__ or ""):
+            cls.__doc__ = f"{cls.__doc__}{SHARED_ARGUMENTS}"
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        own: Mapping[str, Any] | None = None,
+        *,
+        weight_decay: Any = None,
+        weight_decays: Mapping[Any, Any] | None = None,
+        lr_multipliers: Mapping[Any, float] | None = None,
+        decay_vectors: bool = True,
+        model: keras.Model | None = None,
+        zero_penalties: bool = True,
+        init_verbose: bool = False,
+        **shared: Any,
+    ) -> None:
+        about_time = {name: shared.pop(name) for name in timing.ARGUMENTS if name in shared}
+        own, for_keras = self._kd_arguments(own or {}, keras_arguments(shared))
+        cure = "False leaves the penalties in the loss, too."
+        zero_penalties = checks.flag("zero_penalties", zero_penalties, cure=cure)
+        init_verbose = checks.flag("init_verbose", init_verbose, cure="True prints `explain()`.")
+        cure = "False leaves biases and scales undecayed."
+        decay_vectors = checks.flag("decay_vectors", decay_vectors, cure=cure)
+        inside = Inside(self)
+        rules = Rules(
+            weight_decay,
+            weight_decays,
+            lr_multipliers,
+            decay_vectors,
+            inside.key_of,
+            lambda variable: part_of(self, variable),
+        )
+        times = Timing.read(learning_rate, **about_time)
+        if model is not None:
+            rules.extract(model, zero_penalties, times.first_normalization())
+        kd = Parts(self._kd_algorithm, Registry(rules), inside, init_verbose=init_verbose)
+        self.__dict__["_kd"] = kd
+        # Keras' own weight decay is multiplied by the learning rate: it must not see ours.
+        super().__init__(learning_rate=times.rate, **for_keras)
+        if taken := PUBLIC & self.__dict__.keys():
+            refuse_names(type(self), taken)
+        dtype = "float64" if keras.config.floatx() == "float64" else "float32"
+        kd.registry.scalars["iteration"] = inside.counter
+        kd.update = Update(self, dtype)
+        kd.clock = Clock(
+            times,
+            inside.counter,
+            lambda: self.gradient_accumulation_steps or 1,
+            self._kd_add_scalar,
+            dtype,
+        )
+        if kd.clock.constant:
+            inside.rate = kd.clock.rate.variable
+        given = rules.weight_decay and rules.weight_decay.l2
+        if isinstance(given, float):
+            variable = self._kd_add_scalar("weight_decay", given, dtype)
+            kd.registry.decay = Setting("weight_decay", given, variable)
+        for name in kd.algorithm.arguments:
+            setattr(self, name, own[name])
+        if model is not None and zero_penalties:  # last: every error was raised by now
+            regularizers.remove_penalties(model)
+
+    # What `optimizers/stock.py` does in another way.
+
+    def _kd_arguments(
+        self, own: Mapping[str, Any], shared: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the class's own arguments, checked, and what Keras' constructor takes."""
+        checked = self._kd_algorithm.arguments.items()
+        return {name: check(name, own[name]) for name, check in checked}, shared
+
+    def _kd_build_keras(self, variables: list[Any]) -> None:
+        """Have Keras build, also a second time."""
+        self._kd.inside.begin_build()
+        super().build(variables)
+
+    def _kd_step(
+        self,
+        record: Record,
+        variable: Any,
+        theta: Any,
+        gradient: Any,
+        rate: Any,
+        numbers: Numbers,
+    ) -> Any:
+        """Return the optimizer's step, and assign its new slots; `theta` is the variable's value."""
+        # Tensors, as the + of Keras' variables takes a short cut that fails on the shape (0, 3).
+        slots = tuple(map(keras.ops.stop_gradient, record.own))
+        scalars = tuple(cast(scalar, gradient.dtype) for scalar in numbers.scalars)
+        step, new = self._kd_algorithm.step(numbers.own, gradient, slots, rate, scalars)
+        for slot, value in zip(record.own, new, strict=True):
+            self.assign(slot, value)
+        return step
+
+    def _kd_own_config(self) -> dict[str, Any]:
+        """Return the class's own arguments as they are now."""
+        return {name: getattr(self, name) for name in self._kd_algorithm.arguments}
+
+    def _kd_twin_state(self, stock: Any) -> list[tuple[Any, Any]]:
+        """Return pairs of an optimizer variable of this optimizer and of its stock twin."""
+        return from_keras.twin_state(self, stock)
+
+    # Building.
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Create the state of these variables; called again, known ones keep what they have."""
+        kd, variables = self._kd, list(variables)
+        registry = kd.registry
+        keys = check_variables(variables, kd.inside.key_of)
+        registry.begin_requests()
+        if self.built and keys == [record.key for record in registry.built]:
+            for record in registry.built:  # a layer may have been frozen since
+                record.trainable = bool(record.variable.trainable)
+            return
+        rows, unclaimed = registry.resolve(variables)
+        if isinstance(kd.clock.timing.rate, CallableRate):
+            kd.clock.timing.rate.fix_base()
+        silent = self.built or registry.table or (registry.decay and registry.decay.given == 0)
+        if rows and not silent and all(row.decay.zero for row in rows):
+            warnings.warn(
+                f"{type(self).__name__} decays no variable: its weight_decay, weight_decays and "
+                "model give no decay above 0, or exclude_from_weight_decay() excludes what they "
+                "hit. Give `weight_decay` (1e-4 is a start), or weight_decay=0 if no decay is "
+                "what you want.",
+                UserWarning,
+                stacklevel=2,
+            )
+        if any(keras.backend.standardize_dtype(v.dtype) == "float64" for v in variables):
+            kd.update.on.dtype = "float64"
+        if not self.built:
+            for name, value in kd.algorithm.state.items():
+                self._kd_add_scalar(name, value, kd.update.on.dtype)
+        registry.build(variables, rows, unclaimed)
+        self._kd_build_keras(variables)
+        slot_names = kd.algorithm.slot_names(self)
+        for name in slot_names:
+            self.add_optimizer_variables(variables, name)
+        for record in registry.built:
+            if keras.backend.standardize_dtype(record.variable.dtype) in LOW_PRECISION:
+                self._kd_add_own_slot(record, MASTER)
+            if record.row.decay.towards == "initial":
+                self._kd_add_own_slot(record, REFERENCE)
+        kd.inside.order(registry.line_up(slot_names))
+        for record in registry.built:
+            # A layer that hard-codes its regularizer brings it back on load.
+            penalty = record.row.removed_penalty
+            if penalty and regularizers.read_penalty(record.variable) == penalty:
+                regularizers.remove_penalty(record.variable)
+        kd.update.fast, kd.update.fast_step = fast.paths_of(self)
+        if kd.init_verbose:
+            print(self.explain())
+
+    def add_variable_from_reference(
+        self, reference_variable: Any, name: str | None = None, initializer: Any = "zeros"
+    ) -> Any:
+        """Add a variable's slot of that name, or return the one that an earlier build made."""
+        registry = self._kd.registry
+        record = registry.record(reference_variable)
+        known_as = registry.name_of_request(record, name or "var")  # as Keras calls it without one
+        if known_as == AVERAGE and self.use_ema:  # Keras' own request comes first
+            return self._kd_add_own_slot(record, AVERAGE)
+        known_as = name_of_user(known_as)
+        if known_as not in record.slots:
+            make = super().add_variable_from_reference
+            record.slots[known_as] = make(reference_variable, name, initializer)
+        return record.slots[known_as]
+
+    def _kd_add_own_slot(self, record: Record, name: str) -> Any:
+        """Add an average, a float32 copy or a reference, or return that of an earlier build."""
+        slot = record.slots.get(name)
+        if slot is None:
+            make, variable = super().add_variable_from_reference, record.variable
+            if name == MASTER:  # it is used only while it rounds to the variable
+                slot = make(variable, name)
+            else:
+                # Keras sets an average to its variable in update 0 only; one made later would stay
+                # at 0. A traced TensorFlow step cannot read the variable, but what is made in a
+                # StatelessScope gets its value when the scope ends, outside the trace.
+                with keras.StatelessScope():
+                    slot = make(variable, name, lambda shape, dtype=None: copied(variable, dtype))
+            record.slots[name] = slot
+        return slot
+
+    def add_variable(
+        self,
+        shape: Any,
+        initializer: Any = "zeros",
+        dtype: Any = None,
+        aggregation: str = "none",
+        layout: Any = None,
+        name: str | None = None,
+    ) -> Any:
+        """Add an optimizer variable, in float32 where the model's variable has less.
+
+        A moment in bfloat16 stands still: adding a thousandth of a number does not change it.
+        """
+        dtype = "float32" if dtype in LOW_PRECISION else dtype
+        return super().add_variable(shape, initializer, dtype, aggregation, layout, name)
+
+    def _kd_add_scalar(self, name: str, value: float, dtype: str) -> Any:
+        """Add a scalar of ours. Under tf.distribute every replica computes the same, as `iterations`."""
+        # An array: TensorFlow's cast of a Python number to float64 goes through float32.
+        initializer = keras.initializers.Constant(np.array(value))
+        aggregation = "only_first_replica"
+        scalar = self.add_variable((), initializer, dtype, aggregation=aggregation, name=name)
+        self._kd.registry.scalars[name] = scalar
+        return scalar
+
+    def reset_reference(self) -> None:
+        """Take the present weights as the reference of `Decay(towards="initial")`."""
+        for record in self._kd.registry.built:
+            if record.reference is not None:
+                record.reference.assign(copied(record.variable, record.reference.dtype))
+
+    # Updating.
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        """Update the variables with these gradients."""
+        kd = self._kd
+        registry = kd.registry
+        if trainable_variables is None:
+            records = registry.built
+        else:
+            trainable_variables = list(trainable_variables)
+            if len(grads) not in (0, len(trainable_variables)):  # without any, Keras does nothing
+                what = f"{len(grads)} gradients for {len(trainable_variables)} variables"
+                rule = "needs one gradient for each variable, None where there is none"
+                cure = "Give gradients and variables in one order."
+                checks.refuse("apply", checks.Seen(what), rule, cure)
+            records = registry.built
+            if not registry.is_built_on(trainable_variables):
+                records = self._kd_records_of(trainable_variables)
+            if registry.is_built_on(trainable_variables):
+                trainable_variables = None  # Keras need not look for each of them again
+        if len(grads) == len(records):
+            grads = [dense(g, r.variable, r.gradient) for g, r in zip(grads, records, strict=True)]
+        kd.update.begin()
+        try:
+            super().apply(grads, trainable_variables)
+        finally:
+            kd.update.end()
+
+    def _kd_records_of(self, variables: list[Any]) -> list[Record]:
+        """Return these variables' records; build again where unknown ones came in."""
+        registry = self._kd.registry
+        if self.built:
+            built = {record.key for record in registry.built}
+            keys = list(map(self._kd.inside.key_of, variables))
+            if not built.issuperset(keys):
+                kept = [r.variable for r in registry.built if r.key not in set(keys)]
+                self.build([*kept, *variables])
+        records = [registry.find(v) or Record(None, v) for v in variables]
+        for record in records:
+            record.gradient = record.gradient or GradientSpec(record.variable)
+        return records
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """θ ← decayed(θ, step), with the step at this learning rate times the multiplier."""
+        self._kd.update.step(gradient, variable, learning_rate)
+
+    def stateless_apply(
+        self, optimizer_variables: Any, grads: Any, trainable_variables: Any
+    ) -> tuple[list[Any], list[Any]]:
+        """Return the updated variables and optimizer variables, as in Keras."""
+        records = self._kd.registry.built
+        # These are values without their variables: count and shapes are all that can be checked.
+        same = len(trainable_variables) == len(records) and all(
+            tuple(value.shape) == record.row.shape
+            for value, record in zip(trainable_variables, records, strict=True)
+        )
+        frozen = [r for r in records if r.trainable and not r.variable.trainable]
+        if self.built and (frozen or not same):
+            checks.refuse(
+                "stateless_apply",
+                checks.Seen(
+                    f"{len(trainable_variables)} trainable variables for {len(records)} built on, "
+                    f"of which {len(frozen)} are frozen by now"
+                ),
+                "was given other variables than the optimizer was built on",
+                "If layers were frozen or unfrozen, call "
+                "`optimizer.build(model.trainable_variables)` after `model.compile`: variables "
+                "that it knows keep their state. If the model comes from an .h5 file, save it as "
+                ".keras: Keras builds the optimizer on nothing there.",
+            )
+        return super().stateless_apply(optimizer_variables, grads, trainable_variables)
+
+    # What users read and set.
+
+    @property
+    def fast(self) -> bool:
+        """False: each variable is stepped by `update_step`, for those who look into the numbers."""
+        return self._kd.fast
+
+    @fast.setter
+    def fast(self, value: bool) -> None:
+        self._kd_check_made("fast")
+        self._kd.fast = bool(value)
+
+    @property
+    def learning_rate(self) -> Any:
+        """The rate that the next update uses, before layer multipliers; in an update, its own.
+
+        Where a number was given, a `keras.Variable`, as in stock Keras. Under a schedule a tensor,
+        r·schedule(s); setting it moves r, and with it the whole schedule.
+        """
+        return self._kd.update.learning_rate()
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        self._kd_check_made("learning_rate")
+        self._kd.clock.set_learning_rate(value, self._kd.update.on)
+
+    @property
+    def lr_t(self) -> Any:
+        """The same as `learning_rate` (keras-adamw's name)."""
+        return self.learning_rate
+
+    @property
+    def eta_t(self) -> Any:
+        """η of the next update: r·schedule(s)/α."""
+        clock, on = self._kd.clock, self._kd.update.on
+        return clock.rate_and_eta(on, clock.counts(on)[1])[1]
+
+    @property
+    def t_cur(self) -> Any:
+        """Position of the next update in its cycle, or after the warm-up; else the step s."""
+        clock = self._kd.clock
+        return clock.timing.position(clock.counts(self._kd.update.on)[1])
+
+    @t_cur.setter
+    def t_cur(self, position: int) -> None:
+        self._kd_check_made("t_cur")
+        self.restart(position)
+
+    def restart(self, position: int = 0) -> None:
+        """Make the next update the one at `position` of the first cycle, without the warm-up.
+
+        A `WarmupStableDecay` goes back to its stable part, and forgets `begin_decay`.
+
+        Args:
+            position: 0 ≤ position < T of the first cycle; -1 is 0. Defaults to `0`.
+
+        Raises:
+            ValueError: there is no schedule, or no such position in it.
+            RuntimeError: on JAX, called inside an epoch of `fit` on an optimizer that is not
+                `self.model.optimizer`.
+        """
+        self._kd.clock.restart(position, self._kd.update.on)
+
+    def begin_decay(self) -> None:
+        """Begin the decay of a `WarmupStableDecay` with the next update.
+
+        In the warm-up: with the first update after it. Where the decay is on or over already,
+        nothing changes. So a callback may call this at every epoch, and a run that is resumed goes
+        on. With `stable_steps` given, the decay begins before these are over. `restart()` goes back
+        to the stable part.
+
+        Raises:
+            ValueError: the learning rate is no `WarmupStableDecay`.
+            RuntimeError: on JAX, called inside an epoch of `fit` on an optimizer that is not
+                `self.model.optimizer`.
+
+        Example:
+        >>> from keras_decoupled import AdamW, WarmupStableDecay
+        >>> optimizer = AdamW(WarmupStableDecay(1e-3, None, decay_steps=1000), weight_decay=1e-4)
+        >>> optimizer.begin_decay()
+        """
+        self._kd.clock.begin_decay(self._kd.update.on)
+
+    @property
+    def weight_decay(self) -> Any:
+        """The uniform decay λ: a `keras.Variable` where a number was given, else as given.
+
+        Setting it moves the decay of the variables that it reaches, and of no others.
+        """
+        registry = self._kd.registry
+        if registry.decay is None:
+            return registry.rules.weight_decay and registry.rules.weight_decay.l2
+        self._kd.clock.check_state()
+        return registry.decay.variable
+
+    @weight_decay.setter
+    def weight_decay(self, value: Any) -> None:
+        if self._kd.clock is None:
+            return  # Keras' constructor sets its own, None or 0
+        registry = self._kd.registry
+        cure = "A schedule or a `Decay` is given to the constructor; 0 is no decay."
+        value = checked_number("weight_decay", value, cure)
+        if registry.decay is None:
+            given = (
+                f"{value}, for an optimizer made with weight_decay={registry.rules.weight_decay}"
+            )
+            rule = "can be set only where the optimizer was made with a number"
+            cure = "Make it with weight_decay=0, say, and set it then."
+            checks.refuse("weight_decay", checks.Seen(given), rule, cure)
+        self._kd.clock.check_state()
+        registry.decay.variable.assign(value)
+
+    @property
+    def weight_decays(self) -> dict[Any, Any]:
+        """As given; after build `{variable.path: (l1, l2)}` of all that are not (0, 0).
+
+        The numbers are those before normalization; `explain()` has what an update removes. A decay
+        that is more than (l1, l2) is there as a `Decay`.
+        """
+        registry = self._kd.registry
+        if not self.built:
+            return dict(registry.rules.weight_decays_as_given)
+        decays = {row.path: row.decay for row in registry.rows_now() if not row.decay.zero}
+        return {path: (d.l1, d.l2) if d.plain else d for path, d in decays.items()}
+
+    @property
+    def lr_multipliers(self) -> dict[Any, float]:
+        """As given; after build `{variable.path: multiplier}` of all that are not 1."""
+        registry = self._kd.registry
+        if not self.built:
+            return dict(registry.rules.lr_multipliers)
+        rows = (record.row for record in registry.built)
+        return {row.path: row.multiplier for row in rows if row.multiplier != 1}
+
+    def exclude_from_weight_decay(
+        self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
+    ) -> None:
+        """Exclude variables from every weight decay; replaces what an earlier call said.
+
+        Args:
+            var_list: variables.
+            var_names: regular expressions, searched in each variable's path.
+
+        Raises:
+            ValueError: the optimizer is built already, or a pattern is no regular expression.
+        """
+        if self.built:
+            checks.refuse(
+                "exclude_from_weight_decay()",
+                checks.Seen("a call after build"),
+                "must be called before the optimizer is built: its rules are read then",
+                "Call it right after making the optimizer, before `model.compile` or the first "
+                "update.",
+            )
+        for name, value in (("var_list", var_list), ("var_names", var_names)):
+            if value is not None and not isinstance(value, list | tuple | set):
+                checks.refuse(name, value, "must be a list", f"Write {name}=[...].", TypeError)
+        self._kd.registry.rules.exclusions = Exclusions(var_list or (), var_names or ())
+
+    def explain(
+        self, model_or_variables: Any = None, steps_per_epoch: int | None = None
+    ) -> Explanation:
+        """Return a table of who is decayed by how much, by which rule, and warnings; builds nothing.
+
+        `print` it, or let a notebook show it; `rows` has it as dicts.
+
+        Args:
+            model_or_variables: a built model, whose trainable variables are explained, or a list
+                of variables. Defaults to `None`: those that the optimizer is built on.
+            steps_per_epoch: batches per epoch, for half-lives in epochs. Defaults to `None`.
+
+        Raises:
+            ValueError: the optimizer is not built and nothing is given, or the model has no
+                variables yet; a rule that the build would refuse.
+            TypeError: what is given is no model and no list of variables.
+
+        Example:
+        >>> import keras
+        >>> from keras_decoupled import AdamW
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
+        >>> optimizer = AdamW(1e-3, weight_decay=1e-3, weight_decays={"bias": 0})
+        >>> explanation = optimizer.explain(model, steps_per_epoch=100)
+        >>> [(row["path"], row["rule"], row["half_life_epochs"]) for row in explanation.rows]
+        [('sequential/head/kernel', 'weight_decay', 6.928...), ('sequential/head/bias', 'bias', None)]
+        """
+        registry, clock = self._kd.registry, self._kd.clock
+        updates_per_epoch = None
+        if steps_per_epoch is not None:
+            cure = "It counts batches, as in fit."
+            steps = checks.integer("steps_per_epoch", steps_per_epoch, minimum=1, cure=cure)
+            updates_per_epoch = steps / (self.gradient_accumulation_steps or 1)
+        if model_or_variables is None and self.built:
+            variables = registry.variables
+        else:
+            variables = explanation.variables_of(model_or_variables)
+            check_variables(variables, self._kd.inside.key_of)
+        clock.check_state()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            rows, _ = registry.resolve(variables)
+            names = labels([path_of(v) for v in variables])
+            everything = range(len(names))
+            _, overridden = registry.rules.read(everything, variables, names, first=False)
+        found = explanation.explain(
+            f"{self.name} ({type(self).__name__}): each variable's decay at η = 1",
+            variables,
+            registry.rows_now(rows),
+            registry.uniform_now(),
+            clock.timing.first_normalization(),
+            updates_per_epoch,
+            overridden,
+        )
+        found.warnings.extend(str(warning.message) for warning in caught)
+        return found
+
+    @classmethod
+    def from_keras(cls, optimizer: Any, **changes: Any) -> Any:
+        """Return an optimizer that goes on where one of `keras.optimizers` stands.
+
+        Arguments, moments, averages, the number of updates and the position in a schedule are
+        carried over, so that training goes on along the same way, to rounding. The decay is
+        λ = α·w, for the same variables, with α the rate now, or the base rate of a schedule. The
+        step of Lamb and of Adafactor reads the weight, which Keras decays before it: there the
+        two differ by about a thousandth of a step.
+
+        Args:
+            optimizer: an optimizer of the class that this one stands for, or a
+                `LossScaleOptimizer` around one. If it is not built, only its arguments are taken.
+            **changes: arguments of this class that take the place of those carried over.
+
+        Returns:
+            An optimizer of this class; for a `LossScaleOptimizer`, one around it.
+
+        Raises:
+            TypeError: it is of another class.
+            ValueError: it cannot be continued: it has a schedule and gradient accumulation
+                (Keras counts micro-batches there), or it has exclusions and is not built.
+
+        Example:
+        >>> import keras
+        >>> from keras_decoupled import AdamW
+        >>> stock = keras.optimizers.AdamW(1e-3, weight_decay=0.004)
+        >>> AdamW.from_keras(stock).get_config()["weight_decay"]
+        4e-06
+        """
+        return from_keras.continued(cls, optimizer, changes)
+
+    # Saving.
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the config as JSON: the arguments as they are now, and what they came to."""
+        registry, clock = self._kd.registry, self._kd.clock
+        clock.check_state()
+        uniform, rules = registry.uniform_now(), registry.rules
+        resolved = registry.get_config()
+        resolved["learning_rate_factor"] = as_number(clock.factor(self._kd.update.on))
+        exclusions = rules.exclusions.get_config()
+        if any(exclusions.values()):
+            resolved["exclusions"] = exclusions
+        return {
+            **{name: getattr(self, name) for name in KERAS_ARGUMENTS},
+            **clock.get_config(),
+            "weight_decay": uniform and uniform.to_config(),
+            **rules.get_config(),
+            **self._kd_own_config(),
+            **({"init_verbose": True} if self._kd.init_verbose else {}),
+            "resolved": resolved,
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> Self:
+        """Make the optimizer of a config."""
+        arguments, resolved = read_config(config, custom_objects)
+        optimizer = cls(**arguments)
+        if resolved is not None:
+            registry = optimizer._kd.registry
+            registry.table, registry.waiting = resolved.table, resolved.waiting
+            registry.rules.exclusions, registry.rules.from_file = resolved.exclusions, True
+            registry.rules.paths |= resolved.paths
+            if resolved.factor is not None:
+                optimizer._kd.clock.set_factor(resolved.factor)
+        return optimizer
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and deepcopy carry the config, as Keras' do; state goes with the model's file."""
+        return type(self).from_config, (self.get_config(),)
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Set all optimizer variables, in the order of `variables`; all are checked first."""
+        if not self.built:
+            super().set_weights(weights)  # which says so
+        weights, variables = list(weights), self.variables
+        expected = [tuple(variable.shape) for variable in variables]
+        received = [tuple(keras.ops.shape(weight)) for weight in weights]
+        if received != expected:
+            pairs = enumerate(zip(received, expected, strict=False))
+            shorter = min(len(received), len(expected))
+            place = next((i for i, (a, b) in pairs if a != b), shorter)
+            what = variables[place].path if place < len(variables) else "nothing more"
+            checks.refuse(
+                "set_weights",
+                checks.Seen(
+                    f"{len(received)} values; the first that does not fit is number {place}, where "
+                    f"{what} is expected"
+                ),
+                f"needs {len(expected)} values with the shapes of `optimizer.variables`",
+                "Values of another optimizer, or of this one built on other variables, do not fit.",
+            )
+        for variable, weight in zip(variables, weights, strict=True):
+            variable.assign(weight)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write the state, each slot with its variable's path."""
+        state.save(store, self.variables, self._kd_layout())
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read the state, each slot into the variable that it belongs to."""
+        kd = self._kd
+        loaded = state.load(store, self.variables, self._kd_layout(), self.name, self.built)
+        if loaded is None:
+            return
+        if loaded.factor is not None:
+            kd.clock.set_factor(loaded.factor)
+        if loaded.weight_decay is not None and kd.registry.decay is not None:
+            kd.registry.decay.load(*loaded.weight_decay)
+        copies = [(v, label) for v, name, label in loaded.fresh if name in (AVERAGE, REFERENCE)]
+        owners = kd.registry.by_label() if copies else {}
+        for variable, label in copies:
+            variable.assign(copied(owners[label], variable.dtype))
+
+    def _kd_layout(self) -> dict[str, Any]:
+        decay = self._kd.registry.decay
+        given = {"learning_rate": self._kd.clock.given, "weight_decay": decay and decay.given}
+        return self._kd.registry.layout(self.variables) | {"given": given}
+
+    def _kd_check_made(self, name: str) -> None:
+        """Refuse a user's class that sets a name of ours in its constructor."""
+        if self._kd.clock is None:
+            refuse_names(type(self), {name})
+
+
+def refuse_names(cls: type[Any], names: set[str]) -> None:
+    """Refuse a user's class that uses names of ours."""
+    shown = ", ".join(f"`{name}`" for name in sorted(names))
+    checks.refuse(
+        cls.__name__,
+        checks.Seen(f"a class that defines {shown}"),
+        "must not define what keras_decoupled optimizers already define",
+        "Rename it.",
+    )
+
+
+# The names that users call: a class that is decoupled may use any other.
+PUBLIC = {name for name in vars(Decoupled) if name[0] != "_"} - {*dir(keras.optimizers.Optimizer)}

@@ -1,0 +1,326 @@
+"""The one memory of variables: a record for each, through builds, saves and loads.
+
+A variable's row comes from the first of these that has one: an earlier build, a saved file, the
+user's rules. Once made, a row stays with its variable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_decoupled.core.gradients import GradientSpec
+from keras_decoupled.core.settings import Setting
+from keras_decoupled.decay.kinds import Decay, Number
+from keras_decoupled.decay.rows import Row
+from keras_decoupled.decay.rules import Rules
+from keras_decoupled.paths.align import align
+from keras_decoupled.paths.match import labels, path_of
+from keras_decoupled.saving.state import ACCUMULATOR, SCALARS
+
+AVERAGE = "average"  # Keras' name of its moving averages
+MASTER = "master"  # the float32 copy of a variable that has less precision
+REFERENCE = "reference"  # the initial value, which some decays go towards
+
+
+@dataclasses.dataclass(eq=False)
+class Record:
+    """All that the optimizer knows of one variable."""
+
+    key: Any  # Keras' identity of the variable
+    variable: Any
+    row: Row | None = None  # None before the first build
+    inherited: bool = False  # whether the row was made when rows of a file were there
+    slots: dict[str, Any] = dataclasses.field(default_factory=dict)  # optimizer variables, by name
+    # As of the last build:
+    own: tuple[Any, ...] = ()  # the slots that `Algorithm.step` takes
+    l2: int | None = None  # where its decays stand in `Registry.amounts`; None: it has none
+    l1: int | None = None
+    gradient: GradientSpec | None = None
+    trainable: bool = True
+
+    @property
+    def master(self) -> Any:
+        """The float32 copy, None where the variable has no less precision."""
+        return self.slots.get(MASTER)
+
+    @property
+    def reference(self) -> Any:
+        """The value that the decay goes towards, None where that is 0."""
+        return self.slots.get(REFERENCE)
+
+
+OUR_SLOTS = (AVERAGE, MASTER, REFERENCE)
+
+
+def name_of_user(name: str, ours: Sequence[str] = OUR_SLOTS) -> str:
+    """Return under which name something is known that a user's class makes: not one of ours."""
+    return f"{name}#0" if name in ours else name
+
+
+class Amount(NamedTuple):
+    """A number that an update scales by η^power·√(1/T); the number None is the optimizer's λ."""
+
+    number: Number | None
+    power: float
+
+
+class Registry:
+    """The records, in the order of the last build.
+
+    Args:
+        rules: who gets which decay and multiplier, for variables that no file and no build knows.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.decay: Setting | None = None  # λ, where it was given as a number: uniform rows follow
+        self._records: dict[Any, Record] = {}  # by key; of variables that left too
+        self.builds = 0
+        self.built: list[Record] = []  # of the last build, in its order
+        self.variables: list[Any] = []  # the same variables
+        self.amounts: tuple[Amount, ...] = ()  # the distinct decays of the last build
+        self.scalars: dict[str, Any] = {}  # optimizer variables of no variable, by name
+        # From a file: rows that no variable has claimed yet. Those of `table` are lined up by
+        # order; those of `waiting` (of variables that were frozen, say) by their paths alone.
+        self.table: tuple[Row, ...] = ()
+        self.waiting: tuple[Row, ...] = ()
+        self._requests: Counter[tuple[Any, str]] = Counter()  # for slots, in this build
+
+    # Which variables there are.
+
+    def record(self, variable: Any) -> Record:
+        """Return the variable's record, a new one where there is none."""
+        key = self.rules.key_of(variable)
+        if key not in self._records:
+            self._records[key] = Record(key, variable)
+        return self._records[key]
+
+    def find(self, variable: Any) -> Record | None:
+        """Return the record of a variable that a build had, else None."""
+        return self._records.get(self.rules.key_of(variable))
+
+    def is_built_on(self, variables: Sequence[Any]) -> bool:
+        """Tell whether these are the variables of the last build, in its order."""
+        mine = self.variables
+        return len(variables) == len(mine) and all(map(operator.is_, variables, mine))
+
+    @property
+    def left(self) -> list[Record]:
+        """The records of variables that an earlier build had, and the last one had not."""
+        built = set(map(id, self.built))
+        return [r for r in self._records.values() if r.row is not None and id(r) not in built]
+
+    # What each variable gets.
+
+    def resolve(
+        self, variables: Sequence[Any], strict: bool = True
+    ) -> tuple[list[Row], tuple[Row, ...]]:
+        """Return a row for each variable, and the saved rows that none of them claims.
+
+        Nothing is changed. In a first build that no file preceded, a key that hits nothing is an
+        error if `strict`.
+        """
+        names = labels([path_of(v) for v in variables])
+        records = list(map(self.find, variables))
+        rows = [
+            dataclasses.replace(r.row, path=name) if r and r.row else None
+            for r, name in zip(records, names, strict=True)
+        ]
+        new = [(name, tuple(v.shape)) for name, v in zip(names, variables, strict=True)]
+        unclaimed = (
+            *_claim(self.table, rows, new, by_order=True),
+            *_claim(self.waiting, rows, new, by_order=False),
+        )
+        rest = [i for i, row in enumerate(rows) if row is None]
+        if rest:
+            left = [r.row.path for r in self._records.values() if r.row]
+            first = strict and not (left or self.table or self.waiting)
+            made, _ = self.rules.read(rest, variables, names, left, first)
+            for i, row in zip(rest, made, strict=True):
+                rows[i] = row
+        return [row for row in rows if row is not None], unclaimed
+
+    def build(
+        self, variables: Sequence[Any], rows: Sequence[Row], unclaimed: Sequence[Row]
+    ) -> None:
+        """Take note of a build on what `resolve` returned."""
+        amounts = _Distinct()
+        self.builds += 1
+        self.built = list(map(self.record, variables))
+        self.variables = list(variables)
+        for record, variable, row in zip(self.built, variables, rows, strict=True):
+            power = row.decay.eta_power
+            l2 = None if self.decay and row.uniform else row.decay.l2
+            record.inherited |= record.row is None and bool(self.table or self.waiting)
+            record.variable, record.row = variable, row
+            record.l2, record.l1 = amounts.place(l2, power), amounts.place(row.decay.l1, power)
+            record.gradient, record.trainable = GradientSpec(variable), bool(variable.trainable)
+        self.amounts = tuple(amounts.values)
+        if variables:
+            self.table, self.waiting = (), tuple(unclaimed)
+
+    def uniform_now(self) -> Decay | None:
+        """Return the uniform decay with λ as it is now."""
+        uniform = self.rules.weight_decay
+        if uniform is None or self.decay is None:
+            return uniform
+        now = self.decay.now()
+        return uniform if now == uniform.l2 else uniform.with_amounts(now)
+
+    def rows_now(self, rows: Sequence[Row] | None = None) -> list[Row]:
+        """Return these rows, or those of the last build, with λ as it is now."""
+        uniform = self.uniform_now()
+        if rows is None:
+            rows = [r.row for r in self.built if r.row]
+        if uniform is None:
+            return list(rows)
+        return [
+            dataclasses.replace(row, decay=uniform) if row.uniform and row.decay != uniform else row
+            for row in rows
+        ]
+
+    # Slots.
+
+    def line_up(self, slot_names: Sequence[str]) -> list[Any]:
+        """Give each record its own slots; return all slots in their order.
+
+        The order depends on the last build's variables alone: by name, then by variable. Slots of
+        variables that left come last.
+        """
+        for record in self.built:
+            record.own = tuple(map(record.slots.get, slot_names))
+        records = list(self._records.values())
+        fixed = {AVERAGE, ACCUMULATOR, *slot_names, MASTER, REFERENCE}
+        others = sorted({name for r in records for name in r.slots} - fixed)
+        names = [AVERAGE, ACCUMULATOR, *slot_names, *others, MASTER, REFERENCE]
+        built = set(map(id, self.built))
+        left = [r for r in records if id(r) not in built]
+        found = [r.slots.get(name) for some in (self.built, left) for name in names for r in some]
+        return [slot for slot in found if slot is not None]
+
+    def begin_requests(self) -> None:
+        """Count the requests for slots anew: a build begins."""
+        self._requests.clear()
+
+    def name_of_request(self, record: Record, name: str) -> str:
+        """Return under which name a slot is known that is asked for: "velocity#1" is the second."""
+        key = record.key, name
+        place = self._requests[key]
+        self._requests[key] += 1
+        return f"{name}#{place}" if place else name
+
+    def known_ids(self) -> set[int]:
+        """Return the ids of all optimizer variables that are known here."""
+        slots = (slot for r in self._records.values() for slot in r.slots.values())
+        return set(map(id, (*slots, *self.scalars.values())))
+
+    # Files.
+
+    def layout(self, optimizer_variables: Sequence[Any]) -> dict[str, Any]:
+        """Return what the optimizer's variables are.
+
+        `built` and `left` are [label, shape] of the model's variables; `variables` is
+        [name, label or None] of each optimizer variable.
+        """
+        records = self._labeled()
+        entries = [[label, list(r.variable.shape)] for label, r in records.items()]
+        known: dict[int, list[Any]] = {
+            id(slot): [name, label]
+            for label, r in records.items()
+            for name, slot in r.slots.items()
+        }
+        known |= {id(scalar): [name, None] for name, scalar in self.scalars.items()}
+        taken = Counter({*SCALARS, *self.scalars})
+        variables = []
+        for v in optimizer_variables:
+            if id(v) not in known:  # a user's class made it by `add_variable`
+                taken[v.name] += 1
+                place = taken[v.name] - 1
+                known[id(v)] = [f"{v.name}#{place}" if place else v.name, None]
+            variables.append(known[id(v)])
+        count = len(self.built)
+        return {"built": entries[:count], "left": entries[count:], "variables": variables}
+
+    def by_label(self) -> dict[str, Any]:
+        """Return the model's variables by their labels in `layout`."""
+        return {label: record.variable for label, record in self._labeled().items()}
+
+    def _labeled(self) -> dict[str, Record]:
+        records = list(dict.fromkeys([*self.built, *self._records.values()]))
+        return dict(zip(labels([path_of(r.variable) for r in records]), records, strict=True))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what the rules came to, as JSON."""
+        rules, key_of = self.rules, self.rules.key_of
+        rows, waiting = [r.row for r in self.built if r.row], self.waiting
+        built = {r.key for r in self.built}
+        if not self.built:  # not built, or on nothing: all layers frozen
+            rows, trainable = list(self.table), rules.model[: rules.trainable]
+            if rules.model:
+                rows, waiting = self.resolve(trainable)
+            built = set(map(key_of, trainable))
+        frozen = [v for v in rules.model if key_of(v) not in built]
+        of_frozen = set(map(key_of, frozen))
+        of_model, _ = self.resolve(frozen, strict=False)
+        uniform = (rules.weight_decay or Decay(), 1.0, True, None)
+        # Rows of others, where a load could not read them from the rules again.
+        elsewhere = [
+            *waiting,
+            *(
+                row
+                for row in of_model
+                if (row.decay, row.multiplier, row.uniform, row.removed_penalty) != uniform
+            ),
+            *(r.row for r in self.left if r.row and r.inherited and r.key not in of_frozen),
+        ]
+        table = self.rows_now(rows)
+        left = {r.row.path for r in self._records.values() if r.row}
+        paths = (rules.paths | left) - {row.path for row in table}
+        config: dict[str, Any] = {"table": [row.get_config() for row in table]}
+        if elsewhere:
+            config["waiting"] = [row.get_config() for row in elsewhere]
+        return config | ({"paths": sorted(paths)} if paths else {})
+
+
+class _Distinct:
+    """Amounts without repetition. Schedules are told apart by identity: they may have no hash."""
+
+    def __init__(self) -> None:
+        self.values: list[Amount] = []
+        self._places: dict[Hashable, int] = {}
+
+    def place(self, number: Number | None, power: float) -> int | None:
+        """Return where the amount stands, at the end if it is new; None for 0."""
+        if isinstance(number, float) and number == 0:
+            return None
+        is_schedule = isinstance(number, LearningRateSchedule)
+        key = ("schedule", id(number), power) if is_schedule else (number, power)
+        place = self._places.setdefault(key, len(self.values))
+        if place == len(self.values):
+            self.values.append(Amount(number, power))
+        return place
+
+
+def _claim(
+    source: Sequence[Row],
+    rows: list[Row | None],
+    new: Sequence[tuple[str, tuple[int, ...]]],
+    by_order: bool,
+) -> list[Row]:
+    """Fill the open rows with the source's rows of their variables; return those left over."""
+    places = [i for i, row in enumerate(rows) if row is None]
+    saved = [(row.path, row.shape) for row in source]
+    what = "the saved weight decay table"
+    found = align(saved, [new[i] for i in places], what=what, by_order=by_order)
+    for i, j in zip(places, found, strict=True):
+        if j is not None:
+            path, shape = new[i]
+            rows[i] = dataclasses.replace(source[j], path=path, shape=shape)
+    claimed = set(found)
+    return [row for j, row in enumerate(source) if j not in claimed]

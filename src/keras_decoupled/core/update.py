@@ -1,0 +1,251 @@
+"""One update: what runs once for it, and what runs for each variable.
+
+An update of a variable θ with gradient g is
+
+    u = step(g; η·α·m)
+    θ ← decayed(θ, u)            see `decay/kinds.py`
+
+The learning rate α never meets the decay, and the decay never enters the optimizer's state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from keras import ops
+
+from keras_decoupled.checks import Seen, refuse
+from keras_decoupled.core.numbers import Numbers, OnTensors
+from keras_decoupled.core.registry import AVERAGE, Amount
+from keras_decoupled.decay.kinds import decayed
+from keras_decoupled.paths.match import path_of
+
+
+class Update:
+    """The updates of one optimizer."""
+
+    def __init__(self, optimizer: Any, dtype: str) -> None:
+        self._optimizer = optimizer
+        self.on = OnTensors(dtype)
+        self.fast: Any = None  # updates all variables together, on torch
+        self.fast_step: Any = None  # steps one variable, on TensorFlow without XLA
+        # While an update runs: its numbers, and what `optimizer.learning_rate` is.
+        self._now: Numbers | None = None
+        self._rate: Any = None
+        # While `apply` runs: the rate and η, from when Keras asks for the rate.
+        self._applying = False
+        self._asked: tuple[Any, Any] | None = None
+        self._version: Any = None
+
+    # Once per call of `apply`.
+
+    def begin(self) -> None:
+        """Take note that `apply` runs."""
+        self._applying, self._asked = True, None
+        self._version = self.fast and self.fast.version()
+
+    def end(self) -> None:
+        """Take note that `apply` is over."""
+        self._applying, self._asked = False, None
+        if self.fast:
+            self.fast.note_increment(self._version)
+
+    def learning_rate(self) -> Any:
+        """Return `optimizer.learning_rate`: of the update that runs, else of the next one."""
+        if self._rate is not None:
+            return self._rate
+        clock = self._optimizer._kd.clock
+        if not self._applying or clock.constant:
+            return clock.learning_rate(self.on)
+        # Keras asks before each update: the schedule is evaluated here, and not a second time.
+        fast = self._usable()
+        on = fast.on if fast else self.on
+        self._asked = clock.rate_and_eta(on, clock.counts(on)[1])
+        return self._asked[0]
+
+    # Once per update.
+
+    def run(self, grads: Sequence[Any], variables: Sequence[Any], each: Callable[..., Any]) -> None:
+        """Update these variables; `each` has Keras call `update_step` for each of them."""
+        if fast := self._usable():
+            rest = fast.update(grads, variables)
+            if not rest:
+                return
+            grads, variables = zip(*rest, strict=True)
+        numbers = self.numbers(self.on)
+        self._now, self._rate = numbers, numbers.rate
+        try:
+            each(grads, variables, numbers.rate)
+        finally:
+            self._now = self._rate = None
+        self.keep(numbers, self.on)
+
+    def _usable(self) -> Any:
+        """Return what updates all variables together, None where it is not to be used here."""
+        fast = self.fast
+        return fast if fast and self._optimizer.fast and fast.usable() else None
+
+    def numbers(self, on: Any) -> Numbers:
+        """Compute what the update shares, with tensors or, on torch, with floats of the host."""
+        kd = self._optimizer._kd
+        clock, algorithm, registry = kd.clock, kd.algorithm, kd.registry
+        k, s = clock.counts(on)
+        rate, eta = map(on.number, self._asked) if self._asked else clock.rate_and_eta(on, s)
+        normalization = on.evaluate(clock.timing.normalization, s)
+        # η⁰ is 1, also at η = 0.
+        powers = {power: eta**power if power else eta * 0 + 1 for _, power in registry.amounts}
+        own = SimpleNamespace(
+            **{name: getattr(self._optimizer, name) for name in algorithm.arguments}
+        )
+        state = {name: on.read(registry.scalars[name]) for name in algorithm.state}
+        return Numbers(
+            rate=rate,
+            decays=tuple(
+                powers[amount.power] * normalization * self._amount(on, amount, k)
+                for amount in registry.amounts
+            ),
+            own=own,
+            scalars=algorithm.scalars(own, on.number(k + 1), on, state),
+        )
+
+    def _amount(self, on: Any, amount: Amount, k: Any) -> Any:
+        number = amount.number
+        if number is None:  # λ
+            return self._optimizer._kd.registry.decay.read(on)
+        return number if isinstance(number, float) else on.evaluate(number, k)
+
+    def keep(self, numbers: Numbers, on: Any) -> None:
+        """Keep the optimizer's own state that belongs to no variable: an update is over."""
+        kd = self._optimizer._kd
+        for name, value in kd.algorithm.new_state(numbers.scalars).items():
+            on.write(kd.registry.scalars[name], value)
+
+    # For each variable.
+
+    def step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """θ ← decayed(θ, step), with the step at this learning rate times the multiplier."""
+        numbers = self._now
+        if numbers is None:
+            refuse(
+                "update_step",
+                Seen(f"a call for {path_of(variable)} outside of an update"),
+                "is called by `apply`, which computes what the update needs",
+                "Call `optimizer.apply(gradients, variables)`. If you did, this version of Keras "
+                "does not fit this version of keras_decoupled: upgrade both.",
+                RuntimeError,
+            )
+        optimizer = self._optimizer
+        record = optimizer._kd.registry.find(variable)
+        row, master, reference = record.row, record.master, record.reference
+        if row.multiplier == 0:  # frozen: left exactly as it is
+            return
+        theta = read(variable, master)
+        dtype, decay = theta.dtype, row.decay
+        rate = learning_rate if row.multiplier == 1 else learning_rate * row.multiplier
+        rate, gradient = cast(rate, dtype), cast(gradient, dtype)
+        l2, l1 = (
+            None if place is None else cast(numbers.decays[place], dtype)
+            for place in (record.l2, record.l1)
+        )
+        if (
+            self.fast_step
+            and optimizer.fast
+            and decay.linear
+            and l1 is None  # alone, a small l1 would be lost beside a large weight
+            and master is None
+            and self.fast_step.usable(variable, gradient, numbers.own)
+        ):
+            scalars = tuple(cast(scalar, dtype) for scalar in numbers.scalars)
+            if l2 is not None:
+                self.fast_step.decay(variable, theta, l2)
+            self.fast_step.step(numbers.own, variable, gradient, record.own, rate, scalars)
+            return
+        step = cast(optimizer._kd_step(record, variable, theta, gradient, rate, numbers), dtype)
+        if reference is not None:
+            reference = cast(ops.convert_to_tensor(reference), dtype)
+        theta = decayed(theta, step, decay, l2, l1, reference)
+        if master is not None:
+            optimizer.assign(master, theta)
+            theta = ops.cast(theta, variable.dtype)
+        optimizer.assign(variable, theta)
+
+    @contextlib.contextmanager
+    def at_rate(self, rate: Any) -> Iterator[None]:
+        """Have `optimizer.learning_rate` be this rate while a stock step runs."""
+        before, self._rate = self._rate, rate
+        try:
+            yield
+        finally:
+            self._rate = before
+
+    # Moving averages and accumulated gradients.
+
+    def average(self) -> None:
+        """Average in float32 what has less precision, from its float32 copy."""
+        each = [r for r in self._optimizer._kd.registry.built if AVERAGE in r.slots]
+        if fast := self._usable():
+            each = fast.average(each)
+        momentum = self._optimizer.ema_momentum
+        if each:
+            momentum = momentum * ops.cast(self._optimizer.iterations != 0, self.on.dtype)
+        for record in each:
+            average, theta = record.slots[AVERAGE], read(record.variable, record.master)
+            kept = ops.cast(momentum, theta.dtype)
+            # Not `average` itself: the + of Keras' variables fails on TensorFlow on shape (0, 3).
+            old = ops.stop_gradient(ops.convert_to_tensor(average))
+            self._optimizer.assign(average, kept * old + (1 - kept) * theta)
+
+    def overwrite_with_averages(self, variables: Sequence[Any]) -> None:
+        """Set each variable to its own average, cast to the variable's precision."""
+        registry = self._optimizer._kd.registry
+        built = set(map(id, registry.built))
+        for variable in variables:
+            record = registry.find(variable)
+            if (
+                id(record) in built and AVERAGE in record.slots
+            ):  # else unfrozen after the last update
+                # A copy: JAX cannot donate one buffer to two variables in the next step.
+                average = ops.cast(ops.copy(record.slots[AVERAGE]), variable.dtype)
+                self._optimizer.assign(variable, average)
+
+    def accumulate(self, grads: Sequence[Any], accumulators: Sequence[Any]) -> bool:
+        """Add the gradients of a micro-batch all at once; False where that cannot be done."""
+        fast = self._usable()
+        if fast:
+            fast.accumulate(grads, accumulators)
+        return bool(fast)
+
+    def empty(self, accumulators: Sequence[Any]) -> bool:
+        """Set all gradient accumulators to 0 at once; False where that cannot be done."""
+        fast = self._usable()
+        if fast:
+            fast.empty(accumulators)
+        return bool(fast)
+
+
+def cast(x: Any, dtype: Any) -> Any:
+    """Return x in this type. Keras' own cast takes its time where there is nothing to do."""
+    return x if getattr(x, "dtype", None) == dtype else ops.cast(x, dtype)
+
+
+def read(variable: Any, master: Any) -> Any:
+    """Return θ, outside any gradient tape.
+
+    A variable below float32 has a float32 copy. The copy is used only while it still rounds to the
+    variable's value: whoever assigns to the variable (a load, a constraint) is obeyed.
+    """
+    theta = ops.stop_gradient(variable)
+    if master is None:
+        return theta
+    master = ops.convert_to_tensor(master)
+    return ops.where(
+        ops.equal(ops.cast(master, theta.dtype), theta), master, ops.cast(theta, master.dtype)
+    )
+
+
+def copied(variable: Any, dtype: Any) -> Any:
+    """Return a variable's value in a buffer of its own: JAX donates a buffer once."""
+    return ops.copy(ops.cast(ops.convert_to_tensor(variable), dtype))

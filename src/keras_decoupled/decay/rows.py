@@ -1,0 +1,92 @@
+"""What one variable gets, its decay and its learning-rate multiplier; and how a file holds that."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+from keras_decoupled import checks
+from keras_decoupled.decay.kinds import Decay, checked_l1, checked_l2
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one variable gets. Its decay is not normalized."""
+
+    path: str  # its label: "path#2" where variables share a path
+    shape: tuple[int, ...]
+    decay: Decay
+    multiplier: float = 1.0
+    uniform: bool = False  # no key and no regularizer decides: it gets `weight_decay`
+    removed_penalty: tuple[float, float] | None = None  # of the loss, by `model=`
+    part: str = ""  # of Muon: "muon" or "adam"
+    rule: str = ""  # the key that decided, "model", "excluded" or "decay_vectors"
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the row as JSON: path, shape, and what is not the uniform decay's or a default."""
+        config: dict[str, Any] = {"path": self.path, "shape": list(self.shape)}
+        if not self.uniform:
+            config |= self.decay.changes() | {"uniform": False}
+        if self.multiplier != 1:
+            config["multiplier"] = self.multiplier
+        if self.removed_penalty:
+            config["taken"] = list(self.removed_penalty)
+        return config | {k: v for k, v in (("part", self.part), ("rule", self.rule)) if v}
+
+
+def read_rows(
+    config: Any, read: Callable[[Any], Any], uniform: Decay | None, *, name: str
+) -> list[Row]:
+    """Read the rows of a config. It may come from a file, so it may hold anything.
+
+    Args:
+        config: the list of rows.
+        read: reads a number or schedule.
+        uniform: the uniform decay.
+        name: what to call the list in a message.
+    """
+    made: dict[str, Decay] = {}  # rows share their decays, so that a schedule is checked once
+    return [
+        _read_row(f"{name}[{i}]", row, read, uniform or Decay(), made)
+        for i, row in enumerate(checks.listed(name, config))
+    ]
+
+
+def _read_row(
+    name: str, config: Any, read: Callable[[Any], Any], uniform: Decay, made: dict[str, Decay]
+) -> Row:
+    path, shape = checks.fields(name, config, ("path", "shape"))
+
+    def field(key: str, default: Any, check: Callable[..., Any], **how: Any) -> Any:
+        value = config.get(key, default)
+        return value if value is default else check(f"{name}[{key!r}]", value, **how)
+
+    decay = uniform
+    if "l2" in config:
+        fields = {f.name: config[f.name] for f in dataclasses.fields(Decay) if f.name in config}
+        text = json.dumps(fields, sort_keys=True, default=repr)
+        if text not in made:
+            l2 = checked_l2(f"{name}['l2']", read(fields.pop("l2")))
+            l1 = checked_l1(f"{name}['l1']", fields.pop("l1", 0.0))
+            made[text] = Decay(l2, l1, **fields)
+        decay = made[text]
+    penalty = field("taken", None, checks.listed, length=2)
+    if penalty is not None:
+        l1, l2 = (checked_l1(f"{name}['taken'][{i}]", part) for i, part in enumerate(penalty))
+        penalty = (l1, l2)
+    of_a_file = {"cure": checks.OF_A_FILE}
+    return Row(
+        path=checks.text(f"{name}['path']", path),
+        shape=checks.shape(f"{name}['shape']", shape),
+        decay=decay,
+        multiplier=field(
+            "multiplier", 1.0, checks.real, minimum=0.0, below=checks.FLOAT32, **of_a_file
+        ),
+        # A file of 0.1 does not say which rows follow the uniform decay: those with the same one.
+        uniform=field("uniform", decay == uniform, checks.flag, **of_a_file),
+        removed_penalty=penalty,
+        part=field("part", "", checks.text),
+        rule=field("rule", "", checks.text),
+    )
