@@ -24,6 +24,7 @@ from keras_decoupled.core.gradients import LOW_PRECISION, GradientSpec, check_va
 from keras_decoupled.core.keras_hooks import Inside, KerasHooks, part_of
 from keras_decoupled.core.numbers import Numbers
 from keras_decoupled.core.registry import (
+    ACCUMULATOR,
     AVERAGE,
     MASTER,
     REFERENCE,
@@ -240,7 +241,8 @@ class Decoupled(KerasHooks):
         known_as = registry.name_of_request(record, name or "var")  # as Keras calls it without one
         if known_as == AVERAGE and self.use_ema:  # Keras' own request comes first
             return self._kd_add_own_slot(record, AVERAGE)
-        known_as = name_of_user(known_as)
+        if not (known_as == ACCUMULATOR and self.gradient_accumulation_steps):
+            known_as = name_of_user(known_as)
         if known_as not in record.slots:
             make = super().add_variable_from_reference
             record.slots[known_as] = make(reference_variable, name, initializer)

@@ -21,7 +21,8 @@ from keras_decoupled.decay.rows import Row
 from keras_decoupled.decay.rules import Rules
 from keras_decoupled.paths.align import align
 from keras_decoupled.paths.match import labels, path_of
-from keras_decoupled.saving.state import ACCUMULATOR, SCALARS
+from keras_decoupled.saving.state import ACCUMULATOR as ACCUMULATOR
+from keras_decoupled.saving.state import SCALARS
 
 AVERAGE = "average"  # Keras' name of its moving averages
 MASTER = "master"  # the float32 copy of a variable that has less precision
@@ -55,7 +56,7 @@ class Record:
         return self.slots.get(REFERENCE)
 
 
-OUR_SLOTS = (AVERAGE, MASTER, REFERENCE)
+OUR_SLOTS = (AVERAGE, ACCUMULATOR, MASTER, REFERENCE)  # and Keras'
 
 
 def name_of_user(name: str, ours: Sequence[str] = OUR_SLOTS) -> str:

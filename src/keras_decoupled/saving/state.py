@@ -227,7 +227,7 @@ def _array(
     found = str(source) in present
     array = np.asarray(store[str(source)] if found else None)
     fits = array.dtype.kind in ("b" if wanted == "bool" else "iu" if "int" in wanted else "fiu")
-    if fits and entry[0] in _RANGES:
+    if fits and entry[1] is None and entry[0] in _RANGES:
         least, most = _RANGES[entry[0]]
         fits = bool(np.all((array >= least) & (array <= most)))
     if array.shape != tuple(variable.shape) or not fits:
