@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import keras
 
 from keras_decoupled.core import from_keras
-from keras_decoupled.core.arguments import KERAS_ARGUMENTS, SHARED_ARGUMENTS, Check
+from keras_decoupled.core.arguments import KERAS_ARGUMENTS, Check, shared_docstring
 from keras_decoupled.core.decaying import Decaying
 from keras_decoupled.saving.read_config import read_config
 
@@ -25,8 +25,8 @@ class Configured(Decaying):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Give the class's help all of its arguments."""
         super().__init_subclass__(**kwargs)
-        if "**shared" in (cls.__doc__ or ""):
-            cls.__doc__ = f"{cls.__doc__}{SHARED_ARGUMENTS}"
+        if cls.__doc__ and "**shared" in cls.__doc__:
+            cls.__doc__ = shared_docstring(cls.__doc__, cls.__name__)
 
     def _checked(self, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
         return {
