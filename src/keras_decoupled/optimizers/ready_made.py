@@ -87,8 +87,8 @@ class Adafactor(Stock, keras.optimizers.Adafactor):
         u = min(η·α·m_v, 1/√i) · max(ε2, rms(θ)) · s/max(1, rms(s)/clip_threshold)
 
     The paper has α = 0.01. The rate in u is at most 1/√(k+1), which is 0.001 after a million
-    updates. The decay has no such bound, here and in Keras. Keras decays the weight before it takes
-    rms(θ), so its steps are shorter by up to the fraction η·α·w.
+    updates; the decay has no such bound, here or in Keras. With weight_decay=w, Keras decays the
+    weight before it takes rms(θ), so its steps are shorter by up to the fraction η·α·w.
 
     Args:
         beta_2_decay: exponent of β = 1 − (k+1)^beta_2_decay, < 0. Defaults to `-0.8`.
@@ -197,8 +197,8 @@ class Lamb(Stock, keras.optimizers.Lamb):
         u = η·α·m_v · ‖θ‖/‖r‖ · r, and η·α·m_v · r where one of the norms is 0
 
     So α is the length of a step over the length of the weights. The decay enters neither norm; in
-    the paper it enters ‖r‖. Keras decays the weight before it takes ‖θ‖, so its steps are shorter
-    by the fraction η·α·w.
+    the paper it enters ‖r‖. With weight_decay=w, Keras decays the weight before it takes ‖θ‖, so
+    its steps are shorter by the fraction η·α·w.
 
     Args:
         beta_1: β1, decay rate of m, in [0, 1). Defaults to `0.9`.
