@@ -43,11 +43,101 @@ def adagrad(g, state, k, rate, initial_accumulator_value=0.1, epsilon=1e-7):
     return rate * g / np.sqrt(v + epsilon)
 
 
-def rmsprop(g, state, k, rate, rho=0.9, momentum=0.0, epsilon=1e-7):
-    """Hinton's lecture 6e (2012), with the square root over ε and the momentum as in Keras."""
+def rmsprop(g, state, k, rate, rho=0.9, momentum=0.0, epsilon=1e-7, centered=False):
+    """Hinton's lecture 6e (2012), with the square root over ε and the momentum as in Keras; centered: Graves (2013)."""
     v = state["v"] = rho * state.get("v", 0.0) + (1 - rho) * g**2
-    buf = state["buf"] = momentum * state.get("buf", 0.0) + rate * g / np.sqrt(v + epsilon)
+    a = state["a"] = rho * state.get("a", 0.0) + (1 - rho) * g
+    root = np.sqrt(v - centered * a**2 + epsilon)
+    buf = state["buf"] = momentum * state.get("buf", 0.0) + rate * g / root
     return buf
+
+
+def adadelta(g, state, k, rate, rho=0.95, epsilon=1e-7):
+    """Zeiler (arXiv 1212.5701), Algorithm 1, with a learning rate."""
+    v = state["v"] = rho * state.get("v", 0.0) + (1 - rho) * g**2
+    delta = np.sqrt(state.get("d", 0.0) + epsilon) / np.sqrt(v + epsilon) * g
+    state["d"] = rho * state.get("d", 0.0) + (1 - rho) * delta**2
+    return rate * delta
+
+
+def adafactor(
+    g,
+    state,
+    k,
+    rate,
+    beta_2_decay=-0.8,
+    epsilon_1=1e-30,
+    epsilon_2=1e-3,
+    clip_threshold=1.0,
+    relative_step=True,
+):
+    """Shazeer & Stern (arXiv 1804.04235), Algorithms 4 and 5. `state` has θ; Keras' relative_step changes nothing."""
+    beta = 1 - (k + 1.0) ** beta_2_decay
+    v = beta * state.get("v", 0.0) + (1 - beta) * (g**2 + epsilon_1)
+    if g.ndim >= 2:
+        r = state["r"] = beta * state.get("r", 0.0) + (1 - beta) * np.mean(g**2 + epsilon_1, -1)
+        c = state["c"] = beta * state.get("c", 0.0) + (1 - beta) * np.mean(g**2 + epsilon_1, -2)
+        v = r[..., :, None] * c[..., None, :] / np.mean(r, -1)[..., None, None]
+    state["v"], s = v, g / np.sqrt(v)
+    size = min(rate, (k + 1) ** -0.5) * max(epsilon_2, rms(state["theta"]))
+    return size * s / max(1.0, rms(s) / clip_threshold)
+
+
+def rms(x):
+    return np.sqrt(np.mean(x**2))
+
+
+def adamax(g, state, k, rate, beta_1=0.9, beta_2=0.999, epsilon=1e-7):
+    """Kingma & Ba (arXiv 1412.6980), Algorithm 2, with ε."""
+    m = state["m"] = beta_1 * state.get("m", 0.0) + (1 - beta_1) * g
+    n = state["n"] = np.maximum(beta_2 * state.get("n", 0.0), np.abs(g))
+    return rate / (1 - beta_1 ** (k + 1)) * m / (n + epsilon)
+
+
+def lamb(g, state, k, rate, beta_1=0.9, beta_2=0.999, epsilon=1e-7):
+    """You et al. (arXiv 1904.00962), Algorithm 2, without its λ, φ the identity. `state` has θ."""
+    m = state["m"] = beta_1 * state.get("m", 0.0) + (1 - beta_1) * g
+    v = state["v"] = beta_2 * state.get("v", 0.0) + (1 - beta_2) * g**2
+    i = k + 1
+    r = m / (1 - beta_1**i) / (np.sqrt(v / (1 - beta_2**i)) + epsilon)
+    weight, length = np.sqrt(np.sum(state["theta"] ** 2)), np.sqrt(np.sum(r**2))
+    return rate * r * (weight / length if weight and length else 1.0)
+
+
+def lion(g, state, k, rate, beta_1=0.9, beta_2=0.99):
+    """Chen et al. (arXiv 2302.06675), Algorithm 2."""
+    m = state.get("m", 0.0)
+    state["m"] = beta_2 * m + (1 - beta_2) * g
+    return rate * np.sign(beta_1 * m + (1 - beta_1) * g)
+
+
+def muon(
+    g,
+    state,
+    k,
+    rate,
+    adam_beta_1=0.9,
+    adam_beta_2=0.999,
+    epsilon=1e-7,
+    muon_a=3.4445,
+    muon_b=-4.775,
+    muon_c=2.0315,
+    adam_lr_ratio=1.0,
+    momentum=0.95,
+    ns_steps=5,
+    nesterov=True,
+    rms_rate=0.2,
+):
+    """Jordan et al. (2024), with the factor of Liu et al. (arXiv 2502.16982); Adam where `state` says so."""
+    if state["adam"]:
+        return adamw(g, state, k, adam_lr_ratio * rate, adam_beta_1, adam_beta_2, epsilon)
+    m = state["m"] = momentum * state.get("m", 0.0) + g
+    x = g + momentum * m if nesterov else m
+    x = x / (np.linalg.norm(x) + 1e-7)
+    for _ in range(ns_steps):
+        a = x @ x.T
+        x = muon_a * x + (muon_b * a + muon_c * a @ a) @ x
+    return rate * x * (1.0 if rms_rate is None else rms_rate * math.sqrt(max(x.shape)))
 
 
 At = namedtuple("At", "multiplier position cycle_steps")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, TypedDict
 
@@ -85,44 +87,98 @@ def keras_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that Keras takes, of the types it expects; their ranges it checks itself."""
     for name in kwargs.keys() - KERAS_ARGUMENTS.keys():
         cure = _RENAMED.get(name, "See help() of the class for its arguments.")
-        raise ValueError(
-            f"Argument not recognized: `{name}`. Received: {name}={kwargs[name]!r}. {cure}"
-        )
+        checks.refuse(name, kwargs[name], "is not recognized as an argument of this optimizer", cure)
     return {
         name: None if value is None else KERAS_ARGUMENTS[name](name, value)
         for name, value in kwargs.items()
     }
 
 
-SHARED_ARGUMENTS = """
-    Shared arguments, by keyword:
-        weight_decays: `{key: decay}`; a decay is a number l2, a pair (l1, l2), a schedule or a
-            `Decay`. A key is a variable's path, some whole components of it ("lstm_1", "bias",
-            "lstm_cell/kernel", "dense/"), or else a part of it; or a built layer or model, which
-            means its variables. An exact path beats other keys, and of these the one given last
-            wins. Variables that no key names get `weight_decay`.
-        lr_multipliers: `{key: multiplier}` of the learning rate, not of the decay; 0 freezes.
-        decay_vectors: False leaves variables of fewer than two dimensions (biases, scales of
-            normalization layers) and biases of attention layers without decay, but for those that
-            a key names by their own name. Defaults to `True`.
-        model: a built model whose L1, L2 and L1L2 regularizers become decays.
-        zero_penalties: whether to take these penalties out of the model's loss. A layer that two
-            models share loses its penalty in both. Defaults to `True`.
-        total_iterations: T, updates per cycle. When given, decays are multiplied by √(1/T).
-        total_iterations_wd: T for that normalization alone.
-        normalize_weight_decay: None (normalized where total_iterations or total_iterations_wd is
-            given), True (with a `CosineWarmRestarts`: T of its current cycle) or False.
-        use_cosine_annealing: make a `CosineWarmRestarts` over `total_iterations`.
-        autorestart: whether that one starts again after a cycle, or stays at eta_min.
-        eta_min: η at the end of a cycle. Defaults to `0.0`.
-        eta_max: η at the start of a cycle. Defaults to `1.0`.
-        t_cur: position of the first update in its cycle. Defaults to `0`.
-        base_learning_rate: α, the rate at which η = 1. Defaults to the number given; to a
-            schedule's `warmup_target`, else its `initial_learning_rate`, else its value at step 0;
-            where the schedule rises above that, to its highest value; to a callable's value at
-            build.
-        init_verbose: print `explain()` at build. Defaults to `False`.
-        name, clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum,
-            ema_overwrite_frequency, loss_scale_factor, gradient_accumulation_steps: as in
-            `keras.optimizers.Optimizer`.
+def shared_docstring(own: str, name: str) -> str:
+    """Return a class's docstring, completed by what the docstrings of all optimizers share.
+
+    A ready-made class writes its step, its own arguments and its source, and may have an example.
+    Other docstrings, with an entry for `weight_decay`, get the shared arguments alone.
     """
+    own = inspect.cleandoc(own)  # up to Python 3.12 it is indented
+    parts = _PARTS.fullmatch(own)
+    if parts is None or " weight_decay:" in own:
+        return f"{own}\n\n{SHARED_ARGUMENTS}"
+    texts = parts.groupdict(default=_EXAMPLE.format(name=name))
+    return _READY_MADE.format(name=name, shared_arguments=SHARED_ARGUMENTS, **texts)
+
+
+_PARTS = re.compile(
+    r"(?P<step>.*)\n\nArgs:\n(?P<arguments>.*)\n    \*\*shared: [^\n]*"
+    r"(\n\nExample:\n(?P<example>.*))?\n\nSource: (?P<source>.*)",
+    re.DOTALL,
+)
+_READY_MADE = """\
+{step}
+
+The step u is that of `keras.optimizers.{name}`. Then
+
+    θ ← θ − η·(l2·θ + l1·sign θ) − u
+
+with θ on the right the value before the update, η = (learning rate now)/α, m_v the variable's
+learning-rate multiplier and (l1, l2) its decay. The base learning rate α never multiplies the
+decay: `keras.optimizers.{name}(α, weight_decay=w)` decays as this does with weight_decay = α·w.
+`Decay` has other kinds of decay.
+
+Args:
+{arguments}
+    learning_rate: α, or a `LearningRateSchedule`, or a callable. Defaults to `0.001`.
+    weight_decay: λ, the fraction of the weight removed per update at η = 1: a number, a
+        schedule, a `Decay` or None. Defaults to `None`, no decay.
+    **shared: the arguments that all optimizers share; see below.
+
+{shared_arguments}
+Raises:
+    ValueError: `learning_rate`, `weight_decay` or a shared argument is out of its range, or a
+        key matches no variable (at build). Keras checks few of the other arguments.
+    TypeError: one of these has the wrong type.
+
+Example:
+{example}
+
+Source: {source}
+The decay: Loshchilov & Hutter, *Decoupled Weight Decay Regularization*, arXiv 1711.05101.
+"""
+_EXAMPLE = """\
+>>> import keras, numpy as np
+>>> from keras_decoupled import {name}
+>>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+>>> optimizer = {name}(1e-3, weight_decay=1e-4, weight_decays={{"bias": 0}})
+>>> model.compile(optimizer, loss="mse")
+>>> _ = model.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0)"""
+SHARED_ARGUMENTS = """\
+Shared arguments, by keyword:
+    weight_decays: `{key: decay}`. A decay is a number l2, a pair (l1, l2), a schedule or a `Decay`.
+        A key is a variable's path, whole components of it ("lstm_1", "bias", "lstm_cell/kernel",
+        "dense/") or, failing that, a part of it; or a built layer or model, which means all its
+        variables. An exact path beats other keys. Of the other keys, the one given last wins.
+        Variables that no key matches get `weight_decay`.
+    lr_multipliers: `{key: multiplier}` of the learning rate, not of the decay; 0 freezes.
+    decay_vectors: False leaves variables of fewer than two dimensions (biases, scales of
+        normalization layers) and biases of attention layers without decay, except where a key
+        names them by their own name. Defaults to `True`.
+    model: a built model whose L1, L2 and L1L2 regularizers become decays.
+    zero_penalties: whether to take these penalties out of the model's loss. A layer that two
+        models share loses its penalty in both. Defaults to `True`.
+    total_iterations: T, updates per cycle. When given, decays are multiplied by √(1/T).
+    total_iterations_wd: T for this normalization alone.
+    normalize_weight_decay: None (normalized if total_iterations or total_iterations_wd is given),
+        True (with a `CosineWarmRestarts`, T is that of its current cycle) or False (never).
+    use_cosine_annealing: whether to make a `CosineWarmRestarts` over `total_iterations`.
+    autorestart: whether this schedule starts again after a cycle, or stays at eta_min.
+    eta_min: η at the end of a cycle. Defaults to `0.0`.
+    eta_max: η at the start of a cycle. Defaults to `1.0`.
+    t_cur: position of the first update in its cycle. Defaults to `0`.
+    base_learning_rate: α, the rate at which η = 1. Defaults to the number given. For a schedule it
+        defaults to its `warmup_target`, else to its `initial_learning_rate`, else to its value at
+        step 0, and to its highest value if it rises above that. For a callable it defaults to the
+        value at build.
+    init_verbose: whether to print `explain()` at build. Defaults to `False`.
+    name, clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum, ema_overwrite_frequency,
+        loss_scale_factor, gradient_accumulation_steps: as in `keras.optimizers.Optimizer`.
+"""

@@ -18,7 +18,7 @@ import numpy as np
 from keras_decoupled import checks, fast
 from keras_decoupled.core import from_keras
 from keras_decoupled.core.algorithm import Algorithm
-from keras_decoupled.core.arguments import KERAS_ARGUMENTS, SHARED_ARGUMENTS, keras_arguments
+from keras_decoupled.core.arguments import KERAS_ARGUMENTS, keras_arguments, shared_docstring
 from keras_decoupled.core.clock import Clock
 from keras_decoupled.core.gradients import LOW_PRECISION, GradientSpec, check_variables, dense
 from keras_decoupled.core.keras_hooks import Inside, KerasHooks, part_of
@@ -79,8 +79,8 @@ class Decoupled(KerasHooks):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Give the class's help all of its arguments."""
         super().__init_subclass__(**kwargs)
-        if "**shared" in (cls.__doc__ or ""):
-            cls.__doc__ = f"{cls.__doc__}{SHARED_ARGUMENTS}"
+        if cls.__doc__ and "**shared" in cls.__doc__:
+            cls.__doc__ = shared_docstring(cls.__doc__, cls.__name__)
 
     def __init__(
         self,
