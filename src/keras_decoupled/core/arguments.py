@@ -87,7 +87,9 @@ def keras_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that Keras takes, of the types it expects; their ranges it checks itself."""
     for name in kwargs.keys() - KERAS_ARGUMENTS.keys():
         cure = _RENAMED.get(name, "See help() of the class for its arguments.")
-        checks.refuse(name, kwargs[name], "is not recognized as an argument of this optimizer", cure)
+        checks.refuse(
+            name, kwargs[name], "is not recognized as an argument of this optimizer", cure
+        )
     return {
         name: None if value is None else KERAS_ARGUMENTS[name](name, value)
         for name, value in kwargs.items()

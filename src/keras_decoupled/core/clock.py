@@ -22,7 +22,6 @@ from keras_decoupled.core.settings import Setting, as_number, checked_number
 from keras_decoupled.schedule.rates import (
     CallableRate,
     ConstantRate,
-    Rate,
     ScheduleRate,
     StableRate,
 )
@@ -57,6 +56,9 @@ class Clock:
         dtype: str,
     ) -> None:
         self.timing, self.counter, self._accumulated = timing, counter, accumulated
+        self.constant = isinstance(timing.rate, ConstantRate)  # the rate was given as a number
+        # What the variable of the rate holds at r = 1.
+        self._unit = float(np.float32(timing.rate.base)) if self.constant else 1.0
         if self.constant:
             # As in stock Keras: a variable that callbacks assign. It is α·r.
             name, value, dtype = "learning_rate", timing.rate.given, "float32"
@@ -70,12 +72,25 @@ class Clock:
             self._decay_start = add_scalar("decay_start", NEVER, "int")
         self._warned_of_peak = False
 
-    @property
-    def constant(self) -> bool:
-        """Whether the learning rate was given as a number."""
-        return isinstance(self.timing.rate, ConstantRate)
-
     # Reading.
+
+    def now(self, on: Any) -> tuple[Any, Any, Any, Any]:
+        """Return k, the rate before layer multipliers, η and √(1/T) of the next update."""
+        k, rate, multiplier, normalization = self._unmoved(on)
+        r = self.factor(on)
+        return k, r * rate, r * multiplier, normalization
+
+    def _unmoved(self, on: Any) -> tuple[Any, Any, Any, Any]:
+        """Return the same at r = 1."""
+        k, step = self.counts(on)
+        rate: Any = self.timing.rate
+        if self._decay_start is not None:
+            rate = rate.starting(on.count(self._decay_start))
+
+        def at(step: Any) -> tuple[Any, Any, Any]:
+            return *rate.at(step), self.timing.normalization(step)
+
+        return k, *on.evaluate_all(at, step)
 
     def counts(self, on: Any) -> tuple[Any, Any]:
         """Return k and s of the next update."""
@@ -85,32 +100,17 @@ class Clock:
         except (TypeError, AttributeError) as error:  # the variables hold no value
             raise RuntimeError(_NOT_HERE) from error
 
-    def rate_and_eta(self, on: Any, step: Any) -> tuple[Any, Any]:
-        """Return the rate, before layer multipliers, and η at the schedule's step s."""
-        factor = self.factor(on)
-        rate, multiplier = on.evaluate_both(self._schedule(on).at, step)
-        return factor * rate, factor * multiplier
-
     def factor(self, on: Any) -> Any:
         """Return r."""
         now = on.read(self.rate.variable)
         return now / self._unit if self.constant else now
-
-    @property
-    def _unit(self) -> float:
-        """What the variable of the rate holds at r = 1."""
-        return float(np.float32(self.timing.rate.base)) if self.constant else 1.0
-
-    def _schedule(self, on: Any) -> Rate:
-        rate = self.timing.rate
-        return rate.starting(on.count(self._decay_start)) if isinstance(rate, StableRate) else rate
 
     def learning_rate(self, on: Any) -> Any:
         """Return the rate of the next update: a variable where a number was given."""
         self.check_state()
         if self.constant:
             return self.rate.variable
-        return self.rate_and_eta(on, self.counts(on)[1])[0]
+        return self.now(on)[1]
 
     def check_state(self) -> None:
         """Raise if the optimizer's variables hold no values now."""
@@ -132,10 +132,9 @@ class Clock:
         if self.constant:
             self.rate.variable.assign(value)
             return
-        schedule = self._schedule(on)
-        # Not the rate: a float32 rate over a float32 schedule is not exactly r.
-        _, multiplier = schedule.at(self.counts(on)[1])
-        now = schedule.base * float(as_number(multiplier))
+        schedule = self.timing.rate
+        # Not the rate over r: a float32 over a float32 is not exactly the schedule.
+        now = schedule.base * float(as_number(self._unmoved(on)[2]))
         if now == 0:
             if value > 0:
                 checks.refuse(

@@ -41,10 +41,9 @@ class OnTensors:
         """Return a schedule's value at a count."""
         return self.number(function(count))
 
-    def evaluate_both(self, function: Callable[[Any], Any], count: Any) -> tuple[Any, Any]:
-        """Return the two values that a function has at a count."""
-        first, second = function(count)
-        return self.number(first), self.number(second)
+    def evaluate_all(self, function: Callable[[Any], Any], count: Any) -> tuple[Any, ...]:
+        """Return the values that a function has at a count."""
+        return tuple(map(self.number, function(count)))
 
     def number(self, value: Any) -> Any:
         """Return a tensor of the step's precision; a Python float stays one, which is exact in any."""

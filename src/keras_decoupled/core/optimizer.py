@@ -6,65 +6,42 @@ therefore use any other name. A class built on this one adds an `Algorithm`.
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any, ClassVar, Self
 
 import keras
-import numpy as np
 
-from keras_decoupled import checks, fast
+from keras_decoupled import checks
 from keras_decoupled.core import from_keras
 from keras_decoupled.core.algorithm import Algorithm
-from keras_decoupled.core.arguments import KERAS_ARGUMENTS, keras_arguments, shared_docstring
-from keras_decoupled.core.clock import Clock
-from keras_decoupled.core.gradients import LOW_PRECISION, GradientSpec, check_variables, dense
-from keras_decoupled.core.keras_hooks import Inside, KerasHooks, part_of
+from keras_decoupled.core.arguments import (
+    KERAS_ARGUMENTS,
+    Shared,
+    keras_arguments,
+    shared_docstring,
+)
+from keras_decoupled.core.build import build
+from keras_decoupled.core.gradients import LOW_PRECISION, check_variables, dense
+from keras_decoupled.core.keras_hooks import KerasHooks
 from keras_decoupled.core.numbers import Numbers
+from keras_decoupled.core.parts import Parts
 from keras_decoupled.core.registry import (
     ACCUMULATOR,
     AVERAGE,
     MASTER,
     REFERENCE,
     Record,
-    Registry,
     name_of_user,
 )
-from keras_decoupled.core.settings import Setting, as_number, checked_number
-from keras_decoupled.core.update import Update, cast, copied
-from keras_decoupled.decay import explanation, regularizers
+from keras_decoupled.core.settings import as_number, checked_number
+from keras_decoupled.core.update import cast, copied
+from keras_decoupled.decay import explanation
 from keras_decoupled.decay.exclusions import Exclusions
 from keras_decoupled.decay.explanation import Explanation
-from keras_decoupled.decay.rules import Rules
 from keras_decoupled.paths.match import labels, path_of
 from keras_decoupled.saving import state
 from keras_decoupled.saving.config import read_config
-from keras_decoupled.schedule import timing
-from keras_decoupled.schedule.rates import CallableRate
-from keras_decoupled.schedule.timing import Timing
-
-
-@dataclasses.dataclass(eq=False)
-class Parts:
-    """What an optimizer of this package has beside what Keras gives it.
-
-    One plain object, so that Keras' tracking of attributes does not copy what is in it.
-    """
-
-    algorithm: Algorithm  # how a gradient becomes a step
-    registry: Registry  # what is known of each variable; the rules
-    inside: Inside  # the private side of Keras
-    fast: bool = True
-    init_verbose: bool = False
-    # For `optimizers/stock.py`: the change of a variable on its way to it, and what a float32 copy
-    # that the stock class gets stands for.
-    change: Any = dataclasses.field(default_factory=lambda: SimpleNamespace(target=None))
-    stands_for: dict[int, Any] = dataclasses.field(default_factory=dict)
-    # These two need optimizer variables, which Keras' constructor makes possible.
-    clock: Any = None  # when: k, s, rate, η
-    update: Any = None  # what runs at an update
 
 
 class Decoupled(KerasHooks):
@@ -88,59 +65,21 @@ class Decoupled(KerasHooks):
         own: Mapping[str, Any] | None = None,
         *,
         weight_decay: Any = None,
-        weight_decays: Mapping[Any, Any] | None = None,
-        lr_multipliers: Mapping[Any, float] | None = None,
-        decay_vectors: bool = True,
-        model: keras.Model | None = None,
-        zero_penalties: bool = True,
-        init_verbose: bool = False,
         **shared: Any,
     ) -> None:
-        about_time = {name: shared.pop(name) for name in timing.ARGUMENTS if name in shared}
+        about_us = {
+            n: shared.pop(n) for n in Shared.__annotations__.keys() - KERAS_ARGUMENTS if n in shared
+        }
         own, for_keras = self._kd_arguments(own or {}, keras_arguments(shared))
-        cure = "False leaves the penalties in the loss, too."
-        zero_penalties = checks.flag("zero_penalties", zero_penalties, cure=cure)
-        init_verbose = checks.flag("init_verbose", init_verbose, cure="True prints `explain()`.")
-        cure = "False leaves biases and scales undecayed."
-        decay_vectors = checks.flag("decay_vectors", decay_vectors, cure=cure)
-        inside = Inside(self)
-        rules = Rules(
-            weight_decay,
-            weight_decays,
-            lr_multipliers,
-            decay_vectors,
-            inside.key_of,
-            lambda variable: part_of(self, variable),
-        )
-        times = Timing.read(learning_rate, **about_time)
-        if model is not None:
-            rules.extract(model, zero_penalties, times.first_normalization())
-        kd = Parts(self._kd_algorithm, Registry(rules), inside, init_verbose=init_verbose)
-        self.__dict__["_kd"] = kd
+        about_us["weight_decay"] = weight_decay
+        kd = self.__dict__["_kd"] = Parts(self, self._kd_algorithm, learning_rate, about_us)
         # Keras' own weight decay is multiplied by the learning rate: it must not see ours.
-        super().__init__(learning_rate=times.rate, **for_keras)
+        super().__init__(learning_rate=kd.timing.rate, **for_keras)
         if taken := PUBLIC & self.__dict__.keys():
             refuse_names(type(self), taken)
-        dtype = "float64" if keras.config.floatx() == "float64" else "float32"
-        kd.registry.scalars["iteration"] = inside.counter
-        kd.update = Update(self, dtype)
-        kd.clock = Clock(
-            times,
-            inside.counter,
-            lambda: self.gradient_accumulation_steps or 1,
-            self._kd_add_scalar,
-            dtype,
-        )
-        if kd.clock.constant:
-            inside.rate = kd.clock.rate.variable
-        given = rules.weight_decay and rules.weight_decay.l2
-        if isinstance(given, float):
-            variable = self._kd_add_scalar("weight_decay", given, dtype)
-            kd.registry.decay = Setting("weight_decay", given, variable)
+        kd.complete()
         for name in kd.algorithm.arguments:
             setattr(self, name, own[name])
-        if model is not None and zero_penalties:  # last: every error was raised by now
-            regularizers.remove_penalties(model)
 
     # What `optimizers/stock.py` does in another way.
 
@@ -186,51 +125,7 @@ class Decoupled(KerasHooks):
 
     def build(self, variables: Sequence[Any]) -> None:
         """Create the state of these variables; called again, known ones keep what they have."""
-        kd, variables = self._kd, list(variables)
-        registry = kd.registry
-        keys = check_variables(variables, kd.inside.key_of)
-        registry.begin_requests()
-        if self.built and keys == [record.key for record in registry.built]:
-            for record in registry.built:  # a layer may have been frozen since
-                record.trainable = bool(record.variable.trainable)
-            return
-        rows, unclaimed = registry.resolve(variables)
-        if isinstance(kd.clock.timing.rate, CallableRate):
-            kd.clock.timing.rate.fix_base()
-        silent = self.built or registry.table or (registry.decay and registry.decay.given == 0)
-        if rows and not silent and all(row.decay.zero for row in rows):
-            warnings.warn(
-                f"{type(self).__name__} decays no variable: its weight_decay, weight_decays and "
-                "model give no decay above 0, or exclude_from_weight_decay() excludes what they "
-                "hit. Give `weight_decay` (1e-4 is a start), or weight_decay=0 if no decay is "
-                "what you want.",
-                UserWarning,
-                stacklevel=2,
-            )
-        if any(keras.backend.standardize_dtype(v.dtype) == "float64" for v in variables):
-            kd.update.on.dtype = "float64"
-        if not self.built:
-            for name, value in kd.algorithm.state.items():
-                self._kd_add_scalar(name, value, kd.update.on.dtype)
-        registry.build(variables, rows, unclaimed)
-        self._kd_build_keras(variables)
-        slot_names = kd.algorithm.slot_names(self)
-        for name in slot_names:
-            self.add_optimizer_variables(variables, name)
-        for record in registry.built:
-            if keras.backend.standardize_dtype(record.variable.dtype) in LOW_PRECISION:
-                self._kd_add_own_slot(record, MASTER)
-            if record.row.decay.towards == "initial":
-                self._kd_add_own_slot(record, REFERENCE)
-        kd.inside.order(registry.line_up(slot_names))
-        for record in registry.built:
-            # A layer that hard-codes its regularizer brings it back on load.
-            penalty = record.row.removed_penalty
-            if penalty and regularizers.read_penalty(record.variable) == penalty:
-                regularizers.remove_penalty(record.variable)
-        kd.update.fast, kd.update.fast_step = fast.paths_of(self)
-        if kd.init_verbose:
-            print(self.explain())
+        build(self, list(variables))
 
     def add_variable_from_reference(
         self, reference_variable: Any, name: str | None = None, initializer: Any = "zeros"
@@ -280,15 +175,6 @@ class Decoupled(KerasHooks):
         dtype = "float32" if dtype in LOW_PRECISION else dtype
         return super().add_variable(shape, initializer, dtype, aggregation, layout, name)
 
-    def _kd_add_scalar(self, name: str, value: float, dtype: str) -> Any:
-        """Add a scalar of ours. Under tf.distribute every replica computes the same, as `iterations`."""
-        # An array: TensorFlow's cast of a Python number to float64 goes through float32.
-        initializer = keras.initializers.Constant(np.array(value))
-        aggregation = "only_first_replica"
-        scalar = self.add_variable((), initializer, dtype, aggregation=aggregation, name=name)
-        self._kd.registry.scalars[name] = scalar
-        return scalar
-
     def reset_reference(self) -> None:
         """Take the present weights as the reference of `Decay(towards="initial")`."""
         for record in self._kd.registry.built:
@@ -299,43 +185,25 @@ class Decoupled(KerasHooks):
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """Update the variables with these gradients."""
-        kd = self._kd
-        registry = kd.registry
-        if trainable_variables is None:
-            records = registry.built
-        else:
+        update, registry = self._kd.update, self._kd.registry
+        records = registry.built
+        if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
             if len(grads) not in (0, len(trainable_variables)):  # without any, Keras does nothing
                 what = f"{len(grads)} gradients for {len(trainable_variables)} variables"
                 rule = "needs one gradient for each variable, None where there is none"
                 cure = "Give gradients and variables in one order."
                 checks.refuse("apply", checks.Seen(what), rule, cure)
-            records = registry.built
             if not registry.is_built_on(trainable_variables):
-                records = self._kd_records_of(trainable_variables)
+                if self.built and (new := registry.with_new(trainable_variables)):
+                    self.build(new)
+                records = registry.records_of(trainable_variables)
             if registry.is_built_on(trainable_variables):
                 trainable_variables = None  # Keras need not look for each of them again
         if len(grads) == len(records):
             grads = [dense(g, r.variable, r.gradient) for g, r in zip(grads, records, strict=True)]
-        kd.update.begin()
-        try:
+        with update.applying():
             super().apply(grads, trainable_variables)
-        finally:
-            kd.update.end()
-
-    def _kd_records_of(self, variables: list[Any]) -> list[Record]:
-        """Return these variables' records; build again where unknown ones came in."""
-        registry = self._kd.registry
-        if self.built:
-            built = {record.key for record in registry.built}
-            keys = list(map(self._kd.inside.key_of, variables))
-            if not built.issuperset(keys):
-                kept = [r.variable for r in registry.built if r.key not in set(keys)]
-                self.build([*kept, *variables])
-        records = [registry.find(v) or Record(None, v) for v in variables]
-        for record in records:
-            record.gradient = record.gradient or GradientSpec(record.variable)
-        return records
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """θ ← decayed(θ, step), with the step at this learning rate times the multiplier."""
@@ -345,26 +213,8 @@ class Decoupled(KerasHooks):
         self, optimizer_variables: Any, grads: Any, trainable_variables: Any
     ) -> tuple[list[Any], list[Any]]:
         """Return the updated variables and optimizer variables, as in Keras."""
-        records = self._kd.registry.built
-        # These are values without their variables: count and shapes are all that can be checked.
-        same = len(trainable_variables) == len(records) and all(
-            tuple(value.shape) == record.row.shape
-            for value, record in zip(trainable_variables, records, strict=True)
-        )
-        frozen = [r for r in records if r.trainable and not r.variable.trainable]
-        if self.built and (frozen or not same):
-            checks.refuse(
-                "stateless_apply",
-                checks.Seen(
-                    f"{len(trainable_variables)} trainable variables for {len(records)} built on, "
-                    f"of which {len(frozen)} are frozen by now"
-                ),
-                "was given other variables than the optimizer was built on",
-                "If layers were frozen or unfrozen, call "
-                "`optimizer.build(model.trainable_variables)` after `model.compile`: variables "
-                "that it knows keep their state. If the model comes from an .h5 file, save it as "
-                ".keras: Keras builds the optimizer on nothing there.",
-            )
+        if self.built:
+            self._kd.registry.check_values(trainable_variables)
         return super().stateless_apply(optimizer_variables, grads, trainable_variables)
 
     # What users read and set.
@@ -401,8 +251,7 @@ class Decoupled(KerasHooks):
     @property
     def eta_t(self) -> Any:
         """η of the next update: r·schedule(s)/α."""
-        clock, on = self._kd.clock, self._kd.update.on
-        return clock.rate_and_eta(on, clock.counts(on)[1])[1]
+        return self._kd.clock.now(self._kd.update.on)[2]
 
     @property
     def t_cur(self) -> Any:
@@ -661,22 +510,7 @@ class Decoupled(KerasHooks):
         if not self.built:
             super().set_weights(weights)  # which says so
         weights, variables = list(weights), self.variables
-        expected = [tuple(variable.shape) for variable in variables]
-        received = [tuple(keras.ops.shape(weight)) for weight in weights]
-        if received != expected:
-            pairs = enumerate(zip(received, expected, strict=False))
-            shorter = min(len(received), len(expected))
-            place = next((i for i, (a, b) in pairs if a != b), shorter)
-            what = variables[place].path if place < len(variables) else "nothing more"
-            checks.refuse(
-                "set_weights",
-                checks.Seen(
-                    f"{len(received)} values; the first that does not fit is number {place}, where "
-                    f"{what} is expected"
-                ),
-                f"needs {len(expected)} values with the shapes of `optimizer.variables`",
-                "Values of another optimizer, or of this one built on other variables, do not fit.",
-            )
+        state.check_weights(weights, variables)
         for variable, weight in zip(variables, weights, strict=True):
             variable.assign(weight)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.core.gradients import GradientSpec
 from keras_decoupled.core.settings import Setting
 from keras_decoupled.decay.kinds import Decay, Number
@@ -110,6 +111,44 @@ class Registry:
         """Tell whether these are the variables of the last build, in its order."""
         mine = self.variables
         return len(variables) == len(mine) and all(map(operator.is_, variables, mine))
+
+    def with_new(self, variables: Sequence[Any]) -> list[Any]:
+        """Return what to build on where these bring unknown variables, nothing where they do not.
+
+        Variables that are known stay.
+        """
+        keys = set(map(self.rules.key_of, variables))
+        if keys <= {record.key for record in self.built}:
+            return []
+        return [*(r.variable for r in self.built if r.key not in keys), *variables]
+
+    def records_of(self, variables: Sequence[Any]) -> list[Record]:
+        """Return these variables' records; of unknown ones only what a gradient needs."""
+        found = [self.find(v) or Record(None, v) for v in variables]
+        for record in found:
+            record.gradient = record.gradient or GradientSpec(record.variable)
+        return found
+
+    def check_values(self, values: Sequence[Any]) -> None:
+        """Refuse values that are not of the variables built on. Count and shapes can be checked."""
+        same = len(values) == len(self.built) and all(
+            tuple(value.shape) == tuple(variable.shape)
+            for value, variable in zip(values, self.variables, strict=True)
+        )
+        frozen = [r for r in self.built if r.trainable and not r.variable.trainable]
+        if frozen or not same:
+            refuse(
+                "stateless_apply",
+                Seen(
+                    f"{len(values)} trainable variables for {len(self.built)} built on, of which "
+                    f"{len(frozen)} are frozen by now"
+                ),
+                "was given other variables than the optimizer was built on",
+                "If layers were frozen or unfrozen, call "
+                "`optimizer.build(model.trainable_variables)` after `model.compile`: variables "
+                "that it knows keep their state. If the model comes from an .h5 file, save it as "
+                ".keras: Keras builds the optimizer on nothing there.",
+            )
 
     @property
     def left(self) -> list[Record]:

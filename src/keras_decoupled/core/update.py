@@ -35,23 +35,23 @@ class Update:
         # While an update runs: its numbers, and what `optimizer.learning_rate` is.
         self._now: Numbers | None = None
         self._rate: Any = None
-        # While `apply` runs: the rate and η, from when Keras asks for the rate.
+        # While `apply` runs: what the clock says, from when Keras asks for the rate.
         self._applying = False
-        self._asked: tuple[Any, Any] | None = None
-        self._version: Any = None
+        self._asked: tuple[Any, tuple[Any, ...]] | None = None
 
     # Once per call of `apply`.
 
-    def begin(self) -> None:
+    @contextlib.contextmanager
+    def applying(self) -> Iterator[None]:
         """Take note that `apply` runs."""
         self._applying, self._asked = True, None
-        self._version = self.fast and self.fast.version()
-
-    def end(self) -> None:
-        """Take note that `apply` is over."""
-        self._applying, self._asked = False, None
+        before = self.fast and self.fast.version()
+        try:
+            yield
+        finally:
+            self._applying, self._asked = False, None
         if self.fast:
-            self.fast.note_increment(self._version)
+            self.fast.note_increment(before)
 
     def learning_rate(self) -> Any:
         """Return `optimizer.learning_rate`: of the update that runs, else of the next one."""
@@ -63,8 +63,8 @@ class Update:
         # Keras asks before each update: the schedule is evaluated here, and not a second time.
         fast = self._usable()
         on = fast.on if fast else self.on
-        self._asked = clock.rate_and_eta(on, clock.counts(on)[1])
-        return self._asked[0]
+        self._asked = on, clock.now(on)
+        return self._asked[1][1]
 
     # Once per update.
 
@@ -86,15 +86,16 @@ class Update:
     def _usable(self) -> Any:
         """Return what updates all variables together, None where it is not to be used here."""
         fast = self.fast
-        return fast if fast and self._optimizer.fast and fast.usable() else None
+        return fast if fast and self._optimizer._kd.fast and fast.usable() else None
 
     def numbers(self, on: Any) -> Numbers:
         """Compute what the update shares, with tensors or, on torch, with floats of the host."""
         kd = self._optimizer._kd
         clock, algorithm, registry = kd.clock, kd.algorithm, kd.registry
-        k, s = clock.counts(on)
-        rate, eta = map(on.number, self._asked) if self._asked else clock.rate_and_eta(on, s)
-        normalization = on.evaluate(clock.timing.normalization, s)
+        asked_on, asked = self._asked or (None, None)
+        if asked is None or (asked_on is self.on and on is not self.on):
+            asked = clock.now(on)
+        k, rate, eta, normalization = asked  # floats of the host serve for tensors, too
         # η⁰ is 1, also at η = 0.
         powers = {power: eta**power if power else eta * 0 + 1 for _, power in registry.amounts}
         own = SimpleNamespace(
@@ -120,8 +121,9 @@ class Update:
     def keep(self, numbers: Numbers, on: Any) -> None:
         """Keep the optimizer's own state that belongs to no variable: an update is over."""
         kd = self._optimizer._kd
-        for name, value in kd.algorithm.new_state(numbers.scalars).items():
-            on.write(kd.registry.scalars[name], value)
+        if kd.algorithm.state:
+            for name, value in kd.algorithm.new_state(numbers.scalars).items():
+                on.write(kd.registry.scalars[name], value)
 
     # For each variable.
 
@@ -152,7 +154,7 @@ class Update:
         )
         if (
             self.fast_step
-            and optimizer.fast
+            and optimizer._kd.fast
             and decay.linear
             and l1 is None  # alone, a small l1 would be lost beside a large weight
             and master is None

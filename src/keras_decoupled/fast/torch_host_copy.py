@@ -66,10 +66,9 @@ class OnHost:
         """Return a schedule's value at a count; schedules compute with tensors."""
         return float(function(torch.tensor(count)))
 
-    def evaluate_both(self, function: Callable[[Any], Any], count: int) -> tuple[float, float]:
-        """Return the two values that a function has at a count."""
-        first, second = function(torch.tensor(count))
-        return float(first), float(second)
+    def evaluate_all(self, function: Callable[[Any], Any], count: int) -> tuple[float, ...]:
+        """Return the values that a function has at a count."""
+        return tuple(map(float, function(torch.tensor(count))))
 
     def number(self, value: Any) -> float:
         """Return a number or tensor as a float."""

@@ -246,7 +246,7 @@ class Stock(Decoupled):
         scalars, name = self._kd.registry.scalars, name_of_user(attribute, SCALARS)
         old = scalars.get(name)
         if old is None and keras.backend.standardize_dtype(new.dtype) in LOW_PRECISION:
-            return self._kd_add_scalar(name, as_number(new), "float32")
+            return self._kd.add_scalar(name, as_number(new), "float32")
         return scalars.setdefault(name, new)
 
 

@@ -130,6 +130,27 @@ def _is_setting(name: str, label: str | None) -> bool:
     return label is None and name in SETTINGS
 
 
+def check_weights(weights: Sequence[Any], variables: Sequence[Any]) -> None:
+    """Refuse values that do not fit the optimizer's variables, for `set_weights`."""
+    received = [tuple(np.shape(weight)) for weight in weights]
+    expected = [tuple(variable.shape) for variable in variables]
+    if received == expected:
+        return
+    pairs = enumerate(zip(received, expected, strict=False))
+    shorter = min(len(received), len(expected))
+    place = next((i for i, (a, b) in pairs if a != b), shorter)
+    what = variables[place].path if place < len(variables) else "nothing more"
+    checks.refuse(
+        "set_weights",
+        checks.Seen(
+            f"{len(received)} values; the first that does not fit is number {place}, where {what} "
+            "is expected"
+        ),
+        f"needs {len(expected)} values with the shapes of `optimizer.variables`",
+        "Values of another optimizer, or of this one built on other variables, do not fit.",
+    )
+
+
 def _warn_of_nothing(optimizer: str, why: str) -> None:
     warnings.warn(
         f"The state of optimizer '{optimizer}' was not loaded: {why}", UserWarning, stacklevel=4

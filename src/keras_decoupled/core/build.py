@@ -1,0 +1,68 @@
+"""A build: what each variable gets, and the optimizer variables that it needs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_decoupled import fast
+from keras_decoupled.core.gradients import LOW_PRECISION, check_variables
+from keras_decoupled.core.registry import MASTER, REFERENCE
+from keras_decoupled.decay import regularizers
+from keras_decoupled.decay.rows import Row
+from keras_decoupled.schedule.rates import CallableRate
+
+
+def build(optimizer: Any, variables: list[Any]) -> None:
+    """Create the state of these variables; known ones keep what they have."""
+    kd = optimizer._kd
+    registry = kd.registry
+    keys = check_variables(variables, kd.inside.key_of)
+    registry.begin_requests()
+    if optimizer.built and keys == [record.key for record in registry.built]:
+        for record in registry.built:  # a layer may have been frozen since
+            record.trainable = bool(record.variable.trainable)
+        return
+    rows, unclaimed = registry.resolve(variables)
+    if isinstance(kd.timing.rate, CallableRate):
+        kd.timing.rate.fix_base()
+    _warn_of_no_decay(optimizer, rows)
+    if any(keras.backend.standardize_dtype(v.dtype) == "float64" for v in variables):
+        kd.update.on.dtype = "float64"
+    if not optimizer.built:
+        for name, value in kd.algorithm.state.items():
+            kd.add_scalar(name, value, kd.update.on.dtype)
+    registry.build(variables, rows, unclaimed)
+    optimizer._kd_build_keras(variables)
+    slot_names = kd.algorithm.slot_names(optimizer)
+    for name in slot_names:
+        optimizer.add_optimizer_variables(variables, name)
+    for record in registry.built:
+        if keras.backend.standardize_dtype(record.variable.dtype) in LOW_PRECISION:
+            optimizer._kd_add_own_slot(record, MASTER)
+        if record.row.decay.towards == "initial":
+            optimizer._kd_add_own_slot(record, REFERENCE)
+        # A layer that hard-codes its regularizer brings it back on load.
+        penalty = record.row.removed_penalty
+        if penalty and regularizers.read_penalty(record.variable) == penalty:
+            regularizers.remove_penalty(record.variable)
+    kd.inside.order(registry.line_up(slot_names))
+    kd.update.fast, kd.update.fast_step = fast.paths_of(optimizer)
+    if kd.init_verbose:
+        print(optimizer.explain())
+
+
+def _warn_of_no_decay(optimizer: Any, rows: Sequence[Row]) -> None:
+    registry = optimizer._kd.registry
+    silent = optimizer.built or registry.table or (registry.decay and registry.decay.given == 0)
+    if rows and not silent and all(row.decay.zero for row in rows):
+        warnings.warn(
+            f"{type(optimizer).__name__} decays no variable: its weight_decay, weight_decays and "
+            "model give no decay above 0, or exclude_from_weight_decay() excludes what they hit. "
+            "Give `weight_decay` (1e-4 is a start), or weight_decay=0 if no decay is what you want.",
+            UserWarning,
+            stacklevel=4,
+        )
