@@ -619,9 +619,7 @@ def test_weight_decays_and_lr_multipliers():
 
 def test_variables_that_share_a_path():
     optimizer = SGDW(
-        0.1,
-        weight_decays={"w": 0.1, "w#2": 0.2, "v": 0.5},
-        lr_multipliers={"w#3": 3, "v/": 2},
+        0.1, weight_decays={"w": 0.1, "w#2": 0.2, "v": 0.5}, lr_multipliers={"w#3": 3, "v/": 2}
     )
     ours = ones("w", "v", "w", "w", "v")
     # "v", like "w", is a whole path, and so names one variable.

@@ -35,11 +35,7 @@ MOST_BLOCKS = 2000 + (EPOCHS - SETTLED) * PER_EPOCH // 4
 LAYERS = {"a": {"kernel": (4, 3), "bias": (3,)}, "b": {"kernel": (3,)}, "frozen": {"kernel": (2,)}}
 SHAPES = [shape for shapes in LAYERS.values() for shape in shapes.values()]
 
-OPTIMIZERS = {
-    "AdamW": {"amsgrad": True},
-    "NadamW": {},
-    "SGDW": {"momentum": 0.9, "nesterov": True},
-}
+OPTIMIZERS = {"AdamW": {"amsgrad": True}, "NadamW": {}, "SGDW": {"momentum": 0.9, "nesterov": True}}
 
 
 RATE = keras_decoupled.CosineWarmRestarts(ALPHA, 10, t_mul=2, eta_min=0.05, warmup_steps=5)
