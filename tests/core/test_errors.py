@@ -79,158 +79,152 @@ ANNEALING = {"use_cosine_annealing": True, "total_iterations": 10}
 BASE = "base_learning_rate"
 
 
-# --- the constructors ---
+# --- arguments ---
 
 
-def each(cls, error, name, word, *values, **more):
-    """One row for each value of the argument `name`, or of the key 'one' in it."""
+def each(call, name, word, values=(), types=(), /, **more):
+    """Rows of a call with these values of the argument `name`: ValueErrors and TypeErrors.
+
+    The message names the argument, or the part after a ":"; "argument['key']" is a key in it.
+    """
+    name, _, named = name.partition(":")
     argument, key, _ = name.partition("['one']")
     return [
-        (cls, {**more, argument: {"one": value} if key else value}, error, name, word)
-        for value in values
+        (call, {**more, argument: {"one": x} if key else x}, error, named or name, word)
+        for error, given in ((ValueError, values), (TypeError, types))
+        for x in given
     ]
 
 
-# The class, its arguments, the error, the argument that the message names, a word of the cure.
+ADAMW, NADAMW, SGDW_ = (partial(each, cls) for cls in (AdamW, NadamW, SGDW))
+NEEDS_BASE = f"Pass `{BASE}`"
+FLAG = "True or False"
+# A word of the cure, the values of a ValueError, and those of a TypeError.
 REFUSED = [
     # learning_rate and α
-    *each(AdamW, ValueError, "learning_rate", "", -0.1, NAN, INF, 1e39, 10**400),
-    *each(AdamW, TypeError, "learning_rate", "LearningRateSchedule", None, "0.1", True),
-    *each(AdamW, TypeError, "learning_rate", "ExponentialDecay(...)", schedules.ExponentialDecay),
-    *each(SGDW, ValueError, "learning_rate", "one number", VECTOR, base_learning_rate=0.1),
-    *each(AdamW, ValueError, "learning_rate", f"Pass `{BASE}`", 0),
-    *[
-        (SGDW, {"learning_rate": schedule}, ValueError, name, f"Pass `{BASE}`")
-        for name, schedule in (
-            ("initial_learning_rate", CosineWarmRestarts(0.0, 10)),
-            ("initial_learning_rate", schedules.CosineDecay(0.0, 10)),
-            ("warmup_target", schedules.CosineDecay(0.1, 10, warmup_target=0.0, warmup_steps=2)),
-            *(("step 0", Jump(x, x)) for x in (0.0, -1.0, NAN, INF)),
-            ("step 8", Jump(0.1, INF)),  # it rises without a bound
-        )
-    ],
-    *each(AdamW, ValueError, BASE, "", 0.0, -1, NAN, INF),
-    *each(AdamW, TypeError, BASE, "", "0.1", True),
+    *ADAMW("learning_rate", "", [-0.1, NAN, INF, 1e39, 10**400]),
+    *ADAMW("learning_rate", "LearningRateSchedule", [], [None, "0.1", True]),
+    *ADAMW("learning_rate", "ExponentialDecay(...)", [], [schedules.ExponentialDecay]),
+    *SGDW_("learning_rate", "one number", [VECTOR], base_learning_rate=0.1),
+    *ADAMW("learning_rate", NEEDS_BASE, [0]),
+    *SGDW_("learning_rate:initial_learning_rate", NEEDS_BASE, [CosineWarmRestarts(0.0, 10)]),
+    *SGDW_("learning_rate:initial_learning_rate", NEEDS_BASE, [schedules.CosineDecay(0.0, 10)]),
+    *SGDW_(
+        "learning_rate:warmup_target", NEEDS_BASE, [schedules.CosineDecay(0.1, 9, 0, None, 0.0)]
+    ),
+    *SGDW_("learning_rate:step 0", NEEDS_BASE, [Jump(x, x) for x in (0.0, -1.0, NAN, INF)]),
+    *SGDW_("learning_rate:step 8", NEEDS_BASE, [Jump(0.1, INF)]),  # it rises without a bound
+    *ADAMW(BASE, "", [0.0, -1, NAN, INF], ["0.1", True]),
     # decays and multipliers
-    *each(AdamW, ValueError, "weight_decay", "", -1e-4, NAN, INF, (0.0, -1e-4), 10**5000),
-    *each(AdamW, TypeError, "weight_decay", "", "1e-4", True, rate),
-    *each(AdamW, ValueError, "weight_decay", "l1", (1, 2, 3)),
-    *each(AdamW, ValueError, "weight_decay", "Decay", {}, {"kernel": 1e-4}),
-    *each(AdamW, ValueError, "weight_decay", "one number", VECTOR),
-    *each(AdamW, ValueError, "weight_decays['one']", "", -1, NAN, (0, INF), (-1, 0), (1e300, 0)),
-    *each(AdamW, ValueError, "weight_decays['one']", "l1", (1, 2, 3), ()),
-    *each(AdamW, ValueError, "weight_decays['one']", "one number", (0, VECTOR)),
-    *each(AdamW, TypeError, "weight_decays['one']", "", "l2", None),
-    *each(AdamW, TypeError, "weight_decays['one']", "l1", (DECAY, 0)),
-    *each(AdamW, TypeError, "weight_decays", "dict", [("one", 0.1)], 0.1),
-    *each(AdamW, ValueError, "lr_multipliers['one']", "0 freezes", -1, NAN, INF),
-    *each(AdamW, TypeError, "lr_multipliers['one']", "0 freezes", "x", (1, 2), DECAY),
-    *each(AdamW, TypeError, "lr_multipliers", "dict", 0.5),
+    *ADAMW("weight_decay", "", [-1e-4, NAN, INF, (0.0, -1e-4), 10**5000], ["1e-4", True, rate]),
+    *ADAMW("weight_decay", "l1", [(1, 2, 3)]),
+    *ADAMW("weight_decay", "Decay", [{}, {"kernel": 1e-4}]),
+    *ADAMW("weight_decay", "one number", [VECTOR]),
+    *ADAMW("weight_decays['one']", "", [-1, NAN, (0, INF), (-1, 0), (1e300, 0)], ["l2", None]),
+    *ADAMW("weight_decays['one']", "l1", [(1, 2, 3), ()], [(DECAY, 0)]),
+    *ADAMW("weight_decays['one']", "one number", [(0, VECTOR)]),
+    *ADAMW("weight_decays", "dict", [], [[("one", 0.1)], 0.1]),
+    *ADAMW("lr_multipliers['one']", "0 freezes", [-1, NAN, INF], ["x", (1, 2), DECAY]),
+    *ADAMW("lr_multipliers", "dict", [], [0.5]),
     # each optimizer's own
-    *each(AdamW, ValueError, "beta_1", "0.9", 1, -0.1),
-    *each(AdamW, ValueError, "beta_2", "0.999", 1.0, NAN),
-    *each(AdamW, TypeError, "beta_1", "0.9", True),
-    *each(AdamW, TypeError, "beta_2", "0.999", "0.9"),
-    *each(AdamW, ValueError, "epsilon", "1e-7", -1e-7, INF),
-    *each(AdamW, TypeError, "epsilon", "1e-7", None),
-    *each(AdamW, TypeError, "amsgrad", "True or False", "no"),
-    *each(NadamW, ValueError, "beta_1", "0.9", 1),
-    *each(NadamW, ValueError, "beta_2", "0.999", -0.1),
-    *each(NadamW, ValueError, "epsilon", "1e-7", -1),
-    *each(NadamW, ValueError, "momentum_decay", "0.004", -0.004, INF),
-    *each(NadamW, TypeError, "momentum_decay", "0.004", "x"),
-    *each(SGDW, ValueError, "momentum", "0.9", 1, -0.1),
-    *each(SGDW, TypeError, "momentum", "0.9", None),
-    *each(SGDW, TypeError, "nesterov", "True or False", "no"),
+    *ADAMW("beta_1", "0.9", [1, -0.1], [True]),
+    *ADAMW("beta_2", "0.999", [1.0, NAN], ["0.9"]),
+    *ADAMW("epsilon", "1e-7", [-1e-7, INF], [None]),
+    *ADAMW("amsgrad", FLAG, [], ["no"]),
+    *NADAMW("beta_1", "0.9", [1]),
+    *NADAMW("beta_2", "0.999", [-0.1]),
+    *NADAMW("epsilon", "1e-7", [-1]),
+    *NADAMW("momentum_decay", "0.004", [-0.004, INF], ["x"]),
+    *SGDW_("momentum", "0.9", [1, -0.1], [None]),
+    *SGDW_("nesterov", FLAG, [], ["no"]),
     # time
-    *each(AdamW, ValueError, "total_iterations", "updates", 0, -5, 2.5, INF),
-    *each(AdamW, TypeError, "total_iterations", "updates", "10", True),
-    *each(AdamW, ValueError, "total_iterations_wd", "updates", 0, 1.5),
-    *each(AdamW, TypeError, "total_iterations_wd", "updates", "1"),
-    *[
-        row
-        for cure in ("normalize_weight_decay", "total_iterations_wd")
-        for row in each(AdamW, ValueError, "total_iterations", cure, 10, learning_rate=COSINE)
-    ],
-    (AdamW, {"use_cosine_annealing": True}, ValueError, "total_iterations", ""),
-    *each(AdamW, ValueError, "total_iterations", "", 1, use_cosine_annealing=True),
-    *[
-        (AdamW, {**ANNEALING, "learning_rate": x}, ValueError, "use_cosine_annealing", "")
-        for x in (DECAY, rate)
-    ],
-    *each(AdamW, ValueError, "use_cosine_annealing", "", True, learning_rate=COSINE),
-    *each(AdamW, TypeError, "use_cosine_annealing", "True or False", "no", total_iterations=9),
-    *each(AdamW, ValueError, "autorestart", "use_cosine_annealing=True", True),
-    *each(AdamW, ValueError, "autorestart", "CosineWarmRestarts", True, learning_rate=COSINE),
-    *each(AdamW, TypeError, "autorestart", "must be True", "no", 0, **ANNEALING),
-    *each(AdamW, ValueError, "eta_min", "", 0.5, **ANNEALING, eta_max=0.4),
-    *each(AdamW, ValueError, "eta_min", "", 1.5, -0.1, **ANNEALING),
-    *each(AdamW, ValueError, "eta_max", "", NAN, **ANNEALING),
-    *each(AdamW, TypeError, "eta_max", "", "1", **ANNEALING),
-    *each(AdamW, ValueError, "eta_min", "use_cosine_annealing=True", 0.1),
-    *each(AdamW, ValueError, "eta_max", "use_cosine_annealing=True", 0.9),
-    *each(AdamW, ValueError, "t_cur", "use_cosine_annealing=True", 1),
-    *each(AdamW, ValueError, "t_cur", "use_cosine_annealing", 1, learning_rate=COSINE),
-    *each(AdamW, ValueError, "t_cur", "", 10, -2, 1.5, **ANNEALING),
-    *each(AdamW, TypeError, "t_cur", "", "1", **ANNEALING),
-    *each(AdamW, ValueError, "normalize_weight_decay", "", True),
-    *each(AdamW, ValueError, "normalize_weight_decay", "", True, learning_rate=DECAY),
-    *each(AdamW, ValueError, "normalize_weight_decay", "", False, total_iterations_wd=10),
-    *each(AdamW, TypeError, "normalize_weight_decay", "True", "yes", 0, total_iterations=9),
+    *ADAMW("total_iterations", "updates", [0, -5, 2.5, INF], ["10", True]),
+    *ADAMW("total_iterations_wd", "updates", [0, 1.5], ["1"]),
+    *ADAMW("total_iterations", "normalize_weight_decay", [10], learning_rate=COSINE),
+    *ADAMW("total_iterations", "total_iterations_wd", [10], learning_rate=COSINE),
+    *ADAMW("use_cosine_annealing:total_iterations", "", [True]),
+    *ADAMW("total_iterations", "", [1], use_cosine_annealing=True),
+    *ADAMW("learning_rate:use_cosine_annealing", "", [DECAY, rate], **ANNEALING),
+    *ADAMW("use_cosine_annealing", "", [True], learning_rate=COSINE),
+    *ADAMW("use_cosine_annealing", FLAG, [], ["no"], total_iterations=9),
+    *ADAMW("autorestart", "use_cosine_annealing=True", [True]),
+    *ADAMW("autorestart", "CosineWarmRestarts", [True], learning_rate=COSINE),
+    *ADAMW("autorestart", "must be True", [], ["no", 0], **ANNEALING),
+    *ADAMW("eta_min", "", [0.5], **ANNEALING, eta_max=0.4),
+    *ADAMW("eta_min", "", [1.5, -0.1], **ANNEALING),
+    *ADAMW("eta_max", "", [NAN], ["1"], **ANNEALING),
+    *ADAMW("eta_min", "use_cosine_annealing=True", [0.1]),
+    *ADAMW("eta_max", "use_cosine_annealing=True", [0.9]),
+    *ADAMW("t_cur", "use_cosine_annealing=True", [1]),
+    *ADAMW("t_cur", "use_cosine_annealing", [1], learning_rate=COSINE),
+    *ADAMW("t_cur", "", [10, -2, 1.5], ["1"], **ANNEALING),
+    *ADAMW("normalize_weight_decay", "", [True]),
+    *ADAMW("normalize_weight_decay", "", [True], learning_rate=DECAY),
+    *ADAMW("normalize_weight_decay", "", [False], total_iterations_wd=10),
+    *ADAMW("normalize_weight_decay", "True", [], ["yes", 0], total_iterations=9),
     # others
-    *each(AdamW, TypeError, "init_verbose", "True or False", "no"),
-    *each(AdamW, TypeError, "zero_penalties", "True or False", "no"),
-    *each(AdamW, ValueError, "lr", "learning_rate", 0.1),
-    *each(AdamW, ValueError, "decay", "LearningRateSchedule", 0.1),
-    *each(AdamW, ValueError, "momentum_decay", "", 0.1),
-    *each(SGDW, ValueError, "beta_1", "", 0.9),
-    *each(SGDW, ValueError, "wieght_decay", "", 0.1),
+    *ADAMW("init_verbose", FLAG, [], ["no"]),
+    *ADAMW("zero_penalties", FLAG, [], ["no"]),
+    *ADAMW("lr", "learning_rate", [0.1]),
+    *ADAMW("decay", "LearningRateSchedule", [0.1]),
+    *ADAMW("momentum_decay", "", [0.1]),
+    *SGDW_("beta_1", "", [0.9]),
+    *SGDW_("wieght_decay", "", [0.1]),
 ]
-restarts = partial(each, CosineWarmRestarts)
-OF_A_SCHEDULE = [
-    (cls, {"initial_learning_rate": 0.1, "first_decay_steps": 3, **arguments}, *rest)
-    for cls, arguments, *rest in (
-        *restarts(ValueError, "initial_learning_rate", "", -0.1, NAN),
-        *restarts(TypeError, "initial_learning_rate", "", None),
-        *restarts(ValueError, "first_decay_steps", "", 0, 1, 2.5),
-        *restarts(ValueError, "first_decay_steps", "", 0, endpoint=False),
-        *restarts(TypeError, "first_decay_steps", "", "10"),
-        *restarts(ValueError, "t_mul", "", 0.5, INF, 1 + 1e-9),  # the last: 100,000 cycles and more
-        *restarts(ValueError, "m_mul", "", -0.1),
-        *restarts(ValueError, "eta_min", "", 0.5, eta_max=0.4),
-        *restarts(ValueError, "eta_max", "", INF),
-        *restarts(ValueError, "warmup_steps", "", -1, 1.5),
-        *restarts(TypeError, "endpoint", "True or False", "no"),
-        *restarts(TypeError, "autorestart", "True or False", None),
-        *restarts(TypeError, "name", "", 3),
-    )
+
+
+def restarts(initial_learning_rate=0.1, first_decay_steps=3, **arguments):
+    return CosineWarmRestarts(initial_learning_rate, first_decay_steps, **arguments)
+
+
+def build(**arguments):
+    """A bad key may be found in the constructor; after it all is as before the build."""
+    optimizer = AdamW(**arguments)
+    try:
+        optimizer.build(variables("net/dense/kernel", "net/dense_1/kernel", "net/head/kernel"))
+    finally:
+        assert not optimizer.built
+        assert len(optimizer.variables) == 3
+
+
+UNBUILT = keras.Sequential([layers.Dense(1)], name="unbuilt")
+PAIRS = {"a": (0.0, 0.0), "b": (0.0, 0.0)}
+MODEL = "keras.Model"
+REFUSED_ELSEWHERE = [
+    *each(restarts, "initial_learning_rate", "", [-0.1, NAN], [None]),
+    *each(restarts, "first_decay_steps", "", [0, 1, 2.5], ["10"]),
+    *each(restarts, "first_decay_steps", "", [0], endpoint=False),
+    *each(restarts, "t_mul", "", [0.5, INF, 1 + 1e-9]),  # the last: more than 100,000 cycles
+    *each(restarts, "m_mul", "", [-0.1]),
+    *each(restarts, "eta_min", "", [0.5], eta_max=0.4),
+    *each(restarts, "eta_max", "", [INF]),
+    *each(restarts, "warmup_steps", "", [-1, 1.5]),
+    *each(restarts, "endpoint", FLAG, [], ["no"]),
+    *each(restarts, "autorestart", FLAG, [], [None]),
+    *each(restarts, "name", "", [], [3]),
+    *each(fill_dict_in_order, "values", "keys", [[], [(0, 1)], [(0, 1)] * 3], wd_dict=PAIRS),
+    *ADAMW("model", MODEL, [], ["net", layers.Dense(1), 0]),
+    *ADAMW("model", MODEL, [], ["net", layers.Dense(1), 0], zero_penalties=False),
+    *each(get_weight_decays, "model", MODEL, [], ["net", layers.Dense(1), 0, None]),
+    *ADAMW("model", "model.build(", [UNBUILT]),
+    *ADAMW("model", "model.build(", [UNBUILT], zero_penalties=False),
+    *each(get_weight_decays, "model", "model.build(", [UNBUILT]),
+    *ADAMW("weight_decays", "'net/one/kernel'", [{"onee": 0.1}], model=net()),
+    *ADAMW("lr_multipliers", "'net/two/kernel'", [{"twoo": 0.1}], model=net()),
+    *each(build, "weight_decays", "'net/head/kernel'", [{"haed": 0.1}, {"net/head/kernl": 0}]),
+    *each(build, "lr_multipliers", "'net/dense_1/kernel'", [{"dense_2": 0.1}]),
+    *each(build, "weight_decays", "'dense/'", [{"dense": 0.1}]),
+    *each(build, "lr_multipliers", "'dense/'", [{"dense": 0.1}]),
+    *each(build, "weight_decays", "layer's", [{"": 0.1}, {"/": 0.1}]),
+    *each(build, "weight_decays", "variable.path", [], [{3: 0.1}]),
+    *each(build, "lr_multipliers", "variable.path", [], [{None: 0.1}]),
+    *each(build, "learning_rate:callable", NEEDS_BASE, [lambda: 0.0, lambda: NAN, lambda: "soon"]),
 ]
-# Of a user's function, and of a model.
-OF_A_CALL = [
-    (fill_dict_in_order, {"wd_dict": {"a": (0.0, 0.0), "b": (0.0, 0.0)}, **row}, *rest)
-    for _, row, *rest in each(None, ValueError, "values", "keys", [], [(0, 1e-4)], [(0, 1e-4)] * 3)
-] + [
-    (call, {**arguments, "model": model}, error, "model", cure)
-    for model, error, cure in (
-        ("net", TypeError, "keras.Model"),
-        (layers.Dense(1), TypeError, "keras.Model"),
-        (0, TypeError, "keras.Model"),
-        (keras.Sequential([layers.Dense(1)], name="unbuilt"), ValueError, "model.build("),
-    )
-    for call, arguments in (
-        (AdamW, {}),
-        (AdamW, {"zero_penalties": False}),
-        (get_weight_decays, {}),
-    )
-]
-OF_A_CALL += each(get_weight_decays, TypeError, "model", "keras.Model", None)
 
 
-def row_id(row):
-    return f"{row[0].__name__}-{row[-2]}"
-
-
-@pytest.mark.parametrize("row", REFUSED + OF_A_SCHEDULE + OF_A_CALL, ids=row_id)
+@pytest.mark.parametrize(
+    "row", REFUSED + REFUSED_ELSEWHERE, ids=lambda row: f"{row[0].__name__}-{row[3]}"
+)
 def test_an_argument_is_refused(row):
     call, arguments, *rest = row
     check(partial(call, **arguments), *rest)
@@ -263,45 +257,7 @@ def test_a_failing_constructor_leaves_the_model_as_it_was():
     assert model.losses == []
 
 
-# --- a build ---
-
-AT_BUILD = [
-    *each(AdamW, ValueError, "weight_decays", "'net/head/kernel'", {"haed": 0.1}),
-    *each(AdamW, ValueError, "lr_multipliers", "'net/dense_1/kernel'", {"dense_2": 0.1}),
-    *each(AdamW, ValueError, "weight_decays", "'net/head/kernel'", {"net/head/kernl": 0}),
-    *each(AdamW, ValueError, "weight_decays", "'dense/'", {"dense": 0.1}),
-    *each(AdamW, ValueError, "lr_multipliers", "'dense/'", {"dense": 0.1}),
-    *each(AdamW, ValueError, "weight_decays", "layer's", {"": 0.1}, {"/": 0.1}),
-    *each(AdamW, TypeError, "weight_decays", "variable.path", {3: 0.1}),
-    *each(AdamW, TypeError, "lr_multipliers", "variable.path", {None: 0.1}),
-    *[
-        (AdamW, {"learning_rate": function}, ValueError, "callable", f"Pass `{BASE}`")
-        for function in (lambda: 0.0, lambda: NAN, lambda: "soon")
-    ],
-]
-
-
-@pytest.mark.parametrize("row", AT_BUILD, ids=row_id)
-def test_a_build_is_refused(row):
-    cls, arguments, *rest = row
-    made = []  # a bad key may be found in the constructor
-
-    def build():
-        made.append(cls(**arguments))
-        made[0].build(variables("net/dense/kernel", "net/dense_1/kernel", "net/head/kernel"))
-
-    check(build, *rest)
-    for optimizer in made:
-        assert not optimizer.built
-        assert len(optimizer.variables) == 3  # as before the build
-
-
-def test_with_a_model_the_constructor_checks_the_keys():
-    for name, key, path in (
-        ("weight_decays", "onee", "'net/one/kernel'"),
-        ("lr_multipliers", "twoo", "'net/two/kernel'"),
-    ):
-        check(partial(AdamW, model=net(), **{name: {key: 0.1}}), ValueError, name, path)
+# --- a failed build ---
 
 
 def test_a_failed_build_can_be_made_good():
@@ -363,44 +319,44 @@ def exclude(optimizer, arguments):
     optimizer.exclude_from_weight_decay(**arguments)
 
 
-def later(make, do, error, name, word, *values):
-    return [(make, do, value, error, name, word) for value in values]
+def later(make, do, name, word, values=(), types=()):
+    """Rows of what `do` makes of these values: ValueErrors and TypeErrors."""
+    both = (ValueError, values), (TypeError, types)
+    return [(make, do, x, error, name, word) for error, given in both for x in given]
 
 
 set_rate, set_decay, set_t_cur = map(setting, ("learning_rate", "weight_decay", "t_cur"))
+restart = AdamW.restart
 two_cycles = partial(AdamW, CosineWarmRestarts(0.1, 5, t_mul=2))
+at_0 = partial(cosine, t_cur=9)
+NO_SCHEDULE = "use_cosine_annealing=True"
+EXCLUSIONS = [{"var_names": ["a"]}, {"var_list": []}, {}]
+NO_NUMBERS = [None, DECAY, Decay(0.1), (0.0, 0.1), "0.1", True, [0.1], np.ones(2)]
 LATER = [
-    *later(AdamW, set_rate, ValueError, "learning_rate", "", -1, NAN),
-    *later(cosine, set_rate, ValueError, "learning_rate", "", INF),
-    *later(partial(cosine, t_cur=9), set_rate, ValueError, "learning_rate", "eta_min", 0.1, 1e-8),
-    *later(AdamW, set_rate, TypeError, "learning_rate", "", "1", None, True),
-    *later(AdamW, set_rate, TypeError, "learning_rate", "new optimizer", DECAY),
-    *later(cosine, set_rate, TypeError, "learning_rate", "new optimizer", rate),
-    *later(AdamW, AdamW.restart, ValueError, "restart", "use_cosine_annealing=True", 0),
-    *later(partial(AdamW, rate), AdamW.restart, ValueError, "restart", "use_cosine_annealing", 0),
-    *later(AdamW, set_t_cur, ValueError, "restart", "use_cosine_annealing=True", 0),
-    *later(cosine, AdamW.restart, ValueError, "position", "", 10, -2, 1.5),
-    *later(cosine, AdamW.restart, TypeError, "position", "", "1", None),
-    *later(two_cycles, AdamW.restart, ValueError, "position", "", 5),
-    *later(cosine, set_t_cur, ValueError, "position", "", 10),
+    *later(AdamW, set_rate, "learning_rate", "", [-1, NAN], ["1", None, True]),
+    *later(cosine, set_rate, "learning_rate", "", [INF]),
+    *later(at_0, set_rate, "learning_rate", "eta_min", [0.1, 1e-8]),
+    *later(AdamW, set_rate, "learning_rate", "new optimizer", [], [DECAY]),
+    *later(cosine, set_rate, "learning_rate", "new optimizer", [], [rate]),
+    *later(AdamW, restart, "restart", NO_SCHEDULE, [0]),
+    *later(AdamW, set_t_cur, "restart", NO_SCHEDULE, [0]),
+    *later(partial(AdamW, rate), restart, "restart", NO_SCHEDULE, [0]),
+    *later(cosine, restart, "position", "", [10, -2, 1.5], ["1", None]),
+    *later(two_cycles, restart, "position", "", [5]),
+    *later(cosine, set_t_cur, "position", "", [10]),
+    *later(built, exclude, "exclude_from_weight_decay", "before", EXCLUSIONS),
+    *later(excluding, exclude, "var_names", "escape", [{"var_names": ["b", "("]}]),
+    *later(AdamW, exclude, "var_names", "", [], [{"var_names": "bias"}, {"var_names": 3}]),
+    *later(AdamW, exclude, "var_names", "var_list", [], [{"var_names": [3]}]),
+    *later(AdamW, exclude, "var_list", "", [], [{"var_list": "bias"}]),
+    *later(AdamW, exclude, "var_list", "var_names", [], [{"var_list": ["bias"]}]),
+    *later(decaying, set_decay, "weight_decay", "", [NAN, INF, -0.1, 1e39]),
+    *later(decaying, set_decay, "weight_decay", "0 is no decay", [], NO_NUMBERS),
+    *later(AdamW, set_decay, "weight_decay", "weight_decay=0", [0.1]),
+    *later(partial(decaying, DECAY), set_decay, "weight_decay", "weight_decay=0", [0.1]),
     *later(
-        *(built, exclude, ValueError, "exclude_from_weight_decay", "before"),
-        *({"var_names": ["a"]}, {"var_list": []}, {}),
+        partial(decaying, Decay(DECAY, 0.1)), set_decay, "weight_decay", "weight_decay=0", [0.1]
     ),
-    *later(excluding, exclude, ValueError, "var_names", "escape", {"var_names": ["b", "("]}),
-    *later(AdamW, exclude, TypeError, "var_names", "var_list", {"var_names": [3]}),
-    *later(AdamW, exclude, TypeError, "var_names", "", {"var_names": "bias"}, {"var_names": 3}),
-    *later(AdamW, exclude, TypeError, "var_list", "", {"var_list": "bias"}),
-    *later(AdamW, exclude, TypeError, "var_list", "var_names", {"var_list": ["bias"]}),
-    *later(
-        *(decaying, set_decay, TypeError, "weight_decay", "0 is no decay"),
-        *(None, DECAY, Decay(0.1), (0.0, 0.1), "0.1", True, [0.1], np.ones(2)),
-    ),
-    *later(decaying, set_decay, ValueError, "weight_decay", "", NAN, INF, -0.1, 1e39),
-    *[
-        (partial(decaying, given), set_decay, 0.1, ValueError, "weight_decay", "weight_decay=0")
-        for given in (None, DECAY, Decay(DECAY, cautious=True))
-    ],
 ]
 
 
