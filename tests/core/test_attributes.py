@@ -977,9 +977,9 @@ def test_a_files_decay_is_taken_where_it_was_made_with_the_constructors():
         optimizer = built(0.1, weight_decay=given)
         optimizer.load_own_variables(state(run))
         assert optimizer.weight_decay is now or float(optimizer.weight_decay) == now
-    # nor is a file without a number in the way of one
-    run.load_own_variables(state(optimizer))
-    assert float(run.weight_decay) == 0.125
+    again = built(0.1, weight_decay=0.5)
+    again.load_own_variables(state(optimizer))  # a file without a number is not in the way of one
+    assert float(again.weight_decay) == 0.5
 
 
 # --- the arguments, and `fast` ---
