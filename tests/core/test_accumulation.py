@@ -46,25 +46,16 @@ def test_between_updates_nothing_moves(name, runner):
     optimizer = make(name, learning_rate=schedule(), gradient_accumulation_steps=3)
     optimizer.build(variables)
     step = RUNNERS[runner](optimizer, variables)
+    moving = ("gradient_accumulator", "iteration")
+    still = [*variables, *(v for v in optimizer.variables if not v.path.endswith(moving))]
     for k in range(2):
-        before = slots(optimizer), values(variables)
+        before = values(still)
         for micro in range(3):
-            assert int(numpy(optimizer.iterations)) == k
-            assert int(numpy(optimizer.t_cur)) == k
-            for a, b in zip(
-                before[0] + before[1], slots(optimizer) + values(variables), strict=True
-            ):
-                assert np.array_equal(a, b)
+            assert int(numpy(optimizer.iterations)) == int(numpy(optimizer.t_cur)) == k
+            assert all(map(np.array_equal, before, values(still)))
             step([np.array([0.5, 1.0 + micro], "float32")])
+        assert not all(map(np.array_equal, before, values(still)))
     assert int(numpy(optimizer.iterations)) == 2
-
-
-def slots(optimizer):
-    return [
-        numpy(v)
-        for v in optimizer.variables
-        if not v.path.endswith(("gradient_accumulator", "iteration"))
-    ]
 
 
 @pytest.mark.parametrize("runner", COMPILED)
@@ -84,6 +75,7 @@ def test_restart_and_rate_between_micro_batches(name, runner):
         if k == 2:
             optimizer.restart(1)
             run.restart(1)
+            assert int(numpy(optimizer.t_cur)) == 1
         if k == 3:
             optimizer.learning_rate = 0.5 * float(numpy(optimizer.learning_rate))
             run.learning_rate *= 0.5
@@ -93,7 +85,7 @@ def test_restart_and_rate_between_micro_batches(name, runner):
 
 
 def test_a_variable_without_a_gradient():
-    """Its accumulator stays, it is left alone, and the others' updates are whole."""
+    """It is left alone, and the others' updates are whole."""
     variables = [make_variable("a/w", np.ones(2)), make_variable("b/w", np.ones(2))]
     optimizer = make("adamw", gradient_accumulation_steps=2)
     run = oracle_of("adamw", [np.ones(2)])
@@ -101,37 +93,24 @@ def test_a_variable_without_a_gradient():
     g = np.array([0.5, 1.0], "float32")
     for _ in range(2):
         for _ in range(2):
-            with pytest.warns(UserWarning, match="Gradients do not exist for variables"):
+            with pytest.warns(UserWarning, match="Gradients do not exist"):
                 optimizer.apply(tensors([g, None]), variables)
         run.step([g])
     np.testing.assert_allclose(numpy(variables[0]), run.values[0], atol=1e-6)
     assert np.array_equal(numpy(variables[1]), np.ones(2))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_low_precision(name, dtype):
+def test_each_type_adds_in_one_that_holds_the_sum(name):
     """A sum of 64 gradients of bfloat16 needs more than bfloat16: from 16 on it would not notice 1/32."""
-    grads = [np.array([g, -2.0 * g]) for g in [16.0, *[1 / 32] * 63]]
-    variable = keras.Variable(np.ones(2, "float32"), name="w", dtype=dtype)
-    optimizer = make(name, gradient_accumulation_steps=64, learning_rate=0.5)
-    run = oracle_of(name, [np.ones(2)], alpha=0.5)
-    step = COMPILED_RUNNER(optimizer, [variable])
-    for g in grads:
-        step(tensors([g], dtype))
-    run.step([np.mean(grads, axis=0)])
-    np.testing.assert_allclose(numpy(variable), run.values[0], rtol=2.0**-8)
-
-
-def test_several_types():
-    """Each accumulator adds in its own type."""
     dtypes = ["float32", "bfloat16", "float16"]
     variables = [keras.Variable(np.ones(2, "float32"), name=f"v_{t}", dtype=t) for t in dtypes]
-    optimizer = make("nadamw", gradient_accumulation_steps=2)
+    optimizer = make(name, gradient_accumulation_steps=64, learning_rate=0.5)
+    run = oracle_of(name, values(variables), alpha=0.5)
     step = COMPILED_RUNNER(optimizer, variables)
-    run = oracle_of("nadamw", values(variables))
-    for g in ([0.5, 1.0], [0.25, -3.0]):
+    grads = [np.array([g, -2.0 * g]) for g in [16.0, *[1 / 32] * 63]]
+    for g in grads:
         step([keras.ops.convert_to_tensor(g, t) for t in dtypes])
-    run.step([np.array([0.375, -1.0])] * 3)
+    run.step([np.mean(grads, axis=0)] * 3)
     for variable, expected in zip(variables, run.values, strict=True):
         np.testing.assert_allclose(numpy(variable), expected, rtol=2.0**-8)

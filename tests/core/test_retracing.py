@@ -4,6 +4,8 @@ The loss counts its own traces. Keras traces more than once at the first call; f
 whatever is done to rates and positions between updates.
 """
 
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
@@ -32,103 +34,83 @@ CONFIGURATIONS = {
 }
 
 
-def counting(traces):
+def move_rate(optimizer):
+    optimizer.learning_rate = 0.5 * float(numpy(optimizer.learning_rate))
+
+
+def assign_rate(optimizer):
+    optimizer.learning_rate.assign(0.01)
+
+
+def move_decay(optimizer):
+    optimizer.weight_decay = 0.5 * float(optimizer.weight_decay)
+
+
+def restart(optimizer):
+    optimizer.restart(1)
+
+
+def move_and_restart(optimizer):
+    move_rate(optimizer)
+    restart(optimizer)
+
+
+def read(optimizer):
+    _ = optimizer.learning_rate, optimizer.eta_t, optimizer.t_cur, optimizer.get_config()
+
+
+def assert_traced_once(optimizer, model, changes, step=None, jit_compile="auto"):
+    traces = []
+
     def loss(y_true, y_pred):
         traces.append(None)
         return keras.ops.mean(keras.ops.square(y_true - y_pred), axis=-1)
 
-    return loss
-
-
-def rate_moved(optimizer):
-    optimizer.learning_rate = 0.5 * float(numpy(optimizer.learning_rate))
-
-
-def rate_assigned(optimizer):
-    optimizer.learning_rate.assign(0.01)
-
-
-def decay_moved(optimizer):
-    optimizer.weight_decay = 0.5 * float(optimizer.weight_decay)
-
-
-def restarted(optimizer):
-    optimizer.restart(1)
-
-
-def moved_and_restarted(optimizer):
-    rate_moved(optimizer)
-    restarted(optimizer)
-
-
-def rate_read(optimizer):
-    _ = optimizer.learning_rate, optimizer.eta_t, optimizer.t_cur, optimizer.get_config()
-
-
-def assert_traced_once(optimizer, step, traces, changes):
-    step()
+    model.compile(optimizer, loss=loss, jit_compile=jit_compile)
+    step = step or model.train_on_batch
+    step(X, Y)
     first = len(traces)
     assert first > 0
-    step()
+    step(X, Y)
     assert len(traces) == first, "the second update was traced again"
     for change in changes:
         change(optimizer)
-        step()
-        step()
+        step(X, Y)
+        step(X, Y)
         assert len(traces) == first, f"traced again after {change.__name__}"
 
 
-if BACKEND != "torch":  # which runs everything as it is
+class Mover(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        move_and_restart(self.model.optimizer)
 
-    @pytest.mark.parametrize("jit_compile", [True, False])
+
+if BACKEND != "torch":  # which runs everything as it is
+    # on JAX without jit everything runs in Python, and nothing is traced
+    @pytest.mark.parametrize("jit_compile", [True, "auto" if BACKEND == "jax" else False])
     @pytest.mark.parametrize("configuration", CONFIGURATIONS)
     @pytest.mark.parametrize("name", ["adamw", "nadamw"])
     def test_train_on_batch(name, configuration, jit_compile):
-        traces, model = [], linear()
         optimizer = make(name, **CONFIGURATIONS[configuration])
-        # on JAX without jit everything runs in Python, and nothing is traced
-        if BACKEND == "jax" and not jit_compile:
-            jit_compile = "auto"
-        model.compile(optimizer, loss=counting(traces), jit_compile=jit_compile)
-        changes = [rate_read, rate_moved]
-        if configuration != "restarts":
-            changes.append(rate_assigned)
-        if configuration != "decay by a schedule":
-            changes.append(decay_moved)
-        if configuration == "restarts":
-            changes += [restarted, moved_and_restarted]
-        assert_traced_once(optimizer, lambda: model.train_on_batch(X, Y), traces, changes)
+        own = [restart, move_and_restart] if configuration == "restarts" else [assign_rate]
+        own += [move_decay] * (configuration != "decay by a schedule")
+        changes = [read, move_rate, *own]
+        assert_traced_once(optimizer, linear(), changes, jit_compile=jit_compile)
 
     @pytest.mark.parametrize("name", OPTIMIZERS)
     def test_fit(name):
         """Over epochs and calls of fit, with a callback that changes rate and position inside."""
-
-        class Mover(keras.callbacks.Callback):
-            def on_epoch_begin(self, epoch, logs=None):
-                moved_and_restarted(self.model.optimizer)
-
-        traces, model = [], linear()
-        optimizer = make(name, **CONFIGURATIONS["restarts"])
-        model.compile(optimizer, loss=counting(traces))
-
-        def step():
-            model.fit(X, Y, batch_size=8, epochs=2, verbose=0, callbacks=[Mover()])
-
-        assert_traced_once(optimizer, step, traces, [rate_moved, restarted])
-
-    def test_in_mixed_precision():
-        traces, model = [], linear(dtype="mixed_float16")
-        optimizer = keras.optimizers.LossScaleOptimizer(make("adamw"))
-        model.compile(optimizer, loss=counting(traces))
-        step = lambda: model.train_on_batch(X, Y)  # noqa: E731
-        assert_traced_once(optimizer, step, traces, [rate_moved])
+        model, optimizer = linear(), make(name, **CONFIGURATIONS["restarts"])
+        fit = partial(model.fit, batch_size=8, epochs=2, verbose=0, callbacks=[Mover()])
+        assert_traced_once(optimizer, model, [move_rate, restart], fit)
 
     @pytest.mark.parametrize("name", ["adamw", "sgdw-momentum"])
-    def test_low_precision_weights(name):
-        traces, model = [], linear(dtype="bfloat16")
+    @pytest.mark.parametrize("dtype", ["mixed_float16", "bfloat16"])
+    def test_low_precision(name, dtype):
         optimizer = make(name)
-        model.compile(optimizer, loss=counting(traces))
-        assert_traced_once(optimizer, lambda: model.train_on_batch(X, Y), traces, [rate_moved])
+        if dtype == "mixed_float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        assert_traced_once(optimizer, linear(dtype=dtype), [move_rate])
 
 
 if BACKEND == "jax":
@@ -165,7 +147,7 @@ if BACKEND == "tensorflow":
         optimizer = make(name, **CONFIGURATIONS["restarts"])
         optimizer.build([variable])
         step = tf.function(lambda g: optimizer.apply([g], [variable]), jit_compile=jit_compile)
-        for change in [rate_read, rate_moved, restarted, moved_and_restarted]:
+        for change in [read, move_rate, restart, move_and_restart]:
             step(tf.ones((3, 2)))
             change(optimizer)
         step(tf.ones((3, 2)))

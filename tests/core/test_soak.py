@@ -29,42 +29,26 @@ HALF_ULP = 2.0**-24
 
 # One tensor kept per update, with what the framework says of it, is 500 bytes or more for each of 18,000 updates.
 MOST_BYTES = 8 * 2**20
+# One Python object kept per update would be four times the second term; the first is for caches still filling.
+MOST_BLOCKS = 2000 + (EPOCHS - SETTLED) * PER_EPOCH // 4
 
-
-def most_blocks(updates):
-    """One Python object kept per update would be four times the second term; the first is for caches still filling."""
-    return 2000 + updates // 4
-
-
-LAYERS = {
-    "a": {"kernel": (4, 3), "bias": (3,)},
-    "b": {"kernel": (3,)},
-    "frozen": {"kernel": (2,)},
-}
+LAYERS = {"a": {"kernel": (4, 3), "bias": (3,)}, "b": {"kernel": (3,)}, "frozen": {"kernel": (2,)}}
 SHAPES = [shape for shapes in LAYERS.values() for shape in shapes.values()]
 
-OPTIMIZERS = {
-    "AdamW": {"amsgrad": True},
-    "NadamW": {},
-    "SGDW": {"momentum": 0.9, "nesterov": True},
+OPTIMIZERS = {"AdamW": {"amsgrad": True}, "NadamW": {}, "SGDW": {"momentum": 0.9, "nesterov": True}}
+
+
+RATE = keras_decoupled.CosineWarmRestarts(ALPHA, 10, t_mul=2, eta_min=0.05, warmup_steps=5)
+ARGUMENTS = {
+    "weight_decay": 0.01,
+    "weight_decays": {"b": (1e-4, 0.02), "bias": 0},
+    "lr_multipliers": {"a": 0.5, "frozen": 0},
+    "gradient_accumulation_steps": ACCUMULATE,
+    "use_ema": True,
+    "ema_momentum": EMA,
+    "ema_overwrite_frequency": OVERWRITE,
+    "clipnorm": 1.0,
 }
-
-
-def make(name):
-    return getattr(keras_decoupled, name)(
-        keras_decoupled.CosineWarmRestarts(ALPHA, 10, t_mul=2, eta_min=0.05, warmup_steps=5),
-        weight_decay=0.01,
-        weight_decays={"b": (1e-4, 0.02), "bias": 0},
-        lr_multipliers={"a": 0.5, "frozen": 0},
-        gradient_accumulation_steps=ACCUMULATE,
-        use_ema=True,
-        ema_momentum=EMA,
-        ema_overwrite_frequency=OVERWRITE,
-        clipnorm=1.0,
-        **OPTIMIZERS[name],
-    )
-
-
 # What that comes to, in the order of SHAPES.
 CYCLES = {"first": 10, "t_mul": 2, "eta_min": 0.05, "warmup": 5}
 L1 = [0.0, 0.0, 1e-4, 0.0]
@@ -188,8 +172,10 @@ class Beside(keras.callbacks.Callback):
         super().__init__()
         self.follower, self.gradients = follower, updates()
         self.counted, self.traces = traces, []  # now, and at the end of each epoch
-        # Error, and error as a share of what is allowed.
-        self.worst = {"theta": (0.0, 0.0), "average": (0.0, 0.0)}
+        self.worst = {
+            "theta": (0.0, 0.0),
+            "average": (0.0, 0.0),
+        }  # error, and its share of the bound
         self.memory = {}  # by epoch
 
     def on_epoch_end(self, epoch, logs=None):
@@ -209,9 +195,8 @@ class Beside(keras.callbacks.Callback):
     def compare(self, what, variables, expected, bound):
         error, most = np.abs(row([numpy(v) for v in variables]) - expected), allowed(bound)
         assert np.all(error <= most), f"{what}, {self.follower.k} updates: {error} beyond {most}"
-        share = np.max(error / (most + 1e-30))
-        worst = self.worst[what]
-        self.worst[what] = (max(worst[0], float(error.max())), max(worst[1], float(share)))
+        now = float(error.max()), float(np.max(error / (most + 1e-30)))
+        self.worst[what] = tuple(map(max, self.worst[what], now))
 
 
 def resident():
@@ -220,21 +205,19 @@ def resident():
     return int(statm.read_text().split()[1]) * 4096 if statm.exists() else 0
 
 
-def counting(traces):
-    def loss(y_true, y_pred):
-        traces.append(None)
-        return y_pred
-
-    return loss
-
-
 @pytest.mark.reliability
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_soak(name, record_property):
     traces, model = [], model_of(LAYERS, start())
+
+    def counting(y_true, y_pred):
+        traces.append(None)
+        return y_pred
+
     beside = Beside(Follower(name), traces)
     # torch traces nothing, and calls the loss with every batch.
-    model.compile(make(name), loss=output if BACKEND == "torch" else counting(traces))
+    optimizer = getattr(keras_decoupled, name)(RATE, **ARGUMENTS, **OPTIMIZERS[name])
+    model.compile(optimizer, loss=output if BACKEND == "torch" else counting)
     x = np.stack([row(grads) for grads in micro_batches()]).astype("float32")
     y = np.zeros((len(x), 1), "float32")
     model.fit(x, y, batch_size=1, shuffle=False, epochs=EPOCHS, verbose=0, callbacks=[beside])
@@ -245,8 +228,7 @@ def test_soak(name, record_property):
     assert len(set(beside.traces)) == 1, f"traced again: {beside.traces} times by each epoch's end"
     first, *_, last = beside.memory.values()
     blocks, resident_bytes = (b - a for a, b in zip(first, last, strict=True))
-    watched = (EPOCHS - SETTLED) * PER_EPOCH
     print(f"{name}: {beside.worst}; from {first} to {last} blocks of Python's and bytes in all")
     record_property("updates", follower.k)
-    assert blocks <= most_blocks(watched), f"{blocks} more of Python's objects"
+    assert blocks <= MOST_BLOCKS, f"{blocks} more of Python's objects"
     assert resident_bytes <= MOST_BYTES, f"{resident_bytes} bytes more"

@@ -84,7 +84,7 @@ def test_a_non_finite_gradient_skips_everything(name, runner, bad, accumulate):
     assert np.all(numpy(variable) != before)
 
 
-def test_learning_rate_passes_through():
+def test_the_rate_passes_through_and_the_inner_optimizer_restarts():
     variable = make_variable("w", np.array([1.0, -2.0]))
     wrapper = LossScale(make("sgdw"), initial_scale=1.0)
     run = oracle_of("sgdw", values([variable]))
@@ -97,17 +97,15 @@ def test_learning_rate_passes_through():
         run.step([G])
     np.testing.assert_allclose(numpy(variable), run.values[0], atol=1e-6)
 
-
-def test_restart_of_the_inner_optimizer():
-    variable = make_variable("w", np.array([1.0, -2.0]))
     wrapper = LossScale(annealed())
-    step = COMPILED_RUNNER(wrapper, [variable])
-    for _ in range(2):
+    step, inner = COMPILED_RUNNER(wrapper, [variable]), wrapper.inner_optimizer
+    for expected in (1, 2):
         step([G])
-    wrapper.inner_optimizer.restart()
-    assert int(numpy(wrapper.inner_optimizer.t_cur)) == 0
+        assert int(numpy(inner.t_cur)) == expected
+    inner.restart()
+    assert int(numpy(inner.t_cur)) == 0
     step([G])
-    assert int(numpy(wrapper.inner_optimizer.t_cur)) == 1
+    assert int(numpy(inner.t_cur)) == 1
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16"])
@@ -158,9 +156,15 @@ def multi(**of_encoder):
     )
 
 
+def assert_have_their_rules(optimizer, again):
+    for a, b in zip(optimizer.optimizers, again.optimizers, strict=True):
+        assert list(a.weight_decays.values()) == list(b.weight_decays.values())
+        assert list(a.lr_multipliers.values()) == list(b.lr_multipliers.values())
+
+
 if HAS_MULTI:
 
-    def test_each_optimizer_has_its_variables_and_keys():
+    def test_each_optimizer_has_its_variables_and_keys_through_a_file_too(tmp_path):
         model, optimizer = encoder_and_head(), multi()
         model.compile(optimizer, loss="mse")
         fit(model, 2)
@@ -170,6 +174,10 @@ if HAS_MULTI:
         assert list(encoder.lr_multipliers.values()) == [0.5, 0.5]
         assert list(rest.weight_decays.values()) == [(0.01, 0.02)] * 2
         assert int(numpy(encoder.iterations)) == int(numpy(rest.iterations)) == 4
+        model.save(tmp_path / "model.keras")
+        again = keras.models.load_model(tmp_path / "model.keras")
+        assert_have_their_rules(optimizer, again.optimizer)
+        assert_goes_on_the_same(model, again)
 
     def test_a_key_of_another_optimizers_variables_is_an_error():
         with pytest.raises(ValueError, match="head"):
@@ -181,11 +189,8 @@ if HAS_MULTI:
             [make_variable(p, np.array([1.0, -2.0])) for p in ("encoder/w", "head/w")]
             for _ in range(2)
         )
-        inner = {"encoder/w": make("adamw-amsgrad")}
-        wrapper = keras.optimizers.MultiOptimizer(
-            keras.optimizers.OptimizerMap(make("nadamw"), inner)
-        )
-        step = RUNNERS[runner](wrapper, together)
+        inner = keras.optimizers.OptimizerMap(make("nadamw"), {"encoder/w": make("adamw-amsgrad")})
+        step = RUNNERS[runner](keras.optimizers.MultiOptimizer(inner), together)
         ones = eager(make("adamw-amsgrad"), alone[:1]), eager(make("nadamw"), alone[1:])
         for _ in range(3):
             step([G, -G])
@@ -200,25 +205,11 @@ if HAS_MULTI:
             model.compile(optimizer, loss="mse")
             fit(model, 1)
         config = keras.optimizers.serialize(optimizer)
-        copied = json.loads(json.dumps(config))  # deserialize changes its argument
-        again = keras.optimizers.deserialize(copied)
+        again = keras.optimizers.deserialize(json.loads(json.dumps(config)))  # it changes its own
         assert keras.optimizers.serialize(again) == config
         again.build(encoder_and_head().trainable_variables)
         if trained:
-            for a, b in zip(optimizer.optimizers, again.optimizers, strict=True):
-                assert list(a.weight_decays.values()) == list(b.weight_decays.values())
-                assert list(a.lr_multipliers.values()) == list(b.lr_multipliers.values())
-
-    def test_multi_optimizer_through_a_file(tmp_path):
-        model = encoder_and_head()
-        model.compile(multi(), loss="mse")
-        fit(model, 2)
-        model.save(tmp_path / "model.keras")
-        again = keras.models.load_model(tmp_path / "model.keras")
-        for a, b in zip(model.optimizer.optimizers, again.optimizer.optimizers, strict=True):
-            assert list(a.weight_decays.values()) == list(b.weight_decays.values())
-            assert list(a.lr_multipliers.values()) == list(b.lr_multipliers.values())
-        assert_goes_on_the_same(model, again)
+            assert_have_their_rules(optimizer, again)
 
     def test_a_multi_optimizer_in_a_loss_scale_optimizer():
         model = encoder_and_head()
@@ -241,9 +232,7 @@ OTHERS = {
     "annealed": {"total_iterations": 5, "use_cosine_annealing": True, "t_cur": 2, "eta_min": 0.1},
     "rules": {"weight_decays": {"w": (0.1, 0.2)}, "lr_multipliers": {"w": 0.5}},
     "Keras' arguments": {"use_ema": True, "clipnorm": 0.5, "gradient_accumulation_steps": 2},
-    "decay by a schedule": {
-        "weight_decay": keras.optimizers.schedules.PolynomialDecay(0.1, 5, 0.01)
-    },
+    "a schedule": {"weight_decay": keras.optimizers.schedules.PolynomialDecay(0.1, 5, 0.01)},
 }
 
 
