@@ -63,6 +63,11 @@ BY_DESIGN = {
             "a rate over a schedule may be set"
         ),
     },
+    "trainer_test": {
+        f"TestTrainer.test_fit_sparse_{kind}_{mode}": "mocks `assign_sub`, where our step is caught"
+        for kind in ("tf", "jax", "scipy")
+        for mode in ("eager", "graph")
+    },
 }
 
 
