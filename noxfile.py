@@ -27,6 +27,25 @@ ONCE = (
     "tests/test_layerwise.py",
     "tests/test_plots.py",
 )
+# Keras' own tests, as they lie in its wheel. 3.15.1 has them; 3.12.0 and nightly wheels have none.
+# Those of our classes (Muon's ask for its private methods):
+KERAS_OPTIMIZERS = tuple(
+    f"keras.src.optimizers.{name}_test"
+    for name in (
+        *("optimizer", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw"),
+        *("lamb", "lion", "nadam", "rmsprop", "sgd"),
+    )
+)
+# And those that train, save and load with an optimizer. `remote_monitor_test` needs Keras' conftest.
+KERAS_OTHERS = (
+    "keras.src.callbacks",
+    "--ignore-glob=/*remote_monitor_test.py",
+    "keras.src.models.model_test",
+    "keras.src.optimizers.loss_scale_optimizer_test",
+    "keras.src.optimizers.multi_optimizer_test",
+    "keras.src.saving.saving_lib_test",
+    "keras.src.trainers.trainer_test",
+)
 
 
 def on_each_backend(
@@ -62,16 +81,27 @@ def python(session: nox.Session, backend: str, *command: str, **env: str) -> Non
     session.run("python", *command, env=env)
 
 
-def run_tests(session: nox.Session, backend: str, *options: str) -> None:
-    """Run tests/, two processes at a time; posargs go to pytest."""
+def pytest(session: nox.Session, backend: str, *options: str) -> None:
+    """Run tests, two processes at a time; posargs go to pytest."""
     env = {"OMP_NUM_THREADS": "1"}  # two processes of many threads each would fight for the cores
     if backend == "jax":  # what one process has compiled, the other need not
         env["JAX_COMPILATION_CACHE_DIR"] = f"{session.virtualenv.location}/jax-cache"
         env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         env["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    python(session, backend, "-m", "pytest", "-n2", *options, *session.posargs, **env)
+
+
+def run_tests(session: nox.Session, backend: str, *options: str) -> None:
+    """Run tests/; posargs go to pytest."""
     if backend != "torch" and not session.posargs:
         options += tuple(f"--ignore={path}" for path in ONCE)
-    python(session, backend, "-m", "pytest", "-n2", *options, *session.posargs, **env)
+    pytest(session, backend, *options)
+
+
+def run_keras_tests(session: nox.Session, backend: str, *modules: str) -> None:
+    """Run tests of Keras' with our classes in the place of Keras': see plugin.py there."""
+    with session.chdir("tests/keras_own"):
+        pytest(session, backend, "-c", "pytest.toml", *modules)
 
 
 @on_each_backend
@@ -84,6 +114,16 @@ def tests(session: nox.Session, backend: str) -> None:
     run_tests(session, backend, *(measure if backend == "torch" else ()))
     if backend == "tensorflow" and not session.posargs:  # what torch cannot reach
         run_tests(session, backend, "tests/fast", *measure)
+    if not session.posargs:
+        run_keras_tests(session, backend, *KERAS_OPTIMIZERS)
+
+
+@on_each_backend
+def keras_tests(session: nox.Session, backend: str) -> None:
+    """Run far more of Keras' own tests on our classes. CI does not: it takes minutes."""
+    # What they import: all three of the backends, whichever is in use.
+    install(session, "keras", "test", "keras-tests")
+    run_keras_tests(session, backend, *KERAS_OPTIMIZERS, *KERAS_OTHERS)
 
 
 @on_each_backend
