@@ -61,6 +61,9 @@ WRONG = {
     "an optimizer": keras.optimizers.SGD,
     "a layer": lambda: keras.layers.Dense(1),
 }
+# Right for no argument, but for those that are handed on to Keras.
+NEVER = {"nan", "inf", "-inf", "Ellipsis", "NotImplemented", "1j", "b'x'", "an object"}
+KERAS = {"monitor", "verbose", "custom_objects"}
 MANY = ("not iterable", "0-d array")  # Python's own words
 
 
@@ -188,6 +191,8 @@ def test_a_wrong_argument(where, name):
                 continue
             error.add_note(f"{where}({name}={what})")
             assert_clear(error, SAID.get((where, name), name))
+        else:
+            assert what not in NEVER or name in KERAS, f"{what} is taken"
 
 
 def test_everything_public_is_tried():

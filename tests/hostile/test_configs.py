@@ -174,6 +174,12 @@ BAD_ROW = {
     "l2": [*DECAYS, GONE],
     "multiplier": [*DECAYS, SCHEDULE],
     "taken": [3, "x", [0.1], [0.1, NAN], [0.1, "x"], [0.1, -1], [0.1, None], {}, [0.1] * 3, True],
+    "towards": ["x", 3],
+    "eta_power": [-1, NAN],
+    "rule": [3],
+    "uniform": [3, "x"],
+    "cautious": [3, "x"],
+    "soft_threshold": [3, "x"],
 }
 BAD_RESOLVED = {
     ("exclusions",): [None, 3, "x", [], {"var_list": []}, {"var_names": []}, GONE],
@@ -436,6 +442,9 @@ BAD_LAYOUTS = {
     ("built", 0, 0): [4, ["a"]],
     ("built", 0, 1): [4, "22", [2, 3]],
     ("left",): [GONE],
+    ("given",): [3, {}],
+    ("given", "learning_rate"): [-1, NAN, True, 0],
+    ("given", "weight_decay"): [-1, NAN],
     ("variables",): ["abc", GONE],
     ("variables", 0): [["iteration"], [["iteration"], [None]]],
 }
