@@ -443,7 +443,7 @@ BAD_LAYOUTS = {
     ("built", 0, 1): [4, "22", [2, 3]],
     ("left",): [GONE],
     ("given",): [3, {}],
-    ("given", "learning_rate"): [-1, NAN, True, 0],
+    ("given", "learning_rate"): [-1, NAN, 0],
     ("given", "weight_decay"): [-1, NAN],
     ("variables",): ["abc", GONE],
     ("variables", 0): [["iteration"], [["iteration"], [None]]],
