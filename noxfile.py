@@ -20,10 +20,10 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 GROUPS = PYPROJECT["dependency-groups"]
 # Nothing of a backend is in these tests. They run once, where tests take the least time: on torch.
 ONCE = (
+    "tests/hostile/test_calls.py",
+    "tests/hostile/test_configs.py",
     "tests/paper",
     "tests/paths",
-    "tests/saving/test_hostile_configs.py",
-    "tests/test_hostile_calls.py",
     "tests/test_layerwise.py",
     "tests/test_plots.py",
 )

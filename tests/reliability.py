@@ -21,6 +21,7 @@ LOGS = ROOT / ".reliability"  # a line for each test that passed
 RESULTS = ROOT / "benchmarks" / "results"
 BACKENDS = ("jax", "tensorflow", "torch")
 HELPERS = [*ROOT.glob("tests/support/*.py"), *ROOT.glob("integration_tests/[!t]*.py")]
+HELPERS += ROOT.glob("tests/hostile/[!t]*.py")
 
 
 @functools.cache
@@ -147,7 +148,11 @@ def report():
         alike = Counter()  # by file: tests without figures
         for function, test in summary["tests"].items():
             file, _, name = function.partition("::test_")
-            file = Path(file).stem.removeprefix("test_").replace("_", " ")
+            file = (
+                Path(file.replace("hostile/test_", "hostile_"))
+                .stem.removeprefix("test_")
+                .replace("_", " ")
+            )
             name = f"{file}: {name.replace('_', ' ')}"
             cases = test["figures"]
             total = sum(map(Counter, cases.values()), Counter())
