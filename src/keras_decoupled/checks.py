@@ -34,11 +34,12 @@ def real(
     return number
 
 
-def integer(name: str, value: Any, *, minimum: int, cure: str) -> int:
-    """`value` as an int ≥ `minimum`; a float that holds an integer, as in 10.0, is one."""
-    rule = f"an integer ≥ {minimum}"
+def integer(name: str, value: Any, *, minimum: int, below: int | None = None, cure: str) -> int:
+    """`value` as an int, `minimum` ≤ value < `below`; a float that holds one, as in 10.0, will do."""
+    rule = f"an integer ≥ {minimum}" + (f" and < {below}" if below is not None else "")
     number = _number(name, value, rule, cure)
-    if not number.is_integer() or number < minimum:  # inf and nan are no integers
+    too_high = below is not None and number >= below
+    if not number.is_integer() or number < minimum or too_high:  # inf and nan are no integers
         refuse(name, value, f"must be {rule}", cure)
     return int(value)
 

@@ -31,7 +31,7 @@ def flag(cure: str) -> Check:
 
 
 _norm = at_least_0("None clips nothing.")
-_count = functools.partial(checks.integer, minimum=1, cure="None leaves it out.")
+_count = functools.partial(checks.integer, minimum=1, below=2**31, cure="None leaves it out.")
 KERAS_ARGUMENTS: dict[str, Check] = {
     "name": functools.partial(checks.text, cure="None takes the class's."),
     "clipnorm": _norm,
