@@ -144,7 +144,7 @@ def test_the_base_is_the_stable_rate():
 def test_it_has_no_cycle_to_normalize_by():
     with pytest.raises(ValueError, match=r"finds no T.*Give one of them"):
         make(normalize_weight_decay=True)
-    with pytest.raises(ValueError, match=r"needs a number as"):
+    with pytest.raises(ValueError, match=r"must be a number: `use_cosine_annealing=True`"):
         make(use_cosine_annealing=True, total_iterations=9)
     optimizer, theta = make(warmup=0, total_iterations_wd=25), variables()
     optimizer.apply([keras.ops.zeros(s) for s in SHAPES], theta)
