@@ -116,15 +116,16 @@ class WarmupStableDecay(ExactSchedule):
     def multiplier(self, step: Any) -> Any:
         """η at `step`: the learning rate over `initial_learning_rate`."""
         step = int32(step)
-        one = real_tensor(1.0)
+        one, eta_min = real_tensor(1.0), real_tensor(self.eta_min)
         dtype = keras.backend.standardize_dtype(one.dtype)
         span = self.decay_steps - 1
         j = ops.clip(step - self._start, 0, span)
         left = ops.cast(span - j, dtype) / float(span)  # span − j: an integer keeps its digits
         falling = SHAPES[self.shape](left, ops.cast(j, dtype) / float(span))
         eta = self.eta_min + (1 - self.eta_min) * falling
-        # exactly 1, however XLA rounds
-        return self._warmed_up(step, ops.where(j == 0, one, eta))
+        # exact ends, however XLA rounds
+        eta = ops.where(j == 0, one, ops.where(j == span, eta_min, eta))
+        return self._warmed_up(step, eta)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments, as `from_config` takes them."""
