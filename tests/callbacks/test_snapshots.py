@@ -113,6 +113,7 @@ ENDS = {  # the optimizer, batches per epoch, epochs: the batches after which cy
         lambda: sgdw(cosine(2, t_mul=1, warmup_steps=2), gradient_accumulation_steps=2),
         *(3, 4, [8, 12]),
     ),
+    "warm-up": (lambda: sgdw(cosine(2, t_mul=1, warmup_steps=4)), 6, 1, [6]),
     "position": (lambda: AdamW(0.05, weight_decay=0, t_cur=1, **ANNEALED), 4, 2, [3, 7]),
     "shortest": (lambda: sgdw(cosine(1, t_mul=1, endpoint=False)), 2, 2, [1, 2, 3, 4]),
     # A cycle that had its last update has ended, whoever restarts it first; there is none of 6.

@@ -62,8 +62,8 @@ def test_a_mistake_in_a_schedule_is_told_where_it_comes():
         AdamW(Of(lambda step: 0.1 if step < 100 else wramup))  # noqa: F821
 
 
-@pytest.mark.parametrize("end", [IndexError, KeyError])
-def test_a_table_may_end(end):
+@pytest.mark.parametrize("end", [IndexError, KeyError, OverflowError, ValueError])
+def test_a_schedule_may_end(end):
     def rate(step):
         if step >= 100:
             raise end(step)
