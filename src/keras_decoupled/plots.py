@@ -10,26 +10,27 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
+from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.core.keras_hooks import Inside
 from keras_decoupled.core.optimizer import Decoupled
 from keras_decoupled.core.settings import as_number
 from keras_decoupled.schedule.exact import ExactSchedule
-from keras_decoupled.schedule.rates import CallableRate, ConstantRate, ScheduleRate
+from keras_decoupled.schedule.rates import CallableRate, ConstantRate
 
 
 def plot_schedule(schedule_or_optimizer: Any, steps: int, ax: Any = None) -> Any:
     """Plot the learning rate of the updates 0 … steps − 1.
 
-    An optimizer is shown as it was made, whatever it has done since: from update 0 on, with no
-    rate that a callback set, no restart and no `begin_decay`. The axes' first line has the rates.
+    An optimizer is shown as it was made, whatever it has done since: from update 0 on, without
+    rates that were set later, restarts or `begin_decay`. The axes' first line has the rates.
     matplotlib comes with `pip install "keras_decoupled[plot]"`.
 
     Args:
         schedule_or_optimizer: a `LearningRateSchedule`, or an optimizer of this package or of
-            Keras, perhaps inside a `LossScaleOptimizer`.
+            Keras. Of a `LossScaleOptimizer`, pass its `inner_optimizer`.
         steps: number of updates; ≥ 1.
-        ax: matplotlib Axes to draw into, where several schedules can be compared. Defaults to
-            `None`: those of a new figure.
+        ax: matplotlib Axes to draw into, to compare several schedules. Defaults to `None`: a new
+            figure.
 
     Returns:
         The Axes.
@@ -37,8 +38,8 @@ def plot_schedule(schedule_or_optimizer: Any, steps: int, ax: Any = None) -> Any
     Raises:
         ImportError: matplotlib is not installed.
         TypeError: an argument has the wrong type.
-        ValueError: `steps` is no integer ≥ 1, or the learning rate is a callable, which nobody can
-            ask for the rates to come.
+        ValueError: `steps` is no integer ≥ 1, or the learning rate is a callable, which has no
+            future values to plot.
 
     Example:
     >>> from keras_decoupled import CosineWarmRestarts, plot_schedule
@@ -56,17 +57,14 @@ def plot_schedule(schedule_or_optimizer: Any, steps: int, ax: Any = None) -> Any
             '`plot_schedule` needs matplotlib. Install it: pip install "keras_decoupled[plot]".'
         ) from error
     if not (ax is None or isinstance(ax, Axes)):
-        raise TypeError(
-            "`ax` must be matplotlib Axes or None. Received: "
-            f"ax={ax!r} of type {type(ax).__name__}. Leave it out for a new figure."
-        )
+        refuse("ax", ax, "must be matplotlib Axes or None", "Leave it out.", TypeError)
     if ax is None:
         ax = plt.subplots(figsize=(6.4, 3.2), layout="constrained")[1]
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.25)
         ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    # Each update has one rate: a step in the line, which falls and rises at no slope of its own.
+    # Each update has one rate: the line is made of steps, without slopes.
     ax.plot(np.arange(steps), rates, drawstyle="steps-mid", label=name)
     ax.set_xlabel("weight update (from 0)")
     ax.set_ylabel("learning rate")
@@ -77,46 +75,35 @@ def plot_schedule(schedule_or_optimizer: Any, steps: int, ax: Any = None) -> Any
 
 def _rates(given: Any, steps: int) -> tuple[np.ndarray, str]:
     """Return the rates of the first updates, and a name for them."""
-    if isinstance(given, keras.optimizers.LossScaleOptimizer):
-        given = given.inner_optimizer
     rate, first, name = given, 0, type(given).__name__  # Keras' names of optimizers have numbers
     if isinstance(given, Decoupled):
-        rate, first = given._kd.clock.timing.rate, given._kd.clock.timing.t_cur
-        if isinstance(rate, ConstantRate):
-            rate = rate.given
-        elif isinstance(rate, ScheduleRate):
-            rate = rate.schedule
-    elif isinstance(given, getattr(keras.optimizers, "MultiOptimizer", ())):  # since Keras 3.15
-        raise ValueError(
-            "A `MultiOptimizer` has no learning rate of its own. Received: "
-            f"{given!r}. Plot each of its optimizers into the same `ax`."
-        )
-    elif isinstance(given, keras.optimizers.Optimizer):
-        rate = Inside(given).rate
+        timing = given._kd.timing
+        rate, first = getattr(timing.rate, "schedule", timing.rate), timing.t_cur
     elif isinstance(given, LearningRateSchedule):
         name = getattr(given, "name", None) or name
+    elif hasattr(given, "inner_optimizer") or hasattr(given, "optimizers"):
+        rule = "has no learning rate of its own"
+        refuse(name, Seen(repr(given)), rule, "Plot an optimizer inside of it.")
+    elif isinstance(given, keras.optimizers.Optimizer):
+        rate = Inside(given).rate
     else:
-        raise TypeError(
-            "`schedule_or_optimizer` must be a `LearningRateSchedule` or an optimizer. Received: "
-            f"{given!r} of type {type(given).__name__}. Plot an instance of one of the two."
-        )
-    if isinstance(rate, (float, keras.Variable)):
-        return np.full(steps, as_number(rate)), name
+        rule = "must be a `LearningRateSchedule` or an optimizer"
+        cure = "Plot an instance of one of the two."
+        refuse("schedule_or_optimizer", given, rule, cure, TypeError)
+    if isinstance(rate, (ConstantRate, keras.Variable)):
+        return np.full(steps, as_number(getattr(rate, "given", rate))), name
+    if not isinstance(rate, LearningRateSchedule) or isinstance(rate, CallableRate):
+        rule = "must be a `LearningRateSchedule`: a callable has no future values to plot"
+        refuse("learning_rate", Seen(repr(given)), rule, "Plot a schedule.")
     counts = ops.convert_to_tensor(np.arange(first, first + steps, dtype="int32"))
     if isinstance(rate, ExactSchedule):
         return ops.convert_to_numpy(rate(counts)), name
-    if not isinstance(rate, LearningRateSchedule) or isinstance(rate, CallableRate):
-        raise ValueError(
-            "A callable learning rate can be asked for the next update only, and not be plotted. "
-            f"Received: {given!r}. Plot a `LearningRateSchedule`."
-        )
 
     def ask(step: Any) -> Any:
         return ops.cast(rate(step), "float32")
 
-    # A schedule is made for one step at a time, and one call for each would take many seconds.
+    # A schedule is made for one step at a time. On JAX a call for each takes many seconds.
     try:
         return ops.convert_to_numpy(ops.vectorized_map(ask, counts)), name
-    except Exception:  # it branches, or reads the step
-        each = [ask(ops.convert_to_tensor(k, "int32")) for k in range(first, first + steps)]
-        return ops.convert_to_numpy(ops.stack(each)), name
+    except (TypeError, ValueError, RuntimeError):  # it branches in Python, or reads the step
+        return np.array([as_number(ask(step)) for step in counts]), name

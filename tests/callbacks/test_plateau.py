@@ -150,19 +150,15 @@ def test_nothing_to_restart(optimizer, message):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error"),
+    ("name", "value", "error"),
     [
-        ({"patience": -1}, ValueError),
-        ({"patience": 1.5}, ValueError),
-        ({"patience": "1"}, TypeError),
-        ({"cooldown": -1}, ValueError),
-        ({"mode": "up"}, ValueError),
-        ({"mode": None}, ValueError),
-        ({"min_delta": -0.1}, ValueError),
-        ({"min_delta": float("nan")}, ValueError),
+        *(("patience", value, ValueError) for value in (-1, 1.5)),
+        ("patience", "1", TypeError),
+        ("cooldown", -1, ValueError),
+        *(("mode", value, ValueError) for value in ("up", None)),
+        *(("min_delta", value, ValueError) for value in (-0.1, float("nan"))),
     ],
 )
-def test_wrong_arguments(arguments, error):
-    (name,) = arguments
+def test_wrong_arguments(name, value, error):
     with pytest.raises(error, match=rf"`{name}` must be .* Received: {name}="):
-        RestartOnPlateau(**arguments)
+        RestartOnPlateau(**{name: value})

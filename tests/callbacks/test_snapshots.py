@@ -4,10 +4,8 @@ Where cycles end is counted by hand, and the weights are compared with those tha
 """
 
 import os
-import warnings
 from pathlib import Path
 
-import h5py
 import keras
 import numpy as np
 import pytest
@@ -115,16 +113,34 @@ ENDS = {  # the optimizer, batches per epoch, epochs: the batches after which cy
         lambda: sgdw(cosine(2, t_mul=1, warmup_steps=2), gradient_accumulation_steps=2),
         *(3, 4, [8, 12]),
     ),
+    "warm-up": (lambda: sgdw(cosine(2, t_mul=1, warmup_steps=4)), 6, 1, [6]),
     "position": (lambda: AdamW(0.05, weight_decay=0, t_cur=1, **ANNEALED), 4, 2, [3, 7]),
     "shortest": (lambda: sgdw(cosine(1, t_mul=1, endpoint=False)), 2, 2, [1, 2, 3, 4]),
+    # A cycle that had its last update has ended, whoever restarts it first; there is none of 6.
+    "restarted at its end, before": (lambda: sgdw(cosine(3)), 3, 2, [3, 6]),
+    "restarted at its end, after": (lambda: sgdw(cosine(3)), 3, 2, [3, 6]),
+    # A cycle that is restarted before its end has no file; the next epoch reads the position again.
+    "restarted inside": (lambda: sgdw(cosine(3, t_mul=1)), 3, 3, [5, 8]),
+    "restarted after the only cycle": (lambda: sgdw(cosine(2, autorestart=False)), 3, 3, [2, 8]),
+    "on a plateau": (lambda: sgdw(cosine(2)), 3, 3, [2, 6, 8]),  # at each epoch but the first
+    "stopped early": (sgdw, 4, 3, [3]),
+}
+BESIDE = {  # callbacks before and after
+    "restarted at its end, before": lambda: ([At(restart, epoch=1)], []),
+    "restarted at its end, after": lambda: ([], [At(restart, epoch=1)]),
+    "restarted inside": lambda: ([At(restart, batch=2)], []),
+    "restarted after the only cycle": lambda: ([], [At(restart, epoch=2)]),
+    "on a plateau": lambda: ([RestartOnPlateau("loss", patience=1, min_delta=1e9)], []),
+    "stopped early": lambda: ([], [At(stop, batch=3)]),
 }
 
 
 @pytest.mark.parametrize("name", ENDS)
 def test_a_file_of_each_cycle_after_its_last_batch(name):
     optimizer, batches, epochs, ends = ENDS[name]
+    before, after = BESIDE.get(name, lambda: ([], []))()
     snapshots, weights = SnapshotEnsemble(PATTERN), Weights()
-    fit(compiled(optimizer()), snapshots, weights, batches=batches, epochs=epochs)
+    fit(compiled(optimizer()), *before, snapshots, *after, weights, batches=batches, epochs=epochs)
     check(snapshots, weights, ends)
 
 
@@ -149,9 +165,6 @@ if BACKEND != "torch":  # where Keras has no steps_per_execution
             assert int(model.optimizer.iterations) == first * n
         assert n == 12 // first
 
-
-if BACKEND != "torch":  # where Keras has no steps_per_execution
-
     @pytest.mark.parametrize("first", [3, 5])  # the second ends inside the last ones of an epoch
     def test_steps_per_execution_that_a_cycle_ends_inside(first):
         model = compiled(sgdw(cosine(first)), steps_per_execution=2)
@@ -162,44 +175,6 @@ if BACKEND != "torch":  # where Keras has no steps_per_execution
         assert not Path("snapshots").exists()
 
 
-# --- what else moves the position ---------------------------------------------------------------
-
-
-@pytest.mark.parametrize("before", [True, False])
-def test_restarted_at_the_end_of_a_cycle(before):
-    """A cycle that had its last update has ended, whoever restarts it first."""
-    snapshots, weights, again = SnapshotEnsemble(PATTERN), Weights(), At(restart, epoch=1)
-    callbacks = [again, snapshots] if before else [snapshots, again]
-    fit(compiled(sgdw(cosine(3))), *callbacks, weights, epochs=2, batches=3)
-    check(snapshots, weights, [3, 6])  # and no cycle of 6 from there
-
-
-def test_restarted_before_its_end_a_cycle_has_no_file():
-    snapshots, weights, again = SnapshotEnsemble(PATTERN), Weights(), At(restart, batch=2)
-    fit(compiled(sgdw(cosine(3, t_mul=1))), again, snapshots, weights, epochs=3, batches=3)
-    check(snapshots, weights, [5, 8])  # the next epoch reads the position again
-
-
-def test_restarted_after_the_only_cycle():
-    snapshots, weights, again = SnapshotEnsemble(PATTERN), Weights(), At(restart, epoch=2)
-    schedule = cosine(2, autorestart=False)
-    fit(compiled(sgdw(schedule)), snapshots, again, weights, epochs=3, batches=3)
-    check(snapshots, weights, [2, 8])
-
-
-def test_a_plateau_beside_it():
-    plateau = RestartOnPlateau("loss", patience=1, min_delta=1e9)  # at each epoch but the first
-    snapshots, weights = SnapshotEnsemble(PATTERN), Weights()
-    fit(compiled(sgdw(cosine(2))), plateau, snapshots, weights, epochs=3, batches=3)
-    check(snapshots, weights, [2, 6, 8])
-
-
-def test_stopped_early():
-    snapshots, weights = SnapshotEnsemble(PATTERN), Weights()
-    fit(compiled(), snapshots, weights, At(stop, batch=3), epochs=3)
-    check(snapshots, weights, [3])
-
-
 def test_stopped_where_the_data_end():
     """Keras announces a batch that never comes."""
     data = ((X[:2], Y[:2]) for _ in range(7))
@@ -208,22 +183,6 @@ def test_stopped_where_the_data_end():
     with pytest.warns(UserWarning, match="ran out of data"):
         fit(compiled(sgdw(cosine(7))), snapshots, weights, epochs=2, **arguments)
     check(snapshots, weights, [7])
-
-
-def test_stopped_by_stop_iteration():
-    def end(model):
-        raise StopIteration
-
-    snapshots, weights = SnapshotEnsemble(PATTERN), Weights()
-    if BACKEND == "torch":  # where Keras hands it on, and no epoch ends
-        with pytest.raises(StopIteration):
-            fit(compiled(), snapshots, weights, At(end, batch=3))
-        assert snapshots.files() == []
-        return
-    with warnings.catch_warnings():  # Keras' warning, up to 3.15
-        warnings.filterwarnings("ignore", message="Your input ran out of data")
-        fit(compiled(), snapshots, weights, At(end, batch=3))
-    check(snapshots, weights, [3])
 
 
 def test_updates_that_a_loss_scale_skips_make_the_cycle_longer():
@@ -268,33 +227,6 @@ def test_files_that_are_there_are_kept():
     names = [os.path.basename(file) for file in snapshots.files()]
     assert names == [f"{i}.weights.h5" for i in (1, 7, 8, 9)]
     assert all(file.read_bytes() == file.name.encode() for file in there)
-
-
-def test_a_run_that_goes_on_beside_a_file_of_another_model():
-    """The newest file is asked whether a killed run wrote it."""
-    other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    os.makedirs("snapshots")
-    other.save_weights("snapshots/4.weights.h5")
-    snapshots = SnapshotEnsemble(PATTERN)
-    fit(compiled(), snapshots, epochs=2, initial_epoch=1)
-    assert [os.path.basename(f) for f in snapshots.files()] == ["4.weights.h5", "5.weights.h5"]
-
-
-@pytest.mark.parametrize("content", ["text", "half", "other"])
-def test_a_run_that_goes_on_beside_a_file_that_is_none(content):
-    os.makedirs("snapshots")
-    file = Path("snapshots/4.weights.h5")
-    if content == "text":
-        file.write_text("no snapshot")
-    elif content == "half":
-        compiled().save_weights(file)
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    else:
-        with h5py.File(file, "w") as store:
-            store["something"] = np.ones(3)
-    snapshots = SnapshotEnsemble(PATTERN)
-    fit(compiled(), snapshots, epochs=2, initial_epoch=1)
-    assert [os.path.basename(f) for f in snapshots.files()] == ["4.weights.h5", "5.weights.h5"]
 
 
 @pytest.mark.parametrize(
@@ -342,17 +274,14 @@ def test_patterns(pattern, files):
         "{cycle:>5}.weights.h5",
         "{cycle:s}.weights.h5",
         "",
-        b"{cycle}.weights.h5",
     ],
 )
 def test_patterns_that_are_none(pattern):
-    with pytest.raises(
-        (ValueError, TypeError), match=r"`filepath` must .* Received: filepath=b?['\"]"
-    ):
+    with pytest.raises(ValueError, match=r"`filepath` must have \"{cycle}\".*Received: filepath='"):
         SnapshotEnsemble(pattern)
 
 
-@pytest.mark.parametrize("pattern", [None, 3, ["{cycle}.weights.h5"]])
+@pytest.mark.parametrize("pattern", [None, 3, ["{cycle}.weights.h5"], b"{cycle}.weights.h5"])
 def test_what_is_no_path(pattern):
     with pytest.raises(TypeError, match=r"`filepath` must be a path\. Received: filepath="):
         SnapshotEnsemble(pattern)
@@ -371,7 +300,7 @@ def test_an_optimizer_without_cosine_cycles(optimizer):
     snapshots = SnapshotEnsemble(PATTERN)
     snapshots.set_model(compiled(optimizer()))
     with pytest.raises(
-        ValueError, match=r"needs an optimizer .* cosine cycles\. Received: optimizer="
+        ValueError, match=r"needs an optimizer .* cosine cycles\. Received: optimizer=<"
     ):
         snapshots.on_train_begin()
 
@@ -493,7 +422,9 @@ def test_predict_puts_the_weights_back_after_an_error(monkeypatch):
 
 def test_predict_of_nothing_and_from_a_generator():
     model, snapshots = compiled(), SnapshotEnsemble(PATTERN)
-    with pytest.raises(ValueError, match=r"`predict\(\)` needs a snapshot .* Received: filepath="):
+    with pytest.raises(
+        ValueError, match=r"`predict\(\)` needs at least one snapshot\. Received: filepath="
+    ):
         snapshots.predict(model, X)
     ensemble(model)
     with pytest.raises(TypeError, match=r"`x` must be data that can be read once for each"):
@@ -501,7 +432,7 @@ def test_predict_of_nothing_and_from_a_generator():
 
 
 def test_predict_in_a_callback_inside_an_epoch():
-    """Metrics of the running epoch and the training go on as if nothing had been."""
+    """The metrics of the running epoch and the training do not change."""
     snapshots = SnapshotEnsemble(PATTERN)
     losses = []
     for callbacks in ([], [At(lambda model: snapshots.predict(model, X, verbose=0), batch=6)]):
@@ -511,35 +442,26 @@ def test_predict_in_a_callback_inside_an_epoch():
     assert losses[0] == losses[1]
 
 
-# --- stopped and resumed ---
+# --- stopped and resumed ------------------------------------------------------------------------
 
 
-def test_a_run_that_is_stopped_inside_an_epoch_goes_on_with_the_same_files():
-    """What was written before the stop, of updates that come again, is not written a second time."""
-
-    def stop(model):
+def test_a_resumed_run_writes_the_repeated_epoch_again_and_overwrites_nothing():
+    def kill(model):
         raise KeyboardInterrupt
 
-    def run(pattern, *callbacks):
+    def run(*callbacks):
         keras.utils.set_random_seed(1)
-        snapshots = SnapshotEnsemble(pattern)
-        fit(compiled(sgdw(cosine(3, 1))), snapshots, *callbacks, epochs=3)
-        return snapshots
+        snapshots, weights = SnapshotEnsemble(PATTERN), Weights()
+        fit(compiled(sgdw(cosine(3, 1))), snapshots, weights, *callbacks, epochs=3)
+        return snapshots, weights
 
-    backup = keras.callbacks.BackupAndRestore("backup")
-    with pytest.raises(KeyboardInterrupt):  # after the cycle that ends in the second epoch
-        run(PATTERN, backup, At(stop, batch=7))
+    with pytest.raises(KeyboardInterrupt):  # in the second epoch, after the cycles of 3 and 6
+        run(keras.callbacks.BackupAndRestore("backup"), At(kill, batch=7))
     before = [Path(file).read_bytes() for file in SnapshotEnsemble(PATTERN).files()]
     assert len(before) == 2
-    resumed = run(PATTERN, keras.callbacks.BackupAndRestore("backup"))
-    straight = run("straight/{cycle}.weights.h5")
-    assert len(resumed.files()) == len(straight.files()) == 4
-    assert [Path(file).read_bytes() for file in resumed.files()[:2]] == before
-    model = compiled()
-    for pair in zip(resumed.files(), straight.files(), strict=True):
-        found = []
-        for file in pair:
-            model.load_weights(file, objects_to_skip=[model.optimizer])
-            found.append(model.get_weights())
-        for a, b in zip(*found, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-6)
+    snapshots, weights = run(keras.callbacks.BackupAndRestore("backup"))
+    assert [Path(file).read_bytes() for file in snapshots.files()[:2]] == before
+    # Batches 5 … 12 of the run; in these the cycles end after 6 (again), 9 and 12.
+    assert len(snapshots.files()) == 5
+    for file, batch in zip(snapshots.files()[1:], [6, 6, 9, 12], strict=True):
+        assert_same(weights_in(file), weights.seen[batch - 4])

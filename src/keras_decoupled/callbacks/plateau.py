@@ -20,10 +20,10 @@ class RestartOnPlateau(keras.callbacks.Callback):
     is the first one of the first cycle, without the warm-up. The arguments are those of
     `keras.callbacks.ReduceLROnPlateau`.
 
-    The schedule's position is the optimizer's and is saved with it. Which value was the best one,
-    and how many epochs it is ago, is forgotten when `fit` ends, as in Keras' callbacks: a run that
-    `BackupAndRestore` resumes goes on at its position and starts to wait anew. Put it before
-    `BackupAndRestore`, so that a backup has the restart.
+    The schedule's position is saved with the optimizer. The best value and the epochs since then
+    are forgotten when `fit` ends, as in Keras' callbacks: a run that `BackupAndRestore` resumes
+    continues at its position and starts to wait anew. Put this callback before `BackupAndRestore`,
+    so that a backup has the restart.
 
     Args:
         monitor: name of the metric in the logs. Default "val_loss".
@@ -32,8 +32,7 @@ class RestartOnPlateau(keras.callbacks.Callback):
         mode: "min" if lower is better, "max" if higher is; "auto" (default) asks the metric.
         min_delta: by how much a value has to be better; ≥ 0. Default 1e-4.
         cooldown: as in `ReduceLROnPlateau`: after a restart the next cooldown − 1 epochs do not
-            count; ≥ 0. Default 0. A restart makes a loss rise at first, so give it some epochs to
-            come down again.
+            count; ≥ 0. Default 0. A loss rises after a restart, and needs some epochs to fall again.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -67,10 +66,8 @@ class RestartOnPlateau(keras.callbacks.Callback):
         self.cooldown = checks.integer("cooldown", cooldown, minimum=0, cure=epochs)
         self.verbose = verbose
         if not isinstance(mode, str) or mode not in ("auto", "min", "max"):
-            raise ValueError(
-                f'`mode` must be "auto", "min" or "max". Received: mode={mode!r}. It says whether '
-                "the metric gets better downwards or upwards."
-            )
+            cure = "It says whether the metric gets better downwards or upwards."
+            checks.refuse("mode", mode, 'must be "auto", "min" or "max"', cure)
         min_delta = checks.real("min_delta", min_delta, minimum=0, cure="0 takes any gain.")
         # Keras knows in which direction a metric gets better. This one watches and never stops.
         self._watch = keras.callbacks.EarlyStopping(
@@ -80,7 +77,7 @@ class RestartOnPlateau(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Check that there is a schedule, and forget what an earlier `fit` saw."""
-        check_schedule(self.model)
+        check_schedule(optimizer_of(self.model))
         self._watch.set_model(self.model)
         self._watch.on_train_begin()
         self._waited = self._cooling = 0

@@ -6,23 +6,22 @@ from typing import Any
 
 import keras
 
-from keras_decoupled.core.optimizer import Decoupled
-from keras_decoupled.core.settings import as_number
+from keras_decoupled.checks import Seen, refuse
 
-from .position import optimizer_of
+from .position import as_number, is_ours, optimizer_of
 
 
 class LogRates(keras.callbacks.Callback):
     """Put the rates that the next update uses into the logs of each epoch.
 
-    History, `CSVLogger`, `TensorBoard` and the progress bar then have `learning_rate`, `eta` (η, by
-    which the decay is scaled too), `t_cur` (the position in the cycle) and `weight_decay` (the
-    uniform λ, as it is set and before η; absent where the optimizer was given none). Of a stock
-    Keras optimizer it is `learning_rate` alone. They are read once an epoch, when it ends.
+    History, `CSVLogger`, `TensorBoard` and the progress bar then have `learning_rate`, `eta` (η,
+    which also scales the decay), `t_cur` (the position in the cycle) and `weight_decay` (the uniform
+    λ, before η; absent if the optimizer was given none). A stock Keras optimizer has only
+    `learning_rate`. The rates are read once an epoch, when it ends.
 
-    In the list of callbacks it has to stand before those that write the logs, `CSVLogger` and
-    `TensorBoard`, and after those that move the rate there, as `RestartOnPlateau` does. A
-    `LearningRateScheduler` moves it later: when the next epoch begins.
+    In the list of callbacks, put it before those that write the logs, `CSVLogger` and
+    `TensorBoard`, and after those that move the rate when an epoch ends, as `RestartOnPlateau` does.
+    A `LearningRateScheduler` moves the rate later: when the next epoch begins.
 
     Raises:
         ValueError: the optimizer is a `MultiOptimizer`, which has no rate of its own.
@@ -43,16 +42,15 @@ class LogRates(keras.callbacks.Callback):
         """Refuse an optimizer that has several rates."""
         optimizer = optimizer_of(self.model)
         if hasattr(optimizer, "optimizers"):
-            raise ValueError(
-                "`LogRates` needs an optimizer with one learning rate. Received: optimizer="
-                f"{optimizer!r}. Keras' `TensorBoard` logs the rate of each of its optimizers."
-            )
+            cure = "Keras' `TensorBoard` logs the rate of each of its optimizers."
+            received = Seen(f"optimizer={optimizer!r}")
+            refuse("LogRates", received, "needs an optimizer with one learning rate", cure)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         """Add the rates to the epoch's logs."""
         optimizer = optimizer_of(self.model)
         logs["learning_rate"] = as_number(optimizer.learning_rate)
-        if not isinstance(optimizer, Decoupled):
+        if not is_ours(optimizer):
             return
         logs["eta"] = as_number(optimizer.eta_t)
         logs["t_cur"] = int(optimizer.t_cur)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import math
 import os
-import warnings
+import re
 from collections.abc import Iterator, Sequence
+from string import Formatter
 from typing import Any
 
 import keras
 import numpy as np
 
-from .numbered_files import NumberedFiles
-from .position import (
-    batches_at_end,
-    batches_seen,
-    check_cosine,
-    cycle_is_over,
-    optimizer_of,
-)
+from keras_decoupled.checks import Seen, refuse
+
+from .position import batches_at_end, batches_seen, check_cosine, cycle_is_over, optimizer_of
+
+_ENDING = ".weights.h5"
 
 
 class SnapshotEnsemble(keras.callbacks.Callback):
@@ -27,17 +26,18 @@ class SnapshotEnsemble(keras.callbacks.Callback):
 
     A cycle may end in the middle of an epoch. Its file is written after its last update, before
     the next one. A warm-up is part of the first cycle. The files are those of `model.save_weights`,
-    with the optimizer's state. Half-written ones, of a killed run, never have a name of the pattern.
+    with the optimizer's state. A file gets its name only when it is complete.
 
-    The position in the cycle is read when an epoch begins, and counted from there, one call of the
-    optimizer for each batch: on JAX, `fit` has to bring its state back only where a cycle ends. It is
-    read again there, so that updates which a `LossScaleOptimizer` skipped make the cycle longer. A
+    The position in the cycle is read when an epoch begins. From there on, each batch counts as one
+    call of the optimizer: on JAX, `fit` has to bring its state back only where a cycle ends. There
+    the position is read again. If a `LossScaleOptimizer` skipped updates, the cycle lasts longer. A
     restart by hand or by another callback counts from the next epoch on.
 
-    `fit` numbers the files from the next number that is free, and overwrites none. If it begins at a
-    later epoch than the first, with `BackupAndRestore` or `initial_epoch`, it goes on with a run that
-    was killed: files which that has written in the epoch that comes again stay, and are not written a
-    second time. Put `BackupAndRestore` behind this in the list of callbacks.
+    `fit` numbers the files from the next number that is free, and never overwrites a file. If
+    `BackupAndRestore` resumes a run that was killed, an epoch is run again. Its snapshots are then
+    written again, under new numbers: the ones from before the kill stay, and `predict` uses both.
+    Delete them if you want each cycle once. Put `BackupAndRestore` after this callback, so that a
+    kill between the two loses no snapshot.
 
     Args:
         filepath: path of the files, with "{cycle}" or, say, "{cycle:03d}" for the number, and
@@ -69,9 +69,8 @@ class SnapshotEnsemble(keras.callbacks.Callback):
 
     def __init__(self, filepath: str | os.PathLike[str]) -> None:
         super().__init__()
-        self._files = NumberedFiles("filepath", filepath, "cycle", ".weights.h5")
+        self._files = _Files(filepath)
         self._number = 0
-        self._ahead: set[int] | None = None  # None: this `fit` has not begun an epoch yet
         self._end = math.inf  # batches that the optimizer will have seen when the cycle is over
         self._batches = math.inf  # the same, counted in this epoch
 
@@ -81,14 +80,11 @@ class SnapshotEnsemble(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Check the optimizer, and take the next free number."""
-        check_cosine(self.model)
+        check_cosine(optimizer_of(self.model))
         self._number = max(self._files.found(), default=-1) + 1
-        self._ahead = None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Read the position."""
-        if self._ahead is None:
-            self._ahead = self._written_ahead() if epoch > 0 else set()
         self._plan(0)
 
     # Not on_train_batch_end: on JAX and torch Keras runs that in a thread beside the next batch
@@ -114,48 +110,24 @@ class SnapshotEnsemble(keras.callbacks.Callback):
         optimizer = optimizer_of(self.model)
         seen = batches_seen(optimizer)
         if seen > self._end:
-            raise ValueError(
-                "`steps_per_execution` must not take batches of two cycles together, as nobody can "
-                "save the weights between them. Received: steps_per_execution="
-                f"{self.model.steps_per_execution}, and a cycle that ended {seen - self._end} "
-                "batches ago. Compile with steps_per_execution=1, or with a divisor of the number "
-                "of batches in a cycle and in an epoch. A `train_step` of your own must call the "
-                "optimizer once."
+            steps, ago = self.model.steps_per_execution, seen - self._end
+            refuse(
+                "steps_per_execution",
+                Seen(f"steps_per_execution={steps}, and a cycle that ended {ago} batches ago"),
+                "must not take batches of two cycles together: the weights between them are lost",
+                "Compile with steps_per_execution=1, or with a divisor of the number of batches in "
+                "a cycle and in an epoch. A `train_step` of your own must call the optimizer once.",
             )
         if seen == self._end and cycle_is_over(optimizer):
-            self._save(seen)
+            self._save()
 
-    def _save(self, seen: int) -> None:
-        if seen in (self._ahead or ()):
-            return
+    def _save(self) -> None:
         path = self._files.path(self._number)
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        part = path.removesuffix(".weights.h5") + ".part.weights.h5"
+        part = f"{path.removesuffix(_ENDING)}.part{_ENDING}"
         self.model.save_weights(part)
         os.replace(part, path)
         self._number += 1
-
-    def _written_ahead(self) -> set[int]:
-        """Return after which batches, of the epoch that begins, a killed run has written a file.
-
-        They are the newest files. Older ones, and those of other runs, are of other batches.
-        """
-        optimizer, ahead = optimizer_of(self.model), set[int]()
-        now = batches_seen(optimizer)
-        last = now + (self.params["steps"] or math.inf)
-        variables = [*self.model.variables, *self.model.optimizer.variables]
-        # One of another run may be of another optimizer, or of another model.
-        with _kept(variables), warnings.catch_warnings(action="ignore"):
-            for path in reversed(self.files()):
-                try:
-                    self.model.load_weights(path)
-                except (ValueError, OSError, KeyError):  # or no file of Keras, or half of one
-                    break
-                seen = batches_seen(optimizer)
-                if not now < seen <= last:
-                    break
-                ahead.add(seen)
-        return ahead
 
     def predict(self, model: keras.Model, x: Any, **kwargs: Any) -> Any:
         """Return the mean of the predictions that the model makes with each snapshot's weights.
@@ -177,16 +149,12 @@ class SnapshotEnsemble(keras.callbacks.Callback):
         """
         files = self.files()
         if not files:
-            raise ValueError(
-                "`predict()` needs a snapshot at least. Received: filepath="
-                f"{self._files.pattern!r}, of which there is no file. Train with this callback, "
-                "for a whole cycle."
-            )
+            received = Seen(f"filepath={self._files.pattern!r}, of which there is no file")
+            cure = "Train with this callback, for a whole cycle."
+            refuse("predict()", received, "needs at least one snapshot", cure)
         if isinstance(x, Iterator):
-            raise TypeError(
-                "`x` must be data that can be read once for each snapshot. Received: "
-                f"x={x!r} of type {type(x).__name__}. Pass arrays, a `PyDataset` or a dataset."
-            )
+            rule = "must be data that can be read once for each snapshot"
+            refuse("x", x, rule, "Pass arrays, a `PyDataset` or a dataset.", TypeError)
         mean: Any = None
         optimizer = getattr(model, "optimizer", None)  # it may be another one, or none
         with _kept(model.variables):
@@ -202,7 +170,7 @@ class SnapshotEnsemble(keras.callbacks.Callback):
 
 
 def _rounded(mean: np.ndarray, output: np.ndarray) -> np.ndarray:
-    """Return the mean in the precision of the model's output; of integers it is none of them."""
+    """Return the mean in the precision of the model's output, or float64 for integers."""
     dtype = output.dtype
     return mean.astype(dtype) if keras.backend.is_float_dtype(dtype.name) else mean
 
@@ -216,3 +184,43 @@ def _kept(variables: Sequence[Any]) -> Iterator[None]:
     finally:
         for variable, value in zip(variables, before, strict=True):
             variable.assign(value)
+
+
+class _Files:
+    """The files of a pattern such as "snapshots/{cycle:03d}.weights.h5", by number."""
+
+    def __init__(self, pattern: Any) -> None:
+        if not isinstance(pattern, (str, os.PathLike)):
+            cure = f'Pass "{{cycle}}{_ENDING}", say.'
+            refuse("filepath", pattern, "must be a path", cure, TypeError)
+        self.pattern = os.path.normpath(os.fspath(pattern))  # as glob has it, on Windows too
+        self._glob = self._regex = ""
+        try:
+            for text, name, _, _ in Formatter().parse(self.pattern):
+                self._glob += glob.escape(text) + ("*" if name is not None else "")
+                self._regex += re.escape(text) + (r"(\d+)" if name is not None else "")
+            known = all(self._number(self.path(number)) == number for number in (0, 12345))
+        except (ValueError, KeyError, IndexError):  # no such format; another field
+            known = False
+        if not known or not self.pattern.endswith(_ENDING):
+            rule = (
+                f'must have "{{cycle}}" in it, for a number, no other field, and "{_ENDING}" at '
+                "its end"
+            )
+            cure = f'Pass "{{cycle}}{_ENDING}" or "{{cycle:03d}}{_ENDING}", say.'
+            refuse("filepath", os.fspath(pattern), rule, cure)
+
+    def path(self, number: int) -> str:
+        """Return the path of the file with this number."""
+        return self.pattern.format(cycle=number)
+
+    def found(self) -> dict[int, str]:
+        """Return the files that there are, lowest number first."""
+        numbers = map(self._number, glob.glob(self._glob))
+        return {number: self.path(number) for number in sorted(n for n in numbers if n is not None)}
+
+    def _number(self, path: str) -> int | None:
+        """Return the number of a path, None if it is not one of these."""
+        match = re.fullmatch(self._regex, path)
+        number = int(match[1]) if match and match.groups() else None
+        return number if number is not None and self.path(number) == path else None

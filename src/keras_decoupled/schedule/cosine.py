@@ -10,9 +10,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_decoupled.checks import flag, integer, real
+from keras_decoupled.checks import Seen, flag, real, refuse
 
-from .exact import INT32_MAX, ExactSchedule, int32, real_tensor, tensor
+from .exact import INT32_MAX, ExactSchedule, int32, length, real_tensor, tensor
 
 _MAX_CYCLES = 100_000
 _RADIX = 2048  # of the cycle index, for m_mul^i: at most 3 digits
@@ -22,7 +22,8 @@ _RADIX = 2048  # of the cycle index, for m_mul^i: at most 3 digits
 class CosineWarmRestarts(ExactSchedule):
     r"""Cosine annealing with warm restarts (SGDR), exact at every boundary.
 
-    Cycle i lasts `T_i = round(first_decay_steps · t_mul^i)` updates. At its update s, from 0,
+    Cycle i lasts `T_i = round(first_decay_steps · t_mul^i)` updates, at most 2³¹ − 1. At its update
+    s, counted from 0,
 
         learning rate = initial_learning_rate · η
         η = eta_min + ½(eta_max·m_mul^i − eta_min)(1 + cos(π·s/(T_i − 1)))      endpoint=True
@@ -36,7 +37,7 @@ class CosineWarmRestarts(ExactSchedule):
 
     Args:
         initial_learning_rate: learning rate at η = 1, the base learning rate α; ≥ 0.
-        first_decay_steps: T of the first cycle, in updates; ≥ 1, or ≥ 2 with `endpoint`.
+        first_decay_steps: T of the first cycle, in updates; ≥ 1, or ≥ 2 with `endpoint`; < 2³¹.
         t_mul: factor from each cycle's length to the next; ≥ 1. Default 1.
         m_mul: factor from each cycle's peak to the next; ≥ 0. Default 1.
         eta_min: η at the end of every cycle; ≥ 0. Default 0.
@@ -80,7 +81,7 @@ class CosineWarmRestarts(ExactSchedule):
         super().__init__(initial_learning_rate, warmup_steps, name)
         self.endpoint = flag("endpoint", endpoint, cure="True ends a cycle at eta_min exactly.")
         self.autorestart = flag("autorestart", autorestart, cure="False stays at eta_min.")
-        self.first_decay_steps = integer(
+        self.first_decay_steps = length(
             "first_decay_steps",
             first_decay_steps,
             minimum=2 if self.endpoint else 1,
@@ -91,26 +92,21 @@ class CosineWarmRestarts(ExactSchedule):
         self.eta_min = real("eta_min", eta_min, minimum=0, cure="It is η at the end of a cycle.")
         self.eta_max = real("eta_max", eta_max, minimum=0, cure="It is η at the first peak.")
         if self.eta_min > self.eta_max:
-            raise ValueError(
-                "`eta_min` must be ≤ `eta_max`: a cycle falls from eta_max to eta_min. "
-                f"Received: eta_min={eta_min!r}, eta_max={eta_max!r}. Lower eta_min."
-            )
+            received = Seen(f"eta_min={eta_min!r}, eta_max={eta_max!r}")
+            rule = "must be ≤ `eta_max`: a cycle falls from eta_max to eta_min"
+            refuse("eta_min", received, rule, "Lower eta_min.")
 
-        # Boundaries are Python's integers. Only the last T can pass int32: the table holds it
-        # there, and what is beyond is kept apart.
-        limit = INT32_MAX - self._warmup
+        limit = INT32_MAX - self.warmup_steps
         starts, lengths = self._cycles(limit)
-        self._starts = np.array(starts, "int32")
-        self._lengths = np.array([min(T, INT32_MAX) for T in lengths], "int32")
-        self._excess = float(max(lengths[-1] - INT32_MAX, 0))
+        self._starts, self._lengths = np.array(starts, "int32"), np.array(lengths, "int32")
         self._equal = self.autorestart and self.t_mul == 1  # the one length is that of all cycles
-        self._last_cycle = max(limit - 1, 0) // lengths[0] if self._equal else len(starts) - 1
+        last_cycle = max(limit - 1, 0) // lengths[0] if self._equal else len(starts) - 1
         # m_mul^i is a product with one factor per digit of i, each a float64 rounded once: good to
-        # the last bits for any of the 2³¹ cycles of t_mul=1, which a power in float32 is not.
+        # the last bits for any of the 2³¹ cycles of t_mul=1. A power in float32 is not.
         self._m_powers = []
         for unit in (1, _RADIX, _RADIX**2):
-            if self.m_mul != 1 and unit <= self._last_cycle:
-                digits = np.arange(min(_RADIX, self._last_cycle // unit + 1), dtype="float64")
+            if self.m_mul != 1 and unit <= last_cycle:
+                digits = np.arange(min(_RADIX, last_cycle // unit + 1), dtype="float64")
                 with np.errstate(over="ignore"):
                     self._m_powers.append((unit, self.m_mul ** (unit * digits)))
 
@@ -120,14 +116,14 @@ class CosineWarmRestarts(ExactSchedule):
         growing = self.autorestart and self.t_mul > 1
         while growing and (start := starts[-1] + lengths[-1]) < limit:
             if len(starts) == _MAX_CYCLES:
-                raise ValueError(
-                    f"`t_mul` > 1 must make at most {_MAX_CYCLES:,} cycles before step 2**31 - 1. "
-                    f"Received: t_mul={self.t_mul!r} with first_decay_steps={lengths[0]!r}. "
-                    "Pass t_mul=1 for cycles of equal length, or a larger t_mul."
+                refuse(
+                    "t_mul",
+                    Seen(f"t_mul={self.t_mul!r} with first_decay_steps={lengths[0]!r}"),
+                    f"> 1 must make at most {_MAX_CYCLES:,} cycles before step 2**31 - 1",
+                    "Pass t_mul=1 for cycles of equal length, or a larger t_mul.",
                 )
-            length = min(lengths[0] * self.t_mul ** len(starts), 2.0**62)  # round(inf) would raise
             starts.append(start)
-            lengths.append(round(length))
+            lengths.append(round(min(lengths[0] * self.t_mul ** len(lengths), INT32_MAX)))
         return starts, lengths
 
     def _place(self, step: Any) -> tuple[Any, Any, Any]:
@@ -151,7 +147,7 @@ class CosineWarmRestarts(ExactSchedule):
         return ops.minimum(elapsed, T - 1)
 
     def cycle_steps(self, step: Any) -> Any:
-        """T of the cycle at `step`, in updates (a T beyond int32 is given as 2³¹ − 1)."""
+        """T of the cycle at `step`, in updates."""
         return self._place(int32(step))[2]
 
     def multiplier(self, step: Any) -> Any:
@@ -169,13 +165,12 @@ class CosineWarmRestarts(ExactSchedule):
         # ½(1 + cos(π·s/span)) = sin²(½π·(span − s)/span): near the end of a cycle, where 1 + cos
         # has no digits left in float32, the integer span − s keeps them all.
         span = T - int(self.endpoint)
-        excess = self._excess * ops.cast(i == self._last_cycle, dtype)
-        left = ops.cast(span - elapsed, dtype) + excess
-        wave = ops.square(ops.sin(math.pi / 2 * (left / (ops.cast(span, dtype) + excess))))
+        left = span - elapsed
+        wave = ops.square(ops.sin(math.pi / 2 * (ops.cast(left, dtype) / ops.cast(span, dtype))))
         eta = eta_min + (peak - eta_min) * wave
         # exact ends, however XLA rounds; nothing is left after the only cycle either
         eta = ops.where(elapsed == 0, peak, ops.where(left <= 0, eta_min, eta))
-        return self._warmed_up(step, eta, self.eta_max)
+        return self._warmed_up(step, eta)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments, as `from_config` takes them."""

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_decoupled.checks import integer, real
+from keras_decoupled.checks import integer, real, refuse
 
 INT32_MAX = 2**31 - 1  # JAX counts in int32, so every backend does: steps 0 … 2³¹ − 2
 
@@ -16,24 +16,24 @@ INT32_MAX = 2**31 - 1  # JAX counts in int32, so every backend does: steps 0 …
 class ExactSchedule(keras.optimizers.schedules.LearningRateSchedule):
     """A schedule of the learning rate initial_learning_rate·η."""
 
+    eta_max = 1.0  # η at its top, to which the warm-up leads
+
     def __init__(self, initial_learning_rate: float, warmup_steps: int, name: str | None) -> None:
         self.initial_learning_rate = real(
             "initial_learning_rate", initial_learning_rate, minimum=0, cure="It is the rate at η=1."
         )
-        self.warmup_steps = integer("warmup_steps", warmup_steps, minimum=0, cure="0 is none.")
+        self.warmup_steps = length("warmup_steps", warmup_steps, minimum=0, cure="0 is none.")
         if not (name is None or isinstance(name, str)):
-            received = f"name={name!r} of type {type(name).__name__}"
-            raise TypeError(f"`name` must be a string or None. Received: {received}. Leave it out.")
+            refuse("name", name, "must be a string or None", "Leave it out.", TypeError)
         self.name = name
-        self._warmup = min(self.warmup_steps, INT32_MAX)
 
     def multiplier(self, step: Any) -> Any:
         """η at `step`: the learning rate over `initial_learning_rate`."""
         raise NotImplementedError
 
     def position(self, step: Any) -> Any:
-        """The position at `step`, counted from the end of the warm-up."""
-        raise NotImplementedError
+        """The position at `step`, counted from the end of the warm-up; 0 in the warm-up."""
+        return self._after_warmup(int32(step))
 
     def __call__(self, step: Any) -> Any:
         """The learning rate at `step`: initial_learning_rate · η."""
@@ -41,27 +41,34 @@ class ExactSchedule(keras.optimizers.schedules.LearningRateSchedule):
 
     def _after_warmup(self, step: Any) -> Any:
         """The int32 step, counted from the end of the warm-up; 0 in it."""
-        k = step - self._warmup
+        k = step - self.warmup_steps
         return ops.maximum(k, ops.zeros_like(k))
 
-    def _warmed_up(self, step: Any, eta: Any, peak: float = 1.0) -> Any:
-        """η with the linear warm-up to `peak` before it."""
-        if not self._warmup:
+    def _warmed_up(self, step: Any, eta: Any) -> Any:
+        """η with the linear warm-up to `eta_max` before it."""
+        if not self.warmup_steps:
             return eta
-        ramp = peak / (self.warmup_steps + 1) * ops.cast(step + 1, eta.dtype)
-        return ops.where(step < self._warmup, ramp, eta)
+        ramp = self.eta_max / (self.warmup_steps + 1) * ops.cast(step + 1, eta.dtype)
+        return ops.where(step < self.warmup_steps, ramp, eta)
+
+
+def length(name: str, value: Any, *, minimum: int, cure: str) -> int:
+    """`value` as a number of updates that a run can count."""
+    steps = integer(name, value, minimum=minimum, cure=cure)
+    if steps > INT32_MAX:
+        rule = "must be at most 2**31 - 1, as updates are counted in int32"
+        refuse(name, value, rule, f"No run is longer. {cure}")
+    return steps
 
 
 def int32(step: Any) -> Any:
-    """`step` as an int32 tensor; what lies on the host is checked, and never rounded to float32."""
+    """`step` as an int32 tensor. A number or an array is checked, and not rounded to float32."""
     if isinstance(step, (int, float, np.number, np.ndarray, list, tuple)):
         value = np.asarray(step)
         exact = value.astype("float64") if value.dtype.kind in "iuf" else np.array(np.nan)
         if not np.all((exact >= 0) & (exact < INT32_MAX) & (exact == np.floor(exact))):
-            raise ValueError(
-                "`step` must be an integer from 0 to 2**31 - 2, or an array of them. "
-                f"Received: step={step!r}. Pass the number of updates done so far."
-            )
+            rule = "must be an integer from 0 to 2**31 - 2, or an array of them"
+            refuse("step", step, rule, "Pass the number of updates done so far.")
         return tensor(value.astype("int32"))
     return ops.cast(ops.convert_to_tensor(step), "int32")
 

@@ -11,9 +11,9 @@ from typing import Any, Self
 import keras
 from keras import ops
 
-from keras_decoupled.checks import integer, real
+from keras_decoupled.checks import real, refuse
 
-from .exact import INT32_MAX, ExactSchedule, int32, real_tensor
+from .exact import INT32_MAX, ExactSchedule, int32, length, real_tensor
 
 # Each is a function of what is left of the decay, 1 − x, which keeps its digits near the end where
 # 1 minus a float32 x does not.
@@ -86,23 +86,20 @@ class WarmupStableDecay(ExactSchedule):
         super().__init__(initial_learning_rate, warmup_steps, name)
         cure = "None is until optimizer.begin_decay()."
         if stable_steps is not None:
-            stable_steps = integer("stable_steps", stable_steps, minimum=0, cure=cure)
+            stable_steps = length("stable_steps", stable_steps, minimum=0, cure=cure)
         self.stable_steps = stable_steps
         cure = "It counts updates, and needs 2: the first is at η = 1, the last at eta_min."
-        self.decay_steps = integer("decay_steps", decay_steps, minimum=2, cure=cure)
+        self.decay_steps = length("decay_steps", decay_steps, minimum=2, cure=cure)
         if not isinstance(shape, str) or shape not in SHAPES:
-            received, error = f"shape={shape!r}", ValueError
-            if not isinstance(shape, str):
-                received, error = f"{received} of type {type(shape).__name__}", TypeError
-            raise error(
-                f"`shape` must be one of {', '.join(map(repr, SHAPES))}. Received: {received}. "
-                "'1-sqrt' is a good start."
-            )
+            error = ValueError if isinstance(shape, str) else TypeError
+            rule = f"must be one of {', '.join(map(repr, SHAPES))}"
+            refuse("shape", shape, rule, "'1-sqrt' is a good start.", error)
         self.shape = shape
         cure = "It is η at the end of the decay, which begins at 1."
         self.eta_min = real("eta_min", eta_min, minimum=0, below=1, cure=cure)
+        # the step of the decay's first update
         own = NEVER if stable_steps is None else self.warmup_steps + stable_steps
-        self._start: Any = min(own, NEVER)  # the step of the decay's first update
+        self._start: Any = min(own, NEVER)
 
     def starting(self, start: Any) -> Self:
         """The same schedule, but its decay starts at the step `start` if that comes earlier.
@@ -116,26 +113,18 @@ class WarmupStableDecay(ExactSchedule):
             other._start = min(start, self._start)
         return other
 
-    def position(self, step: Any) -> Any:
-        """The position at `step`, counted from the end of the warm-up; 0 in the warm-up."""
-        return self._after_warmup(int32(step))
-
     def multiplier(self, step: Any) -> Any:
         """η at `step`: the learning rate over `initial_learning_rate`."""
         step = int32(step)
-        one = real_tensor(1.0)
+        one, eta_min = real_tensor(1.0), real_tensor(self.eta_min)
         dtype = keras.backend.standardize_dtype(one.dtype)
-        # j and what is left are integers in int32; a span that is longer than these reaches is
-        # never at its end.
-        last = min(self.decay_steps - 1, 2**62)  # more is no float32
-        span = min(last, INT32_MAX)
+        span = self.decay_steps - 1
         j = ops.clip(step - self._start, 0, span)
-        left = (ops.cast(span - j, dtype) + float(last - span)) / float(last)
-        falling = SHAPES[self.shape](left, ops.cast(j, dtype) / float(last))
+        left = ops.cast(span - j, dtype) / float(span)  # span − j: an integer keeps its digits
+        falling = SHAPES[self.shape](left, ops.cast(j, dtype) / float(span))
         eta = self.eta_min + (1 - self.eta_min) * falling
-        eta_min = real_tensor(self.eta_min)
         # exact ends, however XLA rounds
-        eta = ops.where(j == 0, one, ops.where(left == 0, eta_min, eta))
+        eta = ops.where(j == 0, one, ops.where(j == span, eta_min, eta))
         return self._warmed_up(step, eta)
 
     def get_config(self) -> dict[str, Any]:

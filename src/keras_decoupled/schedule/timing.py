@@ -10,6 +10,7 @@ from typing import Any, Literal
 from keras import ops
 
 from keras_decoupled import checks
+from keras_decoupled.checks import Seen, refuse
 
 from .cosine import CosineWarmRestarts
 from .exact import INT32_MAX
@@ -62,26 +63,24 @@ class Timing:
             given[name] = None if value is None and default is None else check(name, value)
         total, eta_min, eta_max = given["total_iterations"], given["eta_min"], given["eta_max"]
         if eta_min > eta_max:
-            raise ValueError(
-                "`eta_min` must not exceed `eta_max`: η falls from eta_max to eta_min in a cycle. "
-                f"Received: eta_min={eta_min}, eta_max={eta_max}. Swap them."
-            )
+            rule = "must not exceed `eta_max`: η falls from eta_max to eta_min in a cycle"
+            refuse("eta_min", Seen(f"eta_min={eta_min}, eta_max={eta_max}"), rule, "Swap them.")
         if total is not None and isinstance(rate, CosineRate):
-            raise ValueError(
-                "`total_iterations` and a `CosineWarmRestarts` both say how long a cycle is. "
-                f"Received: total_iterations={total}, learning_rate={learning_rate}. For normalized "
-                "decay pass `normalize_weight_decay=True` or `total_iterations_wd` (a fixed T)."
+            refuse(
+                "total_iterations",
+                Seen(f"total_iterations={total}, learning_rate={learning_rate}"),
+                "and a `CosineWarmRestarts` both say how long a cycle is",
+                "For normalized decay pass `normalize_weight_decay=True` or `total_iterations_wd` "
+                "(a fixed T).",
             )
         if given["use_cosine_annealing"]:
             rate = _annealed(rate, learning_rate, given)
         else:
             for name in ("autorestart", "eta_min", "eta_max", "t_cur"):
                 if given[name] != _GIVEN[name][0] and given[name] is not False:
-                    raise ValueError(
-                        f"`{name}` belongs to cosine annealing and needs `use_cosine_annealing="
-                        f"True`. Received: {name}={given[name]}. Set use_cosine_annealing=True and "
-                        "total_iterations, or give it to the `CosineWarmRestarts`."
-                    )
+                    rule = "belongs to cosine annealing and needs `use_cosine_annealing=True`"
+                    cure = "Set use_cosine_annealing=True and total_iterations, or give it to the "
+                    refuse(name, given[name], rule, f"{cure}`CosineWarmRestarts`.")
         normalize_by = _normalize_by(rate, given)
         return cls(**given, rate=rate, rate_factor=rate_factor, normalize_by=normalize_by)
 
@@ -103,25 +102,24 @@ class Timing:
     def step_at(self, position: Any) -> int:
         """Return the step s at `position` of the first cycle, or after the warm-up."""
         if not isinstance(self.rate, ScheduleRate):
-            raise ValueError(
-                "`restart()` needs a schedule to restart: `use_cosine_annealing=True`, or a "
-                "`CosineWarmRestarts` or another Keras schedule as `learning_rate`. "
-                f"Received: position={position} with a learning rate that has no schedule."
+            refuse(
+                "restart()",
+                Seen(f"position={position} with a learning rate that has no schedule"),
+                "needs a schedule to restart: `use_cosine_annealing=True`, or a "
+                "`CosineWarmRestarts` or another Keras schedule as `learning_rate`",
+                "Make the optimizer with one.",
             )
         position = _position("position", position)
         if position > INT32_MAX:
-            raise ValueError(
-                f"`position` must be at most {INT32_MAX}: updates are counted in int32. "
-                f"Received: position={position}. 0 is the start of the schedule."
-            )
+            rule = f"must be at most {INT32_MAX}: updates are counted in int32"
+            refuse("position", position, rule, "0 is the start of the schedule.")
         if not isinstance(self.rate, ExactRate):
             return position
         if isinstance(self.rate, CosineRate) and position >= self._cosine.first_decay_steps:
-            raise ValueError(
-                "`position` is a position in the first cycle and must be in 0 … T - 1 = "
-                f"{self._cosine.first_decay_steps - 1}. Received: position={position}. "
-                "restart() without an argument goes to the start of the cycle."
-            )
+            last = self._cosine.first_decay_steps - 1
+            rule = f"is a position in the first cycle and must be in 0 … T - 1 = {last}"
+            cure = "restart() without an argument goes to the start of the cycle."
+            refuse("position", position, rule, cure)
         return self.rate.schedule.warmup_steps + position
 
     @property
@@ -137,21 +135,15 @@ class Timing:
 def _annealed(rate: Rate, learning_rate: Any, given: dict[str, Any]) -> CosineRate:
     total, t_cur = given["total_iterations"], given["t_cur"]
     if not isinstance(rate, ConstantRate):
-        raise ValueError(
-            "`use_cosine_annealing=True` makes the schedule itself and needs a number as "
-            f"`learning_rate`. Received: learning_rate={learning_rate}. Pass the base rate, "
-            "or leave use_cosine_annealing out and keep your schedule."
-        )
+        rule = "must be a number: `use_cosine_annealing=True` makes the schedule itself"
+        cure = "Pass the base rate, or leave use_cosine_annealing out and keep your schedule."
+        refuse("learning_rate", learning_rate, rule, cure)
     if total is None or total < 2:
-        raise ValueError(
-            "`use_cosine_annealing=True` needs `total_iterations`, the updates in a cycle, and at "
-            f"least 2. Received: total_iterations={total}. Pass the updates per epoch, say."
-        )
+        rule = "must be at least 2 for `use_cosine_annealing=True`: it is the updates in a cycle"
+        refuse("total_iterations", total, rule, "Pass the updates per epoch, say.")
     if t_cur >= total:
-        raise ValueError(
-            "`t_cur` is the position of the first update in a cycle and must be in 0 … total_"
-            f"iterations - 1 = {total - 1}. Received: t_cur={t_cur}. Take it modulo that T."
-        )
+        rule = f"is the position of the first update and must be in 0 … T - 1 = {total - 1}"
+        refuse("t_cur", t_cur, rule, "Take it modulo total_iterations.")
     eta = {name: given[name] for name in ("eta_min", "eta_max")}
     once = given["autorestart"] is False
     return CosineRate(CosineWarmRestarts(rate.base, total, autorestart=not once, **eta), rate.base)
@@ -162,20 +154,18 @@ def _normalize_by(rate: Rate, given: dict[str, Any]) -> int | Literal["cycle"] |
     normalize = given["normalize_weight_decay"]
     if normalize is False:
         if total_wd is not None:
-            raise ValueError(
-                "`total_iterations_wd` is the T of normalized decay, and "
-                "`normalize_weight_decay=False` turns normalization off. Received: "
-                f"total_iterations_wd={total_wd}. Leave one of the two out."
-            )
+            rule = "is the T of normalized decay, which `normalize_weight_decay=False` turns off"
+            refuse("total_iterations_wd", total_wd, rule, "Leave one of the two out.")
         return None
     if total_wd is not None:
         return total_wd
     if isinstance(rate, CosineRate) and (normalize or total is not None):
         return "cycle"
     if total is None and normalize:
-        raise ValueError(
-            "`normalize_weight_decay=True` multiplies decays by √(1/T) and finds no T. Received: "
-            "total_iterations=None, total_iterations_wd=None. Give one of them, or a "
-            "`CosineWarmRestarts` as learning_rate."
+        refuse(
+            "normalize_weight_decay=True",
+            Seen("total_iterations=None, total_iterations_wd=None"),
+            "multiplies decays by √(1/T) and finds no T",
+            "Give one of them, or a `CosineWarmRestarts` as learning_rate.",
         )
     return total

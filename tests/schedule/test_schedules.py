@@ -1,0 +1,365 @@
+"""What every schedule of ours promises: the oracle's numbers, any kind of step, a config, clear errors."""
+
+import copy
+import json
+import math
+import pickle
+import re
+from functools import partial
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from keras import ops
+
+import oracle
+from keras_decoupled import CosineWarmRestarts, WarmupStableDecay
+from steps import LAST, at, compiled, floatx, numpy, rates_of_stock, step_kinds
+
+BACKEND = keras.backend.backend()
+NAN, INF = math.nan, math.inf
+
+# Keras' Variable.__array__ lacks NumPy 2's `copy`; as in pyproject.toml, but also under `-W error`.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+class Case(NamedTuple):
+    schedule: keras.optimizers.schedules.LearningRateSchedule
+    at: partial  # the oracle's numbers at a step
+
+    @property
+    def counts(self):
+        return [x for x in ("position", "cycle", "cycle_steps") if hasattr(self.schedule, x)]
+
+
+def cosine(first=4, warmup=0, **more):
+    schedule = CosineWarmRestarts(0.1, first, warmup_steps=warmup, **more)
+    return Case(schedule, partial(oracle.cosine, first=first, warmup=warmup, **more))
+
+
+def stable(stable=5, decay=10, warmup=0, **more):
+    schedule = WarmupStableDecay(0.1, stable, decay, warmup, **more)
+    return Case(schedule, partial(oracle.stable, stable=stable, decay=decay, warmup=warmup, **more))
+
+
+CASES = {
+    "equal cycles": cosine(m_mul=0.9, eta_min=0.1),
+    "growing cycles": cosine(t_mul=1.7, m_mul=0.9, warmup=3),
+    "SGDR": cosine(t_mul=2, endpoint=False),
+    "one cycle": cosine(20, autorestart=False, warmup=3),
+    "the longest cycle": cosine(2**31 - 1),
+    "1-sqrt": stable(),
+    "linear": stable(shape="linear"),
+    "cosine": stable(shape="cosine"),
+    "warm-up": stable(warmup=4, eta_min=0.1),
+    "endless": stable(None, warmup=4),
+    "the longest parts": stable(2**31 - 1, 2**31 - 1, 2**31 - 1),
+    "the longest decay": stable(decay=2**31 - 1),
+}
+EACH = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+BOTH = pytest.mark.parametrize("case", [cosine(3, t_mul=2.0, warmup=1), stable(2, 4, 2)])
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+def check(case, steps):
+    """η, rate, position and T are the oracle's; returns η and the oracle's."""
+    schedule, wanted = case.schedule, [case.at(int(step)) for step in steps]
+    eta, expected = at(schedule.multiplier, steps), np.array([w.multiplier for w in wanted])
+    T = np.array([w.cycle_steps or np.inf for w in wanted])
+    position = np.minimum([w.position for w in wanted], T - 1)  # after the only cycle: its end
+    np.testing.assert_array_equal(at(schedule.position, steps), position)
+    if "cycle_steps" in case.counts:
+        np.testing.assert_array_equal(at(schedule.cycle_steps, steps), np.minimum(T, LAST + 1))
+    # Relative to η, also just before the end of a cosine; but where a peak below eta_min rises to it.
+    atol = max(1e-15, 1e-6 * schedule.eta_min if hasattr(schedule, "m_mul") else 0)
+    of_int32 = (T <= LAST + 1) | np.isinf(T)  # a cycle of more is one of 2³¹ − 1
+    np.testing.assert_allclose(eta[of_int32], expected[of_int32], rtol=2e-6, atol=atol)
+    # XLA and TensorFlow flush float32's subnormal numbers to 0.
+    np.testing.assert_allclose(at(schedule, steps), 0.1 * eta, rtol=3e-7, atol=1e-37)
+    return eta, expected
+
+
+WARM_UP = st.just(0) | st.integers(0, 300)
+LOW = st.just(0.0) | st.floats(0.0, 0.3)
+COSINES = {
+    "first": st.integers(2, 20) | st.sampled_from([100, 299]),
+    "t_mul": st.sampled_from([1.0, 1.0, 1.1, 1.37, 1.5, 2.0, math.e, 3.0]),
+    "m_mul": st.just(1.0) | st.floats(0.0, 1.0),
+    "eta_min": LOW,
+    "eta_max": st.just(1.0) | st.floats(0.3, 3.0),
+    "warmup": WARM_UP,
+    "endpoint": st.booleans(),
+    "autorestart": st.booleans(),
+}
+STABLES = {
+    "stable": st.none() | st.integers(0, 300),
+    "decay": st.integers(2, 20) | st.integers(2, 800),
+    "warmup": WARM_UP,
+    "shape": st.sampled_from(["1-sqrt", "linear", "cosine"]),
+    "eta_min": LOW | st.floats(0.0, 0.9),
+}
+
+
+def cases(**others):
+    """Cases of both kinds, with other numbers for some arguments."""
+    for make, arguments in ((cosine, COSINES), (stable, STABLES)):
+        arguments = {name: others.get(name, values) for name, values in arguments.items()}
+        yield st.builds(make, **arguments)
+
+
+@settings(max_examples=300)
+@example(cosine(m_mul=0.1, eta_min=0.5), [0])  # a peak below eta_min rises to it
+@example(cosine(m_mul=0.0), [0])
+@given(st.one_of(*cases()), st.lists(st.integers(0, 3000), min_size=20, max_size=20))
+def test_agrees_with_the_oracle(case, steps):
+    schedule = case.schedule
+    eta, expected = check(case, np.array([*steps, *range(44)]))
+    ends = np.isin(expected, [schedule.eta_max, schedule.eta_min])  # these are exact
+    np.testing.assert_array_equal(eta[ends], expected[ends].astype("float32"))
+
+
+LONG = st.integers(0, LAST)
+LONG_CASES = cases(
+    t_mul=st.sampled_from([1.0, 1.1, 1.5, math.e]),
+    warmup=LONG,
+    stable=LONG,
+    decay=st.integers(2, LAST + 1),
+)
+
+
+@settings(max_examples=200)
+@given(st.one_of(*LONG_CASES), st.lists(LONG, min_size=10, max_size=10))
+def test_agrees_with_the_oracle_up_to_2_31(case, steps):
+    schedule = case.schedule
+    bounds = [schedule.warmup_steps, LAST]
+    if case.at.func is oracle.stable:
+        start = schedule.warmup_steps + schedule.stable_steps
+        bounds += [start, start + schedule.decay_steps - 1]
+    steps += [bound + d for bound in bounds for d in (-1, 0, 1)]
+    check(case, np.array([step for step in steps if 0 <= step <= LAST]))
+
+
+@pytest.mark.parametrize("warmup", [1, 9, 2**31 - 2, 2**31 - 1])
+@pytest.mark.parametrize("make", [partial(cosine, eta_max=2.0), stable])
+def test_warm_up(make, warmup):
+    schedule = make(warmup=warmup).schedule
+    steps = np.array([s for s in (0, 1, 8, 10**9, LAST - 1, LAST) if s < warmup])
+    expected = schedule.eta_max * (steps + 1) / (warmup + 1)
+    np.testing.assert_allclose(numpy(schedule.multiplier(steps)), expected, rtol=3e-7)
+    assert set(numpy(schedule.position(steps)).tolist()) == {0}
+    if warmup <= LAST:
+        assert float(schedule.multiplier(warmup)) == schedule.eta_max
+
+
+# --- steps, dtypes, compilers -------------------------------------------------------------------
+
+
+@EACH
+def test_every_kind_of_step(case):
+    for method in ("__call__", "multiplier", *case.counts):
+        function = getattr(case.schedule, method)
+        expected = function(13)
+        assert ops.is_tensor(expected)
+        assert tuple(expected.shape) == ()
+        dtype = keras.backend.standardize_dtype(expected.dtype)
+        assert dtype == ("int32" if method in case.counts else "float32")
+        for step in step_kinds(13):
+            assert numpy(function(step)) == numpy(expected), repr(step)
+        square = numpy(function(np.full((2, 3), 13)))
+        np.testing.assert_array_equal(square, np.full((2, 3), numpy(expected)))
+
+
+@EACH
+def test_compiled(case):
+    steps = np.array([*range(30), 10**6, LAST - 1, LAST], dtype="int32")
+    methods = [getattr(case.schedule, method) for method in ("multiplier", *case.counts)]
+    eta, *counts = (numpy(method(steps)) for method in methods)
+    for function in compiled(lambda step: [method(step) for method in methods]):
+        rows = [[numpy(x) for x in function(ops.convert_to_tensor(step))] for step in steps]
+        found, *found_counts = np.transpose(rows).astype("float64")
+        np.testing.assert_allclose(found, eta, rtol=1e-6, atol=1e-12)
+        ends = np.isin(eta, np.float32([1, case.schedule.eta_min]))
+        np.testing.assert_array_equal(found[ends], eta[ends])
+        np.testing.assert_array_equal(found_counts, counts)
+
+
+@EACH
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "float64 of x64"])
+def test_is_never_computed_below_float32(case, dtype):
+    dtype, _, x64 = dtype.partition(" of ")
+    schedule, steps = case.schedule, np.array([*range(40), 2**24 + 1, LAST - 1, LAST])
+    counts = [numpy(getattr(schedule, count)(steps)) for count in case.counts]
+    with floatx(dtype, bool(x64)):
+        eta, rate = numpy(schedule.multiplier(steps)), numpy(schedule(steps))
+        for count, expected in zip(case.counts, counts, strict=True):
+            actual = getattr(schedule, count)(steps)
+            assert keras.backend.standardize_dtype(actual.dtype) == "int32"
+            np.testing.assert_array_equal(numpy(actual), expected)
+    wide = dtype == "float64" and (BACKEND != "jax" or x64)
+    assert eta.dtype == rate.dtype == ("float64" if wide else "float32")
+
+    expected = np.array([case.at(int(step)).multiplier for step in steps])
+    # Keras has no float64 sine on JAX.
+    sine = getattr(schedule, "shape", "cosine") == "cosine"
+    tolerance = {"rtol": 1e-13 if wide and not (sine and BACKEND == "jax") else 1e-6}
+    # 1e-9 of a huge cycle: the oracle's own 1 + cos has no more digits
+    tolerance["atol"] = 1e-15 if getattr(schedule, "t_mul", 1) > 1 else 1e-16
+    np.testing.assert_allclose(eta, expected, **tolerance)
+    np.testing.assert_allclose(rate, 0.1 * expected, **tolerance)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "step", [-1, 2**31 - 1, 10**30, 1.5, NAN, INF, True, np.array([0, -1]), np.float32(2**31)]
+)
+def test_refuses_a_step_that_is_none(case, step):
+    for method in (case.schedule, case.schedule.multiplier, case.schedule.position):
+        with pytest.raises(
+            ValueError, match=r"`step` must be an integer from 0 to 2\*\*31 - 2.*Rec"
+        ):
+            method(step)
+
+
+@BOTH
+def test_stock_optimizers_follow_it_and_save_it(case, tmp_path):
+    for optimizer in (keras.optimizers.SGD, keras.optimizers.Adam):
+        rates, variable = rates_of_stock(optimizer, case.schedule, 12)
+        np.testing.assert_allclose(rates, numpy(case.schedule(np.arange(12))))
+        # Adam's steps on a constant gradient are lr·1, SGD's too
+        np.testing.assert_allclose(numpy(variable.value), -sum(rates) * np.ones(2), rtol=1e-4)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(case.schedule), "mse")
+    fit = {"x": np.ones((16, 3)), "y": np.ones((16, 1)), "batch_size": 4, "verbose": 0}
+    model.fit(**fit)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    for updates in (4, 8):
+        assert int(again.optimizer.iterations) == updates
+        assert float(again.optimizer.learning_rate) == float(case.schedule(updates))
+        again.fit(**fit)
+
+
+# --- saving -------------------------------------------------------------------------------------
+
+COSINE = {
+    "initial_learning_rate": 0.1,
+    "first_decay_steps": 7,
+    "t_mul": 1.5,
+    "m_mul": 0.9,
+    "eta_min": 0.01,
+    "eta_max": 2.0,
+    "warmup_steps": 3,
+    "endpoint": False,
+    "autorestart": True,
+    "name": "warm",
+}
+STABLE = {
+    "initial_learning_rate": 0.1,
+    "stable_steps": 7,
+    "decay_steps": 9,
+    "warmup_steps": 3,
+    "shape": "cosine",
+    "eta_min": 0.01,
+    "name": "wsd",
+}
+
+
+@pytest.mark.parametrize(
+    ("cls", "full"),
+    [
+        (CosineWarmRestarts, COSINE),
+        (WarmupStableDecay, STABLE),
+        (WarmupStableDecay, STABLE | {"stable_steps": None}),
+    ],
+)
+def test_config_is_every_argument_and_a_fixed_point(cls, full):
+    schedule = cls(**full)
+    assert schedule.get_config() == full
+    assert {x: value for x, value in vars(schedule).items() if not x.startswith("_")} == full
+
+    serialized = keras.saving.serialize_keras_object(schedule)
+    assert serialized["registered_name"] == f"keras_decoupled>{cls.__name__}"
+    expected = numpy(schedule(np.arange(100)))
+    for other in (
+        keras.saving.deserialize_keras_object(json.loads(json.dumps(serialized))),
+        keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(schedule)),
+        pickle.loads(pickle.dumps(schedule)),
+        copy.deepcopy(schedule),
+    ):
+        assert type(other) is cls
+        assert other.get_config() == full
+        np.testing.assert_array_equal(numpy(other(np.arange(100))), expected)
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments", "config"),
+    [
+        (
+            CosineWarmRestarts,
+            (np.float32(0.5), 10.0, 2, np.int64(1), 0, 1, np.float64(3), np.bool_(False), np.True_),
+            (0.5, 10, 2.0, 1.0, 0.0, 1.0, 3, False, True, None),
+        ),
+        (
+            WarmupStableDecay,
+            (np.float32(0.5), np.int64(3), 10.0, 2.0, "linear", np.float64(0.25)),
+            (0.5, 3, 10, 2, "linear", 0.25, None),
+        ),
+    ],
+)
+def test_numbers_of_any_kind_are_stored_as_pythons(cls, arguments, config):
+    found = tuple(cls(*arguments).get_config().values())
+    assert found == config
+    assert [*map(type, found)] == [*map(type, config)]
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+ALONE = {  # what each class needs
+    CosineWarmRestarts: {"initial_learning_rate": 0.1, "first_decay_steps": 10},
+    WarmupStableDecay: {"initial_learning_rate": 0.1, "stable_steps": 10, "decay_steps": 10},
+}
+REAL, TOO_LONG = "a finite number ≥ 0", r"at most 2\*\*31 - 1, as updates are counted in int32"
+ANY_SHAPE = "one of '1-sqrt', 'linear', 'cosine'"
+BOTH_CLASSES, ONE, OTHER = tuple(ALONE), (CosineWarmRestarts,), (WarmupStableDecay,)
+WRONG = [  # classes, argument, rule, values of a wrong range, values of a wrong type
+    (BOTH_CLASSES, "initial_learning_rate", REAL, [-1, NAN, INF, 10**400], ["0.1", True, None]),
+    (BOTH_CLASSES, "warmup_steps", "an integer ≥ 0", [-1, 0.5], [False, None]),
+    (BOTH_CLASSES, "warmup_steps", TOO_LONG, [2**31], []),
+    (BOTH_CLASSES, "name", "a string or None", [], [3]),
+    (ONE, "first_decay_steps", "an integer ≥ 2", [0, 1, 2.5, INF, NAN, 10**400], ["10", True]),
+    (ONE, "first_decay_steps", TOO_LONG, [2**31, 10**12], []),
+    (ONE, "t_mul", "a finite number ≥ 1", [0.99, INF], [None]),
+    (ONE, "m_mul", REAL, [-0.1, NAN], [[1.0]]),
+    (ONE, "eta_min", REAL, [-1], [np.bool_(False)]),
+    (ONE, "eta_max", REAL, [-1, INF], [1j]),
+    (ONE, "endpoint", "True or False", [], [1]),
+    (ONE, "autorestart", "True or False", [], [None]),
+    (OTHER, "stable_steps", "an integer ≥ 0", [-1, 1.5], [True, "10"]),
+    (OTHER, "stable_steps", TOO_LONG, [2**31], []),
+    (OTHER, "decay_steps", "an integer ≥ 2", [1, 2.5, NAN], [None]),
+    (OTHER, "decay_steps", TOO_LONG, [2**31], []),
+    (OTHER, "eta_min", "a finite number ≥ 0 and < 1", [-0.1, 1, NAN], ["0"]),
+    (OTHER, "shape", ANY_SHAPE, ["sqrt"], [None, ["linear"]]),
+]
+
+
+@pytest.mark.parametrize(
+    ("cls", "argument", "rule", "value", "error"),
+    [
+        (cls, argument, rule, value, error)
+        for classes, argument, rule, ranges, types in WRONG
+        for cls in classes
+        for error, values in ((ValueError, ranges), (TypeError, types))
+        for value in values
+    ],
+)
+def test_errors_name_the_argument_the_rule_and_the_cure(cls, argument, rule, value, error):
+    received = re.escape(f"Received: {argument}={value!r}")
+    kind = f" of type {type(value).__name__}" if error is TypeError else ""
+    with pytest.raises(error, match=rf"^`{argument}` must be {rule}\. {received}{kind}\. \S+"):
+        cls(**{**ALONE[cls], argument: value})
