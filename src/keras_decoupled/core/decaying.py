@@ -14,9 +14,9 @@ from keras_decoupled import checks
 from keras_decoupled.core.gradients import check_variables
 from keras_decoupled.core.persistent import Persistent
 from keras_decoupled.core.scheduled import as_given, as_number
-from keras_decoupled.decay import explanation
+from keras_decoupled.decay import explain as explanation
 from keras_decoupled.decay.exclusions import Exclusions
-from keras_decoupled.decay.explanation import Explanation
+from keras_decoupled.decay.explain import Explanation
 from keras_decoupled.decay.kinds import Decay
 from keras_decoupled.decay.rules import Rules
 from keras_decoupled.decay.table import Row, Table

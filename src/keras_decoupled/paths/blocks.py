@@ -13,8 +13,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from keras_decoupled import checks
 from keras_decoupled.paths import match
 
+CURE = (
+    "Name them from input to output, by their names in `variable.path` or as built layers: "
+    "layers=['embedding', 'block_0', 'block_1', 'head']."
+)
 Parts: TypeAlias = tuple[str, ...]  # components
 
 # In "block_1_expand" a layer's name follows the block. In "block_1_2" both numbers are the block's.
@@ -49,7 +54,7 @@ def depths(paths: Sequence[str]) -> tuple[list[int], int]:
         paths: of a network's variables, from input to output.
 
     Raises:
-        ValueError: there are several series of blocks. The message is a list of them.
+        ValueError: there are several series of blocks, so the user has to name `layers`.
     """
     blocks = _blocks([_layers_in(path) for path in paths])
     numbers = {block: i for i, block in enumerate(dict.fromkeys(filter(None, blocks)), start=1)}
@@ -89,7 +94,9 @@ def _blocks(layers: Sequence[Parts]) -> list[Parts]:
     ]
     kinds = {_pattern(block): block for block in reversed(blocks) if block}
     if len(kinds) > 1:
-        raise ValueError(match.listed(["/".join(block) for block in kinds.values()]))
+        several = match.listed(["/".join(block) for block in kinds.values()])
+        rule = "must be given for a model with several kinds of blocks, whose order is unknown"
+        checks.refuse("layers", checks.Seen(f"blocks such as {several}"), rule, CURE)
     return blocks
 
 
