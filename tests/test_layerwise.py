@@ -115,7 +115,8 @@ def test_depths(name):
     words = parsed(NETWORKS[name])
     expected = {word if "/" in word else f"{word}/kernel": depth for word, depth in words.items()}
     found, count = depths(list(expected))
-    assert dict(zip(expected, found, strict=True)) == expected
+    pairs = zip(expected, found, strict=True)
+    assert [(path, depth) for path, depth in pairs if depth != expected[path]] == []
     assert count == max(expected.values()) - 1
 
 
@@ -297,10 +298,8 @@ def test_the_number_of_beit(function):
     assert multipliers["tokens/embeddings"] == pytest.approx(0.75**13)
     assert round(1 / multipliers["tokens/embeddings"]) == 42
     assert multipliers["block_11/dense/kernel"] == 0.75
-    text = " ".join(function.__doc__.split())
-    assert re.search(
-        r"12 blocks and `decay=0.75` an embedding .{,12} decayed 42 times as hard", text
-    )
+    words = r"12 blocks and `decay=0.75` an embedding .{,12} decayed 42 times as hard"
+    assert re.search(words, " ".join(function.__doc__.split()))
 
 
 def test_layers_as_given():
@@ -309,8 +308,9 @@ def test_layers_as_given():
     backbone = model.get_layer("backbone")
     given = ["tokens", "layer_1/", backbone.get_layer("layer_2"), "head"]
     found = layerwise_lr_multipliers(model, 0.5, layers=given)
-    parts = ("tokens", "layer_1", "layer_2", "final_norm", "head")
-    assert [factors_of(found, part) for part in parts[:3]] == [{0.125}, {0.25}, {0.5}]
+    assert factors_of(found, "tokens") == {0.125}
+    assert factors_of(found, "layer_1") == {0.25}
+    assert factors_of(found, "layer_2") == {0.5}
     assert found["final_norm/gamma"] == found["head/kernel"] == 1
     found = layerwise_weight_decays(model, 0.1, 0.5, (backbone, "final_norm", "head"))
     assert factors_of(found, "layer_2/dense") == factors_of(found, "tokens") == {0.025}
@@ -520,6 +520,10 @@ def of_two_outputs():
     return keras.Model(inputs, [layers.Dense(2, name=n)(x) for n in "ab"], name="net")
 
 
+def chain_of_a_branched_model():
+    return keras.Sequential([branched(), layers.Dense(2)], name="net")
+
+
 class TwoLayers(keras.Model):
     def __init__(self):
         super().__init__(name="net")
@@ -528,10 +532,6 @@ class TwoLayers(keras.Model):
 
     def call(self, x):
         return self.b(self.a(x))
-
-
-def chain_of_a_branched_model():
-    return keras.Sequential([branched(), layers.Dense(2)], name="net")
 
 
 @pytest.mark.parametrize("make", [branched, of_two_outputs, TwoLayers, chain_of_a_branched_model])
