@@ -411,6 +411,16 @@ def test_a_layer_that_saves_its_factor_can_still_be_saved(tmp_path):
     assert list(get_weight_decays(again).values()) == [(0.0, 0.0)]
 
 
+def test_a_layer_that_cannot_be_saved_loses_its_penalty_too():
+    class WithoutConfig(Scale):
+        def get_config(self):
+            raise NotImplementedError
+
+    model = sequential(WithoutConfig(L2(0.5), name="w"))
+    assert get_weight_decays(model, zero_penalties=True) == {"m/w/w": (0.0, 0.5)}
+    assert loss_of(model) == 0
+
+
 def test_a_penalty_that_a_layer_adds_itself_stays(tmp_path):
     model = sequential(layers.Dense(2, **l2(kernel=0.5)), AddsItself())
     x = inputs_for(model)
