@@ -276,6 +276,9 @@ def test_a_penalty_beside_a_decay(penalty):
     assert re.search("penalized.*net/head/kernel.*`model=`", text)
     arguments = {"model": model, "weight_decay": None, "total_iterations": 10_000}
     assert warnings_of(model, **arguments) == []
+    # Penalties of zero, and of other kinds:
+    for other in (keras.regularizers.L2(0.0), keras.regularizers.OrthogonalRegularizer()):
+        assert warnings_of(small_model(kernel_regularizer=other)) == []
 
 
 @pytest.mark.parametrize(
