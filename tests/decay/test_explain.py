@@ -317,6 +317,11 @@ def test_columns_that_say_nothing_are_left_out():
     assert head.split() == ["variable", "shape", "rule", "decay", "half-life"]
 
 
+def test_the_summary_counts_no_frozen_variables():
+    text = str(AdamW(weight_decay=1e-4, lr_multipliers={"head": 0}).explain(variables()))
+    assert "8 of 10 variables are decayed, 95 of 105 parameters." in text
+
+
 def test_html_is_escaped():
     own = [make_variable("a<b>/kernel", np.ones((2, 2)))]
     page = AdamW(weight_decay=1e-4).explain(own)._repr_html_()
