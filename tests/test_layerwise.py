@@ -329,6 +329,21 @@ def test_layers_that_share_variables():
     assert found["final_norm/gamma"] == 1
 
 
+def test_a_chain_with_a_tied_layer():
+    class Transposed(layers.Layer):
+        def __init__(self, other):
+            super().__init__()
+            self.other = other
+
+        def call(self, x):
+            return x @ keras.ops.transpose(self.other.kernel)
+
+    first = layers.Dense(WIDTH, name="first")
+    parts = [first, layers.Dense(WIDTH, name="middle"), Transposed(first)]
+    model = keras.Sequential([keras.Input((WIDTH,)), *parts], name="net")
+    assert layerwise_lr_multipliers(model, 0.5)["net/first/kernel"] == 0.25
+
+
 def test_variables_of_one_path():
     """The later ones are "path#2", as in the optimizer's keys; frozen ones are the last."""
 
