@@ -8,20 +8,15 @@ from typing import Any
 import keras
 
 from keras_decoupled import checks
+from keras_decoupled.decay import regularizers
 from keras_decoupled.paths import blocks, match
-
-_FACTOR = "Each layer has `decay` times the next one's; 1 leaves all alike, 0.75 is a start."
-_CURE = (
-    "Name them from input to output, by their names in `variable.path` or as built layers: "
-    "layers=['embedding', 'block_0', 'block_1', 'head']."
-)
 
 
 class ModelRules(dict[str, float]):
     """A dict of rules that remembers which variables its model has.
 
-    A key that hits no variable of the optimizer is then no error if the model has it: its layer is
-    frozen, and the rule waits until it is not. `a | b` remembers those of both.
+    A key may then hit no variable that the optimizer trains, if the model has it: its layer is
+    frozen, and the rule waits until it is not. `a | b` remembers the variables of both.
     """
 
     def __init__(self, rules: Mapping[str, Any], paths: Iterable[str]) -> None:
@@ -29,7 +24,7 @@ class ModelRules(dict[str, float]):
         self.paths = tuple(paths)
 
     def copy(self) -> ModelRules:
-        """Return a copy that remembers the same."""
+        """Return a copy that remembers the same variables."""
         return ModelRules(self, self.paths)
 
     def __or__(self, other: Any) -> Any:
@@ -44,36 +39,46 @@ class ModelRules(dict[str, float]):
         return self
 
 
+def _united(a: Any, b: Any) -> Any:
+    if not isinstance(a, dict) or not isinstance(b, dict):
+        return NotImplemented
+    return ModelRules({**a, **b}, _paths_of(a, b))
+
+
+def _paths_of(*rules: Any) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(path for r in rules for path in getattr(r, "paths", ())))
+
+
 def no_decay(model: keras.Model, embeddings: bool = False) -> dict[str, float]:
-    """Return `{path: 0}` of the variables that weight decay is mostly kept from.
+    """Return `{path: 0}` of the variables that usually get no weight decay.
 
     These are the variables of fewer than two dimensions (biases, scales of normalization layers)
-    and biases of any rank: what `decay_vectors=False` leaves alone. Frozen ones are among them, and
-    their rules wait until they are trained. As each key is a whole path, it beats all other keys.
-    Put such dicts together with `|`, which keeps what they know of the model.
+    and biases of any rank, as with `decay_vectors=False`. Frozen ones are listed too: their rules
+    wait until they are trained. Each key is a whole path, so it beats every other key. `a | b`
+    unites such dicts and keeps what they know of the model.
 
     Args:
         model: a built `keras.Model`.
-        embeddings: also those of embeddings: the tables of `Embedding` layers, position embeddings,
-            class tokens and their like, found by name. The kernel that projects patches is none of
-            them, as in BEiT and timm, and an output layer that is not tied to the embedding neither.
-            Defaults to `False`.
+        embeddings: also list embeddings: tables of `Embedding` layers, position embeddings, class
+            tokens and the like, found by name. As in BEiT and timm, the kernel that projects
+            patches is not one of them. An output layer that is not tied to the embedding is not
+            one either. Defaults to `False`.
 
     Raises:
-        TypeError: `model` is no `keras.Model`, or `embeddings` no bool.
-        ValueError: the model has no variables: it is not built.
+        TypeError: `model` is not a `keras.Model`, or `embeddings` is not a bool.
+        ValueError: the model is not built, or has no variables.
 
     Example:
     >>> import keras
     >>> from keras_decoupled import AdamW, no_decay
-    >>> layers = [keras.Input((4,)), keras.layers.Dense(8, name="a"), keras.layers.Dense(2, name="b")]
-    >>> model = keras.Sequential(layers, name="net")
+    >>> dense = [keras.layers.Dense(8, name="a"), keras.layers.Dense(2, name="b")]
+    >>> model = keras.Sequential([keras.Input((4,)), *dense], name="net")
     >>> no_decay(model)
     {'net/a/bias': 0, 'net/b/bias': 0}
     >>> optimizer = AdamW(1e-3, weight_decay=1e-4, weight_decays=no_decay(model))
     """
     variables, names = _variables(model)
-    embeddings = checks.flag("embeddings", embeddings, cure="True leaves embeddings alone too.")
+    embeddings = checks.flag("embeddings", embeddings, cure="True also spares the embeddings.")
     chosen = (
         name
         for name, v in zip(names, variables, strict=True)
@@ -87,64 +92,64 @@ def layerwise_lr_multipliers(
 ) -> dict[str, float]:
     """Return `{path: multiplier}`: the nearer a layer is to the input, the smaller its steps.
 
-    The last of `layers` has the multiplier 1, and each before it `decay` times that of the next.
-    Where they are found from the model, the depth is that of BEiT: embeddings (of patches,
-    positions, classes) or a stem 0, block i (from 0 on) i + 1, and the rest (final norm, head)
-    L + 1 with L blocks. What stands between two blocks goes with the later one. So
+    The last of `layers` has the multiplier 1. Each layer before it has `decay` times the multiplier
+    of the next. Without `layers`, the depth of a variable is found from the model, as in BEiT.
+    Embeddings (of patches, positions, classes) or a stem have depth 0. Block i, counted from 0, has
+    i + 1. The rest (final norm, head) has L + 1, with L blocks. What stands between two blocks
+    belongs to the later one. So
 
         multiplier = decay^(L + 1 − depth)
 
     Blocks are layers that hold layers and are numbered: "transformer_layer_0", "block_1_expand",
-    "conv2_block1_1_conv". Their order is that of the model's weights: from input to output in a
-    functional model, as they were defined in another. A chain without blocks (`Sequential`) has
-    each layer with weights for a step. `print` the dict, or `optimizer.explain(model)`, to see it.
+    "conv2_block1_1_conv". They are ordered as the model's weights: from input to output in a
+    functional model, as defined in a subclassed one. In a chain without blocks (`Sequential`), each
+    layer that has weights is a step. `print` the dict, or `optimizer.explain(model)`, to see it.
 
-    A multiplier scales the steps, never the decay, while recipes from BEiT and timm decay by
-    lr·w, and so less where the rate is less. With 12 blocks and `decay=0.75` an embedding is
-    decayed 42 times as hard for its step here. `layerwise_weight_decays` scales λ alike.
+    A multiplier scales the step and never the decay. In the recipes of BEiT and timm the decay is
+    lr·w, so a layer with a smaller rate is also decayed less. With 12 blocks and `decay=0.75` an
+    embedding is decayed 42 times as hard here, compared with its step. `layerwise_weight_decays`
+    scales λ in the same way.
 
     Args:
         model: a built `keras.Model`.
-        decay: the factor from one layer to the one before it; in (0, 1], mostly 0.65 to 0.9.
+        decay: the factor from one layer to the one before it; in (0, 1], usually 0.65 to 0.9.
         layers: from input to output, strings (parts of paths, as in `lr_multipliers`) or built
-            layers or models. A variable that several of them have goes with the first, and one
-            that none has gets 1. Defaults to `None`: found from the model.
+            layers or models. A variable that is in several of them belongs to the first. A variable
+            that is in none gets 1. Defaults to `None`: found from the model.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: the model is not built, `decay` is not in (0, 1], one of `layers` hits nothing in
-            the model, or there are no blocks to be found, or several kinds.
+        ValueError: the model is not built, `decay` is not in (0, 1], one of `layers` hits nothing
+            in the model, or `layers` is needed: the model has no blocks, or several kinds of them.
 
     Example:
     >>> import keras
     >>> from keras_decoupled import AdamW, layerwise_lr_multipliers, no_decay
-    >>> layers = [keras.Input((4,)), keras.layers.Dense(8, name="a"), keras.layers.Dense(2, name="b")]
-    >>> model = keras.Sequential(layers, name="net")
+    >>> dense = [keras.layers.Dense(8, name="a"), keras.layers.Dense(2, name="b")]
+    >>> model = keras.Sequential([keras.Input((4,)), *dense], name="net")
     >>> multipliers = layerwise_lr_multipliers(model, 0.5)
     >>> multipliers
     {'net/a/kernel': 0.5, 'net/a/bias': 0.5, 'net/b/kernel': 1.0, 'net/b/bias': 1.0}
     >>> decays = no_decay(model)
     >>> optimizer = AdamW(1e-3, weight_decay=1e-4, weight_decays=decays, lr_multipliers=multipliers)
 
-    Sources: BEiT, https://arxiv.org/abs/2106.08254; ULMFiT, https://arxiv.org/abs/1801.06146, where
-    the idea comes from. timm counts in the same way, but for the final norm: it goes with the last
-    block there.
+    Sources: BEiT, https://arxiv.org/abs/2106.08254. The idea is ULMFiT's,
+    https://arxiv.org/abs/1801.06146. timm counts in the same way, except that the final norm
+    belongs to the last block.
     """
     variables, names = _variables(model)
-    number = checks.real("decay", decay, cure=_FACTOR)
+    cure = (
+        "Each layer has `decay` times the next one's multiplier; 0.75 is a start, 1 changes none."
+    )
+    number = checks.real("decay", decay, cure=cure)
     if not 0 < number <= 1:
-        raise ValueError(f"`decay` must be in (0, 1]. Received: decay={decay!r}. {_FACTOR}")
+        checks.refuse("decay", decay, "must be in (0, 1]", cure)
     if layers is None:
         steps, last = _steps_of_model(model)
     else:
         steps, last = _steps_of_layers(layers, variables, names)
-    return ModelRules(
-        {
-            name: number ** (last - steps.get(id(v), last))
-            for name, v in zip(names, variables, strict=True)
-        },
-        names,
-    )
+    factors = (number ** (last - steps.get(id(v), last)) for v in variables)
+    return ModelRules(dict(zip(names, factors, strict=True)), names)
 
 
 def layerwise_weight_decays(
@@ -155,17 +160,20 @@ def layerwise_weight_decays(
 ) -> dict[str, float]:
     """Return `{path: λ}`: `weight_decay` scaled as `layerwise_lr_multipliers` scales the rate.
 
-    Recipes from BEiT and timm decay by lr·w, so that a layer with a smaller rate is decayed less.
-    Here a multiplier never scales the decay: with 12 blocks and `decay=0.75` an embedding would be
-    decayed 42 times as hard for its step as there. This gives back their proportions.
+        λ = weight_decay·decay^(L + 1 − depth)
 
-    It names every variable, biases too, by its whole path, which `decay_vectors=False` does not
-    beat. Add `no_decay(model)` to leave them alone.
+    In the recipes of BEiT and timm the decay is lr·w, so a layer with a smaller rate is also
+    decayed less. Here a multiplier never scales the decay: with 12 blocks and `decay=0.75` an
+    embedding would be decayed 42 times as hard, compared with its step. These decays have the
+    proportions of the recipes.
+
+    The dict names every variable by its whole path, biases too, and so beats `decay_vectors=False`.
+    Add `| no_decay(model)` to leave biases and scales undecayed.
 
     Args:
         model: a built `keras.Model`.
-        weight_decay: λ where the multiplier is 1, and of a variable that none of `layers` has:
-            fraction of the weight removed per update at η = 1; ≥ 0.
+        weight_decay: λ of the last layer, and of a variable that is in none of `layers`: fraction
+            of the weight removed per update at η = 1; ≥ 0.
         decay: the factor from one layer to the one before it; in (0, 1].
         layers: as in `layerwise_lr_multipliers`. Defaults to `None`: found from the model.
 
@@ -176,8 +184,8 @@ def layerwise_weight_decays(
     Example:
     >>> import keras
     >>> from keras_decoupled import layerwise_weight_decays, no_decay
-    >>> layers = [keras.Input((4,)), keras.layers.Dense(8, name="a"), keras.layers.Dense(2, name="b")]
-    >>> model = keras.Sequential(layers, name="net")
+    >>> dense = [keras.layers.Dense(8, name="a"), keras.layers.Dense(2, name="b")]
+    >>> model = keras.Sequential([keras.Input((4,)), *dense], name="net")
     >>> layerwise_weight_decays(model, 0.5, decay=0.5) | no_decay(model)
     {'net/a/kernel': 0.25, 'net/a/bias': 0, 'net/b/kernel': 0.5, 'net/b/bias': 0}
     """
@@ -190,29 +198,12 @@ def layerwise_weight_decays(
 
 def _variables(model: Any) -> tuple[list[Any], list[str]]:
     """Return a model's weights, trainable ones first, and their labels."""
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"`model` must be a keras.Model. Received: model={model!r} of type "
-            f"{type(model).__name__}. Give the built model that the optimizer trains."
-        )
-    if not (model.built and model.weights):
-        raise ValueError(
-            "`model` must be built, and have weights. Received: the model "
-            f"{model.name!r}, which has none yet. Call model.build(input_shape), or pass data "
-            "through it once."
-        )
+    regularizers.check_model(model)
+    if not model.weights:
+        received = checks.Seen(f"the model {model.name!r}, which has none")
+        checks.refuse("model", received, "must have weights", "Give the model that you train.")
     variables = sorted(model.weights, key=lambda v: not v.trainable)
     return variables, match.labels([v.path for v in variables])
-
-
-def _united(a: Any, b: Any) -> Any:
-    if not isinstance(a, dict) or not isinstance(b, dict):
-        return NotImplemented
-    return ModelRules({**a, **b}, _paths_of(a, b))
-
-
-def _paths_of(*rules: Any) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(path for r in rules for path in getattr(r, "paths", ())))
 
 
 # Steps: where each variable stands from input to output, by id, and the number of the last step.
@@ -222,12 +213,9 @@ def _steps_of_layers(
     layers: Any, variables: Sequence[Any], names: Sequence[str]
 ) -> tuple[dict[int, int], int]:
     if not isinstance(layers, list | tuple):
-        raise TypeError(
-            f"`layers` must be a list, or None. Received: layers={layers!r} of type "
-            f"{type(layers).__name__}. {_CURE}"
-        )
+        checks.refuse("layers", layers, "must be a list, or None", blocks.CURE, TypeError)
     if not layers:
-        raise ValueError(f"`layers` must name at least one layer. Received: layers=[]. {_CURE}")
+        checks.refuse("layers", layers, "must name at least one layer", blocks.CURE)
     label = {id(v): name for name, v in zip(names, variables, strict=True)}
     keys: list[Any] = []
     for i, key in enumerate(layers):
@@ -235,55 +223,48 @@ def _steps_of_layers(
             hits = tuple(label[id(v)] for v in key.weights if id(v) in label)
             if not hits:
                 what = "none of whose weights is the model's" if key.weights else "without weights"
-                raise ValueError(
-                    f"`layers[{i}]` must be a layer of the model, with weights. Received: the layer "
-                    f"{key.name!r}, {what}. Take it from `model.layers`, or leave it out."
-                )
+                received = checks.Seen(f"the layer {key.name!r}, {what}")
+                rule = "must be a layer of the model, with weights"
+                cure = "Take it from `model.layers`, or leave it out."
+                checks.refuse(f"layers[{i}]", received, rule, cure)
             key = hits
+        elif not isinstance(key, str):
+            checks.refuse(
+                f"layers[{i}]", key, "must be a string or a layer", blocks.CURE, TypeError
+            )
         keys.append(key)
-    # Backwards: of the keys that hit a variable the last one decides.
-    deciding = match.deciding_keys(
-        list(dict.fromkeys(reversed(keys))), list(names), argument="layers"
-    )
-    steps = {
-        id(v): keys.index(key)
-        for v, key in zip(variables, deciding, strict=True)
-        if key is not None
-    }
-    return steps, len(keys) - 1
+    # Reversed: of the keys that hit a variable, the last one decides.
+    unique = list(dict.fromkeys(reversed(keys)))
+    deciding = match.deciding_keys(unique, names, argument="layers")
+    hit = ((v, key) for v, key in zip(variables, deciding, strict=True) if key is not None)
+    return {id(v): keys.index(key) for v, key in hit}, len(keys) - 1
 
 
 def _steps_of_model(model: keras.Model) -> tuple[dict[int, int], int]:
     weights = model.weights  # in the order of the layers, whether frozen or not
     paths = [v.path for v in weights]
-    try:
-        depths, count = blocks.depths(paths)
-    except ValueError as error:
-        raise ValueError(
-            "`layers` must be given for a model with several kinds of blocks, of which nobody can "
-            f"tell whether they follow one another. Received: {model.name!r}, with {error} and "
-            f"their like. {_CURE}"
-        ) from None
+    depths, count = blocks.depths(paths)
     if count:
         return {id(v): depth for v, depth in zip(weights, depths, strict=True)}, count + 1
     chain = _chain(model)
     if not chain:
-        raise ValueError(
-            "`layers` must be given for a model without numbered blocks ('block_0', 'block_1', with "
-            f"layers inside) whose layers are no chain. Received: {model.name!r}, with weights in "
-            f"{match.listed(paths)}. {_CURE}"
+        rule = (
+            "must be given for a model without numbered blocks ('block_0', 'block_1', with layers "
+            "inside) whose layers are not a chain"
         )
+        received = checks.Seen(f"the model {model.name!r}, with weights in {match.listed(paths)}")
+        checks.refuse("layers", received, rule, blocks.CURE)
     steps: dict[int, int] = {}
     for i, layer in enumerate(chain):
         for v in layer.weights:
-            steps.setdefault(id(v), i)  # tied to an earlier layer
+            steps.setdefault(id(v), i)  # a tied variable belongs to the earlier layer
     return steps, len(chain) - 1
 
 
 def _chain(model: Any) -> list[Any]:
-    """Return the layers with weights of a model in which each layer feeds the next; else none."""
+    """Return the layers that have weights, if each layer of the model feeds the next; else []."""
     if not isinstance(model, keras.Sequential):
-        operations = getattr(model, "operations", [])  # of a functional model
+        operations = getattr(model, "operations", [])  # a functional model has them
         inputs = [{id(x) for x in keras.tree.flatten(op.input)} for op in operations]
         one_way = inputs and all(len(tensors) < 2 for tensors in inputs)
         if not (one_way and len(model.inputs) == len(model.outputs) == 1):

@@ -36,9 +36,9 @@ from keras_decoupled.core.registry import (
 )
 from keras_decoupled.core.settings import as_number, checked_number
 from keras_decoupled.core.update import cast, copied
-from keras_decoupled.decay import explanation
+from keras_decoupled.decay import explain
 from keras_decoupled.decay.exclusions import Exclusions
-from keras_decoupled.decay.explanation import Explanation
+from keras_decoupled.decay.explain import Explanation
 from keras_decoupled.paths.match import labels, path_of
 from keras_decoupled.saving import state
 from keras_decoupled.saving.config import read_config
@@ -410,7 +410,7 @@ class Decoupled(KerasHooks):
         if model_or_variables is None and self.built:
             variables = registry.variables
         else:
-            variables = explanation.variables_of(model_or_variables)
+            variables = explain.variables_of(model_or_variables)
             check_variables(variables, self._kd.inside.key_of)
         clock.check_state()
         with warnings.catch_warnings(record=True) as caught:
@@ -419,7 +419,7 @@ class Decoupled(KerasHooks):
             names = labels([path_of(v) for v in variables])
             everything = range(len(names))
             _, overridden = registry.rules.read(everything, variables, names, first=False)
-        found = explanation.explain(
+        found = explain.explain(
             f"{self.name} ({type(self).__name__}): each variable's decay at η = 1",
             variables,
             registry.rows_now(rows),

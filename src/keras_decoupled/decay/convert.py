@@ -1,18 +1,11 @@
-"""The numbers of a weight decay: among the libraries' conventions, and from a timescale."""
+"""The number for a weight decay: from another library's number, and from a timescale."""
 
 from __future__ import annotations
 
 from keras_decoupled import checks
 
-# Whether the learning rate multiplies the weight decay.
-_COUPLED = {
-    "keras": True,
-    "torch": True,
-    "optax": True,
-    "tfa": False,
-    "composer": False,
-    "keras_decoupled": False,
-}
+_COUPLED = ("keras", "torch", "optax")  # the learning rate multiplies the weight decay
+_LIBRARIES = (*_COUPLED, "tfa", "composer", "keras_decoupled")
 
 
 def convert_weight_decay(
@@ -21,25 +14,26 @@ def convert_weight_decay(
     source: str = "keras",
     target: str = "keras_decoupled",
 ) -> float:
-    """Return the weight decay that does in one library what a weight decay does in another.
+    """Return the number that decays in one library as `weight_decay` does in another.
 
-    With w in keras, torch and optax, λ in tfa (TensorFlow Addons), composer (MosaicML) and
-    keras_decoupled, and α the learning rate, the fraction of the weight removed per update at the
-    base learning rate is
+    keras, torch and optax multiply their weight decay w by the learning rate. tfa (TensorFlow
+    Addons), composer (MosaicML) and keras_decoupled do not: their λ is the fraction of the weight
+    removed per update. With α the base learning rate,
 
         λ = α·w
 
-    In tfa no schedule of the learning rate moves the decay; that is `Decay(λ, eta_power=0)` here.
+    In tfa a schedule of the learning rate does not change the decay. Here `Decay(λ, eta_power=0)`
+    does the same.
 
     Args:
         weight_decay: as given to the source's AdamW or SGDW; ≥ 0.
         learning_rate: α, the base learning rate (the peak of a schedule); > 0.
         source: "keras", "torch", "optax", "tfa", "composer" or "keras_decoupled". Defaults to
             `"keras"`.
-        target: one of the same. Defaults to `"keras_decoupled"`.
+        target: one of the same names. Defaults to `"keras_decoupled"`.
 
     Raises:
-        ValueError: a number is out of its range, or a library is not among these.
+        ValueError: a number is out of its range, or a library is not one of these.
         TypeError: an argument has the wrong type.
 
     Example:
@@ -56,28 +50,23 @@ def convert_weight_decay(
     )
     cure = "It is the base learning rate, the peak of a schedule."
     rate = checks.real("learning_rate", learning_rate, minimum=1e-38, cure=cure)
-    coupled = []
     for name, library in (("source", source), ("target", target)):
-        checks.text(name, library, cure="It is the name of a library.")
-        if library not in _COUPLED:
-            raise ValueError(
-                f"`{name}` must be one of {', '.join(map(repr, _COUPLED))}. "
-                f"Received: {name}={library!r}. For another library, see whether its learning rate "
-                "multiplies the decay, as in 'torch', or not, as here."
-            )
-        coupled.append(_COUPLED[library])
-    if coupled[0] == coupled[1]:
+        cure = "For others: 'torch' if the learning rate multiplies their decay, else 'composer'."
+        checks.text(name, library, cure=cure)
+        if library not in _LIBRARIES:
+            checks.refuse(name, library, f"must be one of {', '.join(map(repr, _LIBRARIES))}", cure)
+    if (source in _COUPLED) == (target in _COUPLED):
         return decay
-    return decay * rate if coupled[0] else decay / rate
+    return decay * rate if source in _COUPLED else decay / rate
 
 
 def decay_from_timescale(epochs: float, steps_per_epoch: int) -> float:
-    """Return the weight decay λ with which a weight remembers that many epochs.
+    """Return the weight decay λ with which a weight remembers this many epochs.
 
         λ = 1/(epochs·steps_per_epoch)
 
-    A decayed weight is a moving average of its steps, over 1/λ updates. In epochs, the best such
-    timescale hardly changes with the size of model, data and batch.
+    A decayed weight is a moving average of its steps over 1/λ updates. Measured in epochs, the best
+    timescale hardly changes with the size of the model, the data or the batch.
 
     Args:
         epochs: the timescale, in epochs; > 0.

@@ -1,15 +1,17 @@
 """Which saved entry a variable continues, although Keras changes paths between saving and loading.
 
-`load_model` and `clone_model` drop leading components ("sequential/dense_1/kernel" comes back as "dense_1/kernel"),
-a wrapping model adds some, and automatic numbers depend on what else the process has made ("sub/dense_4" becomes
-"sub_1/dense_6"). Order and shapes stay. So:
+`load_model` and `clone_model` drop leading components ("sequential/dense_1/kernel" comes back as
+"dense_1/kernel"). A wrapping model adds some. Automatic numbers depend on what else the process has
+made ("sub/dense_4" becomes "sub_1/dense_6"). Order and shapes stay. So:
 
-    1. same number, every shape equal in order   by position; by label where the same labels come in another order
-    2. else                                      the same label; then a unique suffix; then one with automatic numbers
-                                                 ignored
-    3. candidates left on both sides             an error: moments and decays of the wrong layer would go unnoticed
+    1. same shapes in the same order    by position; by label if the same labels were reordered
+    2. else                             the same label; then a unique suffix of the path;
+                                        then a unique suffix without automatic numbers
+    3. still several candidates         an error: a wrong choice would give a layer the moments
+                                        and the decay of another
 
-Pure Python; knows nothing of Keras. No `:=` here: AutoGraph, which reads this in a TensorFlow step that builds, warns.
+Knows nothing of Keras. No `:=` here: AutoGraph reads this file when a TensorFlow step builds the
+optimizer, and warns about it.
 """
 
 from __future__ import annotations
@@ -18,79 +20,80 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import NoReturn
 
+from keras_decoupled import checks
 from keras_decoupled.paths.match import SHOWN, components, listed
 
 Entry = tuple[str, tuple[int, ...]]  # (label, shape); labels as `match.labels` makes them
 _Place = tuple[tuple[int, ...], tuple[str, ...]]  # (shape, path)
 
 _AUTOMATIC_NUMBER = re.compile(r"_\d+$")
+_CURE = (
+    "Give these layers names of their own (`name=...`) before saving and before loading, or build "
+    "on the same variables in the same order as when saving."
+)
 
 
 def align(
     saved: Sequence[Entry], new: Sequence[Entry], *, what: str, by_order: bool = True
 ) -> list[int | None]:
-    """For each new variable the index of the saved entry that it continues, None where there is none.
+    """For each new variable, return the index of the saved entry that it continues, or None.
 
-    No saved entry is used twice. A variable aligned by its label may have another shape than the entry (the layer was
-    resized); every other alignment is between equal shapes.
+    No saved entry is used twice. A variable may differ in shape from the entry of its own label:
+    its layer was resized. Every other pair has equal shapes.
 
     Args:
         saved: label and shape of each saved entry, in the order of saving.
         new: label and shape of each variable now.
         what: what was saved, for the message ("the saved weight decays").
-        by_order: whether equal shapes in equal order are enough (rule 1). They are not where `saved` is a loose
-            collection and not a whole list of variables.
+        by_order: whether the same shapes in the same order are enough (rule 1). They are not if
+            `saved` is a loose collection rather than the whole list of an optimizer's variables.
 
     Raises:
-        ValueError: names and shapes leave open which entry a variable continues.
+        ValueError: paths and shapes allow several entries for a variable.
     """
-    if not saved:
-        return [None] * len(new)
+    old_shapes, shapes = ([tuple(shape) for _, shape in entries] for entries in (saved, new))
     by_label = {label: j for j, (label, _) in enumerate(saved)}
-    old_shapes, shapes = [tuple(shape) for _, shape in saved], [tuple(shape) for _, shape in new]
     found = {i: by_label[label] for i, (label, _) in enumerate(new) if label in by_label}
 
     if by_order and shapes == old_shapes:
-        # Reordered layers take their shapes along. Where the shapes stay, automatic names have changed places.
-        reordered = [shapes[i] == old_shapes[j] for i, j in found.items()] == [True] * len(new)
-        return [found[i] if reordered else i for i in range(len(new))]
+        # A layer that moved took its shape along. Else automatic names have changed places.
+        moved = len(found) == len(new) and all(shapes[i] == old_shapes[found[i]] for i in found)
+        return [found[i] if moved else i for i in range(len(new))]
 
+    open_saved = open_new = _Index([])
     for numbers in True, False:
-        old_places = [_place(entry, numbers) for entry in saved]
-        places = [_place(entry, numbers) for entry in new]
-        open_saved = _Index(old_places, leave_out=set(found.values()))
-        open_new = _Index(places, leave_out=found)
-        if not (open_saved.which and open_new.which):
+        if len(found) == min(len(saved), len(new)):
             break
-        all_saved = _Index(old_places)
-        matched = _only_candidates(open_new, open_saved)
+        old_places, places = ([_place(e, numbers) for e in entries] for entries in (saved, new))
+        everything = _Index(old_places)
+        matched = [(0, 0)]  # anything but empty
         while matched:
             new_of = {j: i for i, j in found.items()}
-            for i, j in matched:
-                rival = _against_the_order(i, j, places, new_of, all_saved)
-                if rival is not None:
-                    raise _ambiguous(what, new[i], [saved[j], saved[found[rival]]], [new[rival]])
-                found[i], new_of[j] = j, i
-                open_new.remove(i)
-                open_saved.remove(j)
+            open_saved, open_new = _Index(old_places, new_of), _Index(places, found)
             matched = _only_candidates(open_new, open_saved)
-    for i in open_new.which:
-        olds = set(open_saved.agreeing(places[i]))
+            for i, j in matched:
+                a = _against_the_order(i, j, places, new_of, everything)
+                if a is not None:
+                    _refuse(what, new[i], [saved[j], saved[found[a]]], [new[a]])
+                found[i], new_of[j] = j, i
+    for i in open_new.open:
+        olds = set(open_saved.agreeing(open_new.places[i]))
         if olds:
-            others = (a for a in open_new.which if a != i)
-            rivals = (a for a in others if not olds.isdisjoint(open_saved.agreeing(places[a])))
-            shown = [new[a] for a in islice(rivals, SHOWN + 1)]
-            raise _ambiguous(what, new[i], [saved[j] for j in sorted(olds)], shown)
+            rivals = (
+                new[a]
+                for a in open_new.open
+                if a != i and not olds.isdisjoint(open_saved.agreeing(open_new.places[a]))
+            )
+            _refuse(what, new[i], [saved[j] for j in sorted(olds)], [*islice(rivals, SHOWN + 1)])
     return [found.get(i) for i in range(len(new))]
 
 
 def _place(entry: Entry, numbers: bool) -> _Place:
     label, shape = entry
     path = components(label)
-    if not numbers:
-        path = tuple(_AUTOMATIC_NUMBER.sub("", part) for part in path)
-    return tuple(shape), path
+    return tuple(shape), path if numbers else tuple(_AUTOMATIC_NUMBER.sub("", p) for p in path)
 
 
 def _tails(place: _Place) -> list[_Place]:
@@ -99,52 +102,47 @@ def _tails(place: _Place) -> list[_Place]:
 
 
 class _Index:
-    """Entries of one side by shape and path. Two entries agree if the path of one is a tail of the other's."""
+    """Entries by shape and path. Two entries agree if one path is a tail of the other."""
 
     def __init__(self, places: Sequence[_Place], leave_out: Collection[int] = ()) -> None:
         self.places = places
-        self.which = {k: None for k in range(len(places)) if k not in leave_out}  # in order
-        self._of_path: defaultdict[_Place, dict[int, None]] = defaultdict(dict)
-        self._of_tail: defaultdict[_Place, dict[int, None]] = defaultdict(dict)
-        for k in self.which:
-            self._of_path[places[k]][k] = None
+        self.open = [k for k in range(len(places)) if k not in leave_out]
+        self._of_path: defaultdict[_Place, list[int]] = defaultdict(list)
+        self._of_tail: defaultdict[_Place, list[int]] = defaultdict(list)
+        for k in self.open:
+            self._of_path[places[k]].append(k)
             for tail in _tails(places[k]):
-                self._of_tail[tail][k] = None
+                self._of_tail[tail].append(k)
 
-    def remove(self, k: int) -> None:
-        del self.which[k], self._of_path[self.places[k]][k]
-        for tail in _tails(self.places[k]):
-            del self._of_tail[tail][k]
-
-    def _groups(self, place: _Place) -> Iterator[dict[int, None]]:
-        """The entries that agree with this one, in groups; those that share the longest tail first."""
-        yield self._of_tail.get(place, {})
+    def _groups(self, place: _Place) -> Iterator[list[int]]:
+        """Yield the entries that agree with this one, grouped, the longest shared tail first."""
+        yield self._of_tail.get(place, [])
         for tail in _tails(place)[1:]:
-            yield self._of_path.get(tail, {})
+            yield self._of_path.get(tail, [])
 
     def agreeing(self, place: _Place) -> Iterator[int]:
         return (k for group in self._groups(place) for k in group)
 
     def only_candidate(self, place: _Place) -> int | None:
-        """The entry that shares the longest tail with this one, None where there are several or none."""
+        """Return the entry that shares the longest tail with this one, if it is the only one."""
         # "m/sub/dense/kernel" continues "sub/dense/kernel" rather than "dense/kernel".
-        group = next(filter(None, self._groups(place)), {})
-        return next(iter(group)) if len(group) == 1 else None
+        group = next(filter(None, self._groups(place)), [])
+        return group[0] if len(group) == 1 else None
 
 
 def _only_candidates(new: _Index, saved: _Index) -> list[tuple[int, int]]:
-    """The pairs in which each side is the other's only candidate."""
-    pairs = [(i, saved.only_candidate(new.places[i])) for i in new.which]
+    """Return the pairs in which each side is the other's only candidate."""
+    pairs = [(i, saved.only_candidate(new.places[i])) for i in new.open]
     return [(i, j) for i, j in pairs if j is not None and new.only_candidate(saved.places[j]) == i]
 
 
 def _against_the_order(
     i: int, j: int, places: Sequence[_Place], new_of: Mapping[int, int], saved: _Index
 ) -> int | None:
-    """An aligned variable that could swap saved entries with i, which would restore the order; None if there is none.
+    """Return a variable whose entry i could take instead of j, so that both are in order again.
 
-    Example: saved dense_1, dense_2; loaded dense_2, dense_3. The label matches dense_2 to dense_2, the order matches
-    it to dense_1. Ambiguous.
+    Saved are dense_1, dense_2; new are dense_2, dense_3. The label says that the new dense_2
+    continues dense_2. The order says dense_1. If dense_3 took what is left, the layers would swap.
     """
     for b in saved.agreeing(places[i]):
         a = new_of.get(b)
@@ -153,15 +151,10 @@ def _against_the_order(
     return None
 
 
-def _ambiguous(
-    what: str, variable: Entry, olds: Sequence[Entry], rivals: Sequence[Entry]
-) -> ValueError:
-    label, shape = variable
-    received = f"{label!r} of shape {tuple(shape)}, which may continue the saved {listed([name for name, _ in olds])}"
-    if rivals:
-        received += f", as may {listed([name for name, _ in rivals])}"
-    return ValueError(
-        f"Each variable has to continue one entry of {what}, found by path and shape, and here they leave open which. "
-        f"Received: {received}. Give these layers names of their own (`name=...`) before saving and after it, or build "
-        "on the same variables in the same order as when saving."
+def _refuse(what: str, variable: Entry, olds: Sequence[Entry], rivals: Sequence[Entry]) -> NoReturn:
+    old, new = (listed([label for label, _ in entries]) for entries in (olds, rivals))
+    received = f"{variable[0]!r} of shape {tuple(variable[1])}, which may continue the saved {old}"
+    rule = f"must each continue one entry of {what}, but paths and shapes leave open which"
+    checks.refuse(
+        "variables", checks.Seen(received + (f", as may {new}" if new else "")), rule, _CURE
     )

@@ -1,9 +1,9 @@
-"""Which block of a network a variable is in, as its path says. Pure Python; knows nothing of Keras.
+"""Which block of a network a variable is in, as its path says. Knows nothing of Keras.
 
-A path is cut into components, and a component after the block in it: "conv2_block1_1_conv" is the
-layer "1_conv" of "conv2_block1". Components that hold layers, stand in the same place and differ in
-nothing but a number are a series: "transformer_layer_0", "transformer_layer_1", … The outermost
-series in a path has the blocks.
+A path is cut into components, and a component is cut after the block in it: "conv2_block1_1_conv"
+is the layer "1_conv" of "conv2_block1". Components are a series if they hold layers, stand in the
+same place and differ only in a number: "transformer_layer_0", "transformer_layer_1", … The members
+of the outermost series in a path are the blocks.
 """
 
 from __future__ import annotations
@@ -13,63 +13,67 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from keras_decoupled import checks
 from keras_decoupled.paths import match
 
+CURE = (
+    "Name them from input to output, by their names in `variable.path` or as built layers: "
+    "layers=['embedding', 'block_0', 'block_1', 'head']."
+)
 Parts: TypeAlias = tuple[str, ...]  # components
 
-# In "block_1_expand" a layer's name follows; in "block_1_2" both numbers are the block's.
+# In "block_1_expand" a layer's name follows the block. In "block_1_2" both numbers are the block's.
 _BLOCK_IN_NAME = re.compile(r"((?:block|layer)s?_?\d+[a-z]?)_(?=.*[a-zA-Z])")
 _NUMBER = re.compile(r"\d+[a-z]?(?![a-zA-Z])|\d+")  # "2a" too
-# Numbered, but parts of a block, or beside the blocks. A `Sequential` may be anything.
+# Layers with numbers that are parts of a block, or beside the blocks. A `Sequential` may be both.
 _NO_BLOCK = re.compile(r"(attention|sequential|head|heads)$|downsampl|upsampl|transition")
-_STAGE = re.compile(r"(stage|stack|group|level)s?$")  # has the blocks in it
+_STAGE = re.compile(r"(stage|stack|group|level)s?$")  # holds blocks
 _EMBEDDING = re.compile(r"embed|position|tokens?$")
 _NO_EMBEDDING = re.compile(r"^reverse_|kernel|(bias|gamma|beta|scale)$")
 
 
 def is_embedding(label: str) -> bool:
-    """Tell whether a variable is an embedding, a position's or a class token, as far as its name says.
+    """Tell from its name whether a variable is an embedding, of positions too, or a class token.
 
-    "embeddings" is the table of Keras' `Embedding`. "reverse_embeddings" of a `ReversibleEmbedding`
-    is an output layer, which has a kernel of its own.
+    Keras' `Embedding` calls its table "embeddings". "reverse_embeddings" of a `ReversibleEmbedding`
+    is the kernel of an output layer.
     """
     *layers, name = match.components(label)
-    by_layer = bool(layers) and "embed" in layers[-1]
-    return (by_layer or bool(_EMBEDDING.search(name))) and not _NO_EMBEDDING.search(name)
+    in_embedding = bool(layers) and "embed" in layers[-1]
+    return (in_embedding or bool(_EMBEDDING.search(name))) and not _NO_EMBEDDING.search(name)
 
 
 def depths(paths: Sequence[str]) -> tuple[list[int], int]:
-    """Return the depth of each variable, and the number L of blocks; L = 0 where there are none.
+    """Return the depth of each variable, and the number L of blocks, which is 0 if there are none.
 
-    Block i, counted from 0, has depth i + 1. Embeddings, and whatever comes before the blocks, have
-    0; what comes after them has L + 1; and what stands between two of them goes with the later one.
+    Block i, counted from 0, has depth i + 1. Embeddings and all that comes before the blocks have
+    depth 0. All that comes after the blocks has L + 1. What stands between two blocks has the depth
+    of the later one.
 
     Args:
         paths: of a network's variables, from input to output.
 
     Raises:
-        ValueError: there are several series of blocks. The message says which, and no more.
+        ValueError: there are several series of blocks, so the user has to name `layers`.
     """
     blocks = _blocks([_layers_in(path) for path in paths])
     numbers = {block: i for i, block in enumerate(dict.fromkeys(filter(None, blocks)), start=1)}
     last = len(numbers) + 1
+    first = next((i for i, block in enumerate(blocks) if block), len(blocks))
     found, depth = [], last
-    for block in reversed(blocks):
-        depth = numbers.get(block, depth)
-        found.append(depth)
-    found.reverse()
-    started = False
-    for i, (path, block) in enumerate(zip(paths, blocks, strict=True)):
-        started = started or bool(block)
-        if not block and (not started or is_embedding(path)):
-            found[i] = 0
-        if not block and match.components(path)[-1].startswith("reverse_"):
-            found[i] = last
-    return found, len(numbers)
+    for i, path in reversed(list(enumerate(paths))):
+        depth = numbers.get(blocks[i], depth)
+        if blocks[i]:
+            found.append(depth)
+        elif match.components(path)[-1].startswith("reverse_"):
+            found.append(last)
+        else:
+            found.append(0 if i < first or is_embedding(path) else depth)
+    return found[::-1], len(numbers)
 
 
 def _layers_in(path: str) -> Parts:
-    """Return the names of the layers in a path, from the outside in, a block apart from its layer."""
+    """Return the names of the layers in a path, outermost first; a block apart from its layer."""
     return tuple(
         part
         for component in match.components(path)[:-1]
@@ -78,9 +82,9 @@ def _layers_in(path: str) -> Parts:
 
 
 def _blocks(layers: Sequence[Parts]) -> list[Parts]:
-    """Return the block that each of these is in, () where it is in none."""
+    """Return the block that each of these is in, or ()."""
     holders = dict.fromkeys(p[:i] for p in layers for i in range(1, len(p)))
-    # A series has two members in one place at least; in another ("stage_3") it may have one.
+    # A series has two members in at least one place; elsewhere ("stage_3") it may have one.
     siblings = Counter((holder[:-1], _pattern(holder)) for holder in holders)
     series = {pattern for (_, pattern), count in siblings.items() if count > 1}
     series = {s for s in series if not _NO_BLOCK.search(_word(s[-1]))}
@@ -90,12 +94,14 @@ def _blocks(layers: Sequence[Parts]) -> list[Parts]:
     ]
     kinds = {_pattern(block): block for block in reversed(blocks) if block}
     if len(kinds) > 1:
-        raise ValueError(match.listed(["/".join(block) for block in kinds.values()]))
+        several = match.listed(["/".join(block) for block in kinds.values()])
+        rule = "must be given for a model with several kinds of blocks, whose order is unknown"
+        checks.refuse("layers", checks.Seen(f"blocks such as {several}"), rule, CURE)
     return blocks
 
 
 def _pattern(parts: Parts) -> Parts:
-    """Return the components with # for numbers; Keras calls the first of several "block", not "block_0"."""
+    """Return the components with # for numbers; Keras calls the first "block", not "block_0"."""
     return tuple(p if "#" in p else f"{p}_#" for p in (_NUMBER.sub("#", part) for part in parts))
 
 

@@ -13,32 +13,43 @@ from typing import Any
 import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_decoupled.checks import Seen, refuse
+from keras_decoupled import checks
 from keras_decoupled.decay import kinds, regularizers
 from keras_decoupled.decay.kinds import Decay
 from keras_decoupled.decay.rows import Row
 from keras_decoupled.paths import match
 
 _SHOWN = 3  # variables in a warning
+_ALWAYS = object()  # the usual value of a column that is always shown
 
-# Title, the key of a row, how an entry is written, and whether the column is always shown: others
-# only where they tell variables apart from one another, or from the usual.
-_COLUMNS: tuple[tuple[str, str, Callable[[Any], str], bool], ...] = (
-    ("variable", "path", str, True),
-    ("shape", "shape", lambda shape: "×".join(map(str, shape)) or "scalar", True),
-    ("dtype", "dtype", str, False),
-    ("rule", "rule", str, True),
-    ("decay", "decay_per_update", lambda x: f"{x:.3g}" if x else "", True),
-    ("l1", "l1", lambda x: f"{x:.3g}" if x else "", False),
-    ("kind", "kind", str, False),
-    ("half-life", "half_life_updates", lambda x: "" if x is None else _number(x), True),
-    ("epochs", "half_life_epochs", lambda x: "" if x is None else _number(x), False),
-    ("rate", "multiplier", lambda x: f"×{x:.3g}", False),
-    ("part", "part", str, False),
+
+def _amount(x: float) -> str:
+    return f"{x:.3g}" if x else ""
+
+
+def _count(x: float | None) -> str:
+    if x is None:
+        return ""
+    return f"{x:,.0f}" if 100 <= x < 1e7 else f"{x:.3g}"
+
+
+# Title, key of a row, how an entry is written, and the usual value. A column is shown only if one
+# of its values is not the usual one.
+_COLUMNS: tuple[tuple[str, str, Callable[[Any], str], Any], ...] = (
+    ("variable", "path", str, _ALWAYS),
+    ("shape", "shape", lambda shape: "×".join(map(str, shape)) or "scalar", _ALWAYS),
+    ("dtype", "dtype", str, "float32"),
+    ("rule", "rule", str, _ALWAYS),
+    ("decay", "decay_per_update", _amount, _ALWAYS),
+    ("l1", "l1", _amount, 0.0),
+    ("kind", "kind", str, ""),
+    ("half-life", "half_life_updates", _count, _ALWAYS),
+    ("epochs", "half_life_epochs", _count, None),
+    ("rate", "multiplier", lambda x: f"×{x:.3g}", 1.0),
+    ("part", "part", str, ""),
 )
 _TEXT = ("variable", "shape", "dtype", "rule", "kind", "part")  # the other columns are numbers
 _LEGEND = "decay: the fraction removed per update; half-life: updates, if no gradient acts"
-_USUAL = {"dtype": "float32", "l1": 0.0, "kind": "", "half_life_epochs": None, "multiplier": 1.0}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -46,10 +57,10 @@ class Explanation:
     """A table of what each variable gets, with warnings; `print` it, or show it in a notebook.
 
     Attributes:
-        title: a line that says of what.
+        title: which optimizer this is about.
         rows: one dict per variable, with path, shape, dtype, rule, l1, l2, decay_per_update,
             half_life_updates, half_life_epochs, multiplier and kind; for Muon also part.
-        warnings: sentences about what may not be meant.
+        warnings: sentences about what may be a mistake.
     """
 
     title: str
@@ -57,24 +68,19 @@ class Explanation:
     warnings: list[str]
 
     @property
-    def _columns(self) -> list[tuple[str, list[str]]]:
-        shown = []
-        for title, key, write, always in _COLUMNS:
-            entries = [row[key] for row in self.rows if key in row]
-            if always or any(entry != _USUAL.get(key) for entry in entries):
-                shown.append((title, list(map(write, entries))))
-        return [column for column in shown if column[1]]
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """The titles of the columns that are shown, and the entries of each line."""
+        shown = [c for c in _COLUMNS if any(row.get(c[1], c[3]) != c[3] for row in self.rows)]
+        lines = [[write(row.get(key, x)) for _, key, write, x in shown] for row in self.rows]
+        return [title for title, *_ in shown], lines
 
     @property
     def _summary(self) -> str:
-        sizes = [math.prod(row["shape"]) for row in self.rows]
-        decayed = list(map(_is_decayed, self.rows))
-        parameters = sum(
-            size for size, is_decayed in zip(sizes, decayed, strict=True) if is_decayed
-        )
+        decayed = list(filter(_is_decayed, self.rows))
+        part, whole = (sum(math.prod(r["shape"]) for r in rows) for rows in (decayed, self.rows))
         return (
-            f"{sum(decayed)} of {len(decayed)} variables are decayed, "
-            f"{parameters:,} of {sum(sizes):,} parameters."
+            f"{len(decayed)} of {len(self.rows)} variables are decayed, "
+            f"{part:,} of {whole:,} parameters."
         )
 
     def __rich__(self) -> Any:
@@ -85,16 +91,16 @@ class Explanation:
         from rich.text import Text
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for title, _ in self._columns:
-            # Paths are the long ones: they are folded before anything else is.
+        titles, lines = self._table
+        for title in titles:
             table.add_column(
                 title,
                 justify="left" if title in _TEXT else "right",
-                no_wrap=title not in ("variable", "kind"),
+                no_wrap=title not in ("variable", "kind"),  # these are long: they are folded first
                 overflow="fold",
             )
-        for entries in zip(*(entries for _, entries in self._columns), strict=True):
-            table.add_row(*map(Text, entries))
+        for line in lines:
+            table.add_row(*map(Text, line))
         warnings = [Text(f"Warning: {warning}", style="bold") for warning in self.warnings]
         title = Text(self.title, style="bold")
         return Group(title, table, Text(f"({_LEGEND})"), Text(self._summary), *warnings)
@@ -113,13 +119,11 @@ class Explanation:
         """Return the table for a notebook, which gives it its own colours."""
 
         def cells(tag: str, entries: Sequence[str]) -> str:
-            style = "text-align: left; white-space: pre-wrap"
-            return "".join(
-                f'<{tag} style="{style}">{html.escape(entry)}</{tag}>' for entry in entries
-            )
+            start = f'<{tag} style="text-align: left; white-space: pre-wrap">'
+            return "".join(f"{start}{html.escape(entry)}</{tag}>" for entry in entries)
 
-        head = cells("th", [title for title, _ in self._columns])
-        lines = zip(*(entries for _, entries in self._columns), strict=True)
+        titles, lines = self._table
+        head = cells("th", titles)
         body = "".join(f"<tr>{cells('td', line)}</tr>" for line in lines)
         warnings = "".join(f"<li>{html.escape(warning)}</li>" for warning in self.warnings)
         return (
@@ -148,14 +152,16 @@ def explain(
         uniform: that decay.
         normalization: √(1/T) of the first cycle.
         updates_per_epoch: for half-lives in epochs.
-        overridden: (argument, key) of each key that others override for all of its variables.
+        overridden: (argument, key) of each key that decides for no variable it hits.
     """
     entries = []
     for variable, row in zip(variables, rows, strict=True):
         l2 = _at_start(row.decay.l2)
         decay = normalization * l2
         half_life = kinds.half_life(decay) if decay and row.multiplier else None
-        epochs = half_life and updates_per_epoch and half_life / updates_per_epoch
+        epochs = None
+        if half_life is not None and updates_per_epoch is not None:
+            epochs = half_life / updates_per_epoch
         entries.append(
             {
                 "path": row.path,
@@ -166,7 +172,7 @@ def explain(
                 "l2": l2,
                 "decay_per_update": decay,
                 "half_life_updates": half_life,
-                "half_life_epochs": None if updates_per_epoch is None else epochs,
+                "half_life_epochs": epochs,
                 "multiplier": row.multiplier,
                 "kind": _kind(row.decay),
                 **({"part": row.part} if row.part else {}),
@@ -197,59 +203,52 @@ def _warnings(
     entries: Sequence[Mapping[str, Any]],
     overridden: Sequence[tuple[str, str]],
 ) -> list[str]:
-    def those(holds: Callable[[Any, Mapping[str, Any]], bool]) -> str:
-        found = [e["path"] for v, e in zip(variables, entries, strict=True) if holds(v, e)]
-        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        return ", ".join(found[:_SHOWN]) + more
-
-    def twice(variable: Any, entry: Mapping[str, Any]) -> bool:
-        in_loss = getattr(variable, "regularizer", None) is not None
-        return in_loss and _is_decayed(entry) and any(regularizers.read_penalty(variable) or ())
-
-    def lost(variable: Any, entry: Mapping[str, Any]) -> bool:
-        # Weights below float32 have a copy in float32.
-        half_ulp = 2.0**-53 if entry["dtype"] == "float64" else 2.0**-24
-        return _is_decayed(entry) and 0 < entry["decay_per_update"] < half_ulp
-
+    decayed = [(v, e) for v, e in zip(variables, entries, strict=True) if _is_decayed(e)]
     found = [
         (
-            those(twice),
-            "Decayed, and penalized in the loss by an L1 or L2 regularizer as well: {}. Pass "
-            "`model=` to turn the penalty into the decay, or take the regularizer out.",
+            "Decayed, and also penalized in the loss by an L1 or L2 regularizer: {}. Pass `model=` "
+            "to make the penalty a decay, or remove the regularizer.",
+            [e["path"] for v, e in decayed if _is_penalized(v)],
         ),
         (
-            those(lambda v, e: _is_decayed(e) and match.is_vector(e["path"], e["shape"])),
-            "Biases or scales of a normalization are decayed: {}. Usually they are left out: "
-            "decay_vectors=False.",
+            "Biases or scales of a normalization are decayed: {}. Usually they are not: "
+            "decay_vectors=False leaves them out.",
+            [e["path"] for _, e in decayed if match.is_vector(e["path"], e["shape"])],
         ),
         (
-            those(lambda v, e: _is_decayed(e) and e["decay_per_update"] >= 1),
-            "A decay of 1 or more per update takes the whole weight at once: {}. Usual values are "
-            "far below 0.01.",
+            "A decay of 1 or more per update removes the whole weight at once: {}. Usual values "
+            "are far below 0.01.",
+            [e["path"] for _, e in decayed if e["decay_per_update"] >= 1],
         ),
         (
-            those(lost),
             "A decay smaller than the rounding of the weight may be lost: {}. Below 6e-8 per "
             "update, float32 cannot hold the change.",
-        ),
-        *(
-            (
-                key,
-                f"A key of `{argument}` decides for no variable, as other rules beat it wherever it "
-                "hits: {}. Of several keys the last one wins, so put exceptions last.",
-            )
-            for argument, key in overridden
+            [e["path"] for _, e in decayed if 0 < e["decay_per_update"] < _half_ulp(e["dtype"])],
         ),
     ]
-    return [sentence.format(names) for names, sentence in found if names]
+    return [sentence.format(_first(paths)) for sentence, paths in found if paths] + [
+        f"A key of `{argument}` decides for no variable, because other keys or rules beat it for "
+        f"each one: {key}. Of several keys the last one wins, so put exceptions last."
+        for argument, key in overridden
+    ]
+
+
+def _first(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    return ", ".join(paths[:_SHOWN]) + more
 
 
 def _is_decayed(entry: Mapping[str, Any]) -> bool:
     return entry["multiplier"] > 0 and (entry["l1"] > 0 or entry["l2"] > 0)
 
 
-def _number(x: float) -> str:
-    return f"{x:,.0f}" if 100 <= x < 1e7 else f"{x:.3g}"
+def _is_penalized(variable: Any) -> bool:
+    in_loss = getattr(variable, "regularizer", None) is not None
+    return in_loss and any(regularizers.read_penalty(variable) or ())
+
+
+def _half_ulp(dtype: str) -> float:
+    return 2.0**-53 if dtype == "float64" else 2.0**-24  # below float32 there is a float32 copy
 
 
 def variables_of(given: Any) -> list[Any]:
@@ -257,13 +256,13 @@ def variables_of(given: Any) -> list[Any]:
     cure = "Call optimizer.explain(model)."
     if given is None:
         rule = "needs a model or variables before the optimizer is built"
-        refuse("explain()", Seen("nothing"), rule, cure)
+        checks.refuse("explain()", checks.Seen("nothing"), rule, cure)
     if isinstance(given, keras.Layer):
         if not given.weights:
-            seen = Seen(f"{given.name!r}, which has none")
+            seen = checks.Seen(f"{given.name!r}, which has none")
             rule = "needs a built model, with weights"
-            refuse("explain()", seen, rule, "Call model.build(input_shape) first.")
+            checks.refuse("explain()", seen, rule, "Call model.build(input_shape) first.")
         return list(given.trainable_variables)
     if not isinstance(given, list | tuple):
-        refuse("explain()", given, "takes a model or a list of variables", cure, TypeError)
+        checks.refuse("explain()", given, "takes a model or a list of variables", cure, TypeError)
     return list(given)
