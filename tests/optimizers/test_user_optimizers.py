@@ -166,7 +166,7 @@ WORKING = [
 every_working = pytest.mark.parametrize("cls", WORKING)
 # One multiplier for all: `ByHand` has a number that all variables share.
 RULES = Case(
-    lambda: {"weight_decay": 0.03, "weight_decays": {"kernel": (0.004, 0.1), "scale": 0}},
+    {"weight_decay": 0.03, "weight_decays": {"kernel": (0.004, 0.1), "scale": 0}},
     {
         **{path: (0.004, 0.1) for path in PATHS if path.endswith("kernel")},
         "scale": (0.0, 0.0),
