@@ -176,7 +176,7 @@ if BACKEND == "tensorflow":
     COMPILERS = {"eager": lambda f: f, "graph": tf.function, "xla": tf.function(jit_compile=True)}
     WAYS = [("adamw", "eager"), ("nadamw", "graph"), ("sgdw-momentum", "xla")]
     SPARSE = [(*way, arguments, "float32") for way in WAYS for arguments in CLIPPING]
-    SPARSE += [(name, "graph", "plain", "float32") for name in OPTIMIZERS]
+    SPARSE += [(name, "graph", "plain", "float32") for name in OPTIMIZERS if name != "nadamw"]
     SPARSE += [("sgdw", "graph", arguments, "bfloat16") for arguments in IN_BFLOAT16]
 
     def sparse(indices, rows, dtype):
@@ -202,6 +202,11 @@ else:
         return torch.sparse_coo_tensor([list(indices)], rows, shape, check_invariants=True)
 
 
+def apply_to(optimizer, variables):
+    optimizer.build(variables)
+    return lambda *grads: optimizer.apply(grads, variables)
+
+
 def dense(indices, rows, dtype):
     gradient = np.zeros((ROWS, DIM), "float32")
     np.add.at(gradient, indices, rows)
@@ -219,12 +224,7 @@ def test_sparse_gradients(name, runner, arguments, dtype):
         embeddings = keras.Variable(start, name="embeddings", dtype=dtype)
         bias = keras.Variable(np.ones(2, "float32"), name="bias", dtype=dtype)
         optimizer = make(name, **CLIPPING[arguments])
-        optimizer.build([embeddings, bias])
-        apply = COMPILERS[runner](
-            lambda *grads, optimizer=optimizer, both=(embeddings, bias): optimizer.apply(
-                grads, both
-            )
-        )
+        apply = COMPILERS[runner](apply_to(optimizer, [embeddings, bias]))
         for parts in zip(batches, rows, strict=True):
             apply(make_gradient(*parts, dtype), *tensors([G], dtype))
         ends.append(values([embeddings, bias]))

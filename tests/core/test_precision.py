@@ -425,6 +425,7 @@ def curve(name, policy, epochs):
     for _ in range(epochs):
         model.fit(X, Y, batch_size=16, epochs=1, shuffle=False, verbose=0)
         losses.append(loss_of(model))
+    assert {v.dtype for v in model.trainable_variables} == {policy}
     return np.array(losses)
 
 

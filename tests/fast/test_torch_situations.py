@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from cases import OPTIMIZERS, make_variable, make_variables, numpy, warm_restarts
-from keras_decoupled import SGDW, Decay
+from keras_decoupled import Decay
 from side_by_side import PIECE, Sides, cut_into, normal, variables_in, variables_of, watched
 from training import X, Y, linear, make
 
@@ -503,18 +503,6 @@ def test_switched_off_and_on(name):
     for k, fast in enumerate([True, False, False, True, False, True]):
         sides.fused[0].fast = fast
         sides.step(grads(k), rest=() if fast else range(3))
-
-
-def test_a_subclass_has_its_own_mathematics():
-    class Twice(SGDW):
-        kernel = "a name of the user's own"
-
-        def update_step(self, gradient, variable, learning_rate):
-            super().update_step(2 * gradient, variable, learning_rate)
-
-    optimizer, variable = Twice(0.05, weight_decay=0), make_variable("w", np.ones(2))
-    optimizer.apply([torch.ones(2)], [variable])
-    np.testing.assert_allclose(numpy(variable), 1 - 2 * 0.05, rtol=1e-6)
 
 
 def test_complex_variables_are_left():
