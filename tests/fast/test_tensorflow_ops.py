@@ -16,11 +16,7 @@ from keras_decoupled.fast import tensorflow_ops
 from training import X, Y, linear, make
 
 SHAPES = [(3, 2), (2,), ()]
-RULES = {
-    "weight_decay": 0.03,
-    "weight_decays": {"v1": (0.01, 0.02)},
-    "lr_multipliers": {"v2": 0.5},
-}
+RULES = {"weight_decay": 0.03, "weight_decays": {"v1": (0.01, 0.02)}, "lr_multipliers": {"v2": 0.5}}
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 any_size = pytest.mark.parametrize("small", [0, tensorflow_ops.SMALL])
 

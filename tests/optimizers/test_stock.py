@@ -122,12 +122,7 @@ CASES = {
     ),
     # Between two updates no weight moves, and the schedule counts updates.
     "accumulation": uniform(
-        0.03,
-        {"gradient_accumulation_steps": 2},
-        TO_A_TENTH,
-        accumulate=2,
-        cond=True,
-        updates=4,
+        0.03, {"gradient_accumulation_steps": 2}, TO_A_TENTH, accumulate=2, cond=True, updates=4
     ),
     # Kinds of decay, on all weights.
     "cautious": uniform(kind(0.004, 0.05, cautious=True), updates=SHORT),

@@ -229,10 +229,7 @@ def factors(low, high):
     l2=st.floats(0, 0.3),  # with η < 6 no |1 − η·λ| is above 1: rounding errors stay what they are
     multiplier=st.sampled_from([0.0, 0.1, 1.0, 3.0]),
     total=st.none() | st.integers(1, 100),
-    happens=lists_of(
-        st.tuples(st.sampled_from(["set", "scale"]), factors(0.0, 1.2)),
-        max_size=7,
-    ),
+    happens=lists_of(st.tuples(st.sampled_from(["set", "scale"]), factors(0.0, 1.2)), max_size=7),
 )
 @example(
     *("sgdw-momentum", 0.1, 0.0, 0.1, 1.0, None),

@@ -420,10 +420,7 @@ CASES = {
         events={8: restart(3)},  # moves s, not k
     ),
     "accumulation": case(
-        {
-            "weight_decay": schedules.PolynomialDecay(0.2, 6, 0.01),
-            "gradient_accumulation_steps": 3,
-        },
+        {"weight_decay": schedules.PolynomialDecay(0.2, 6, 0.01), "gradient_accumulation_steps": 3},
         {"*": (0.0, falling)},
         cosine(3, normalized=True, t_mul=2),
         accumulate=3,
@@ -452,10 +449,7 @@ CASES = {
     ),
     "base_learning_rate of a schedule": uniform(
         0.1,
-        {
-            "learning_rate": schedules.CosineDecay(ALPHA, 10, alpha=0.1),
-            "base_learning_rate": 0.1,
-        },
+        {"learning_rate": schedules.CosineDecay(ALPHA, 10, alpha=0.1), "base_learning_rate": 0.1},
         alpha=0.1,
         schedule=lambda s: oracle.At(0.5 * keras_cosine(s).multiplier, s, None),
     ),

@@ -12,16 +12,7 @@ import numpy as np
 
 import cases
 import oracle
-from cases import (
-    ALPHA,
-    BACKEND,
-    assert_follows,
-    eager,
-    gradients,
-    make_variable,
-    numpy,
-    uniform,
-)
+from cases import ALPHA, BACKEND, assert_follows, eager, gradients, make_variable, numpy, uniform
 
 # name: (class of keras.optimizers, arguments). At the rate ALPHA their steps are some hundredths, or, where they are
 # proportional to the weight, a hundredth.
