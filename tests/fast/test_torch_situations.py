@@ -438,7 +438,7 @@ def test_a_write_is_seen_whatever_comes_between(what, between):
         sides.step(grads(k))
     sides.do(WRITES[what])
     # what a failing one has written by then is no one's promise: go on from there with one state
-    (sides.do if between is empty_apply else sides.do_apart)(between)
+    (sides.do_apart if between is failing_apply else sides.do)(between)
     for k in range(3):
         sides.step(grads(k))
 
