@@ -1,6 +1,14 @@
-"""What rounding must not do: small k, large k, and variables and gradients of every float type."""
+"""What rounding must not do: small and large k, variables and gradients of every float type, whole models.
 
-from functools import partial
+The wrapper for loss scaling alone is in test_wrappers.py.
+"""
+
+import os
+import subprocess
+import sys
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
 
 import hypothesis.strategies as st
 import keras
@@ -15,33 +23,58 @@ from cases import (
     BACKEND,
     COMPILED,
     OPTIMIZERS,
+    RUNNERS,
+    assert_within,
     eager,
     gradients,
     make_decay,
-    make_variable,
     numpy,
     warm_restarts,
 )
+from effort import effort
+from training import make, state, values
 
-RUNNERS = {"eager": eager, **COMPILED}
+LOW = ["bfloat16", "float16"]
 ULP = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23}  # of 1.0
-
-
-def ours(cls, **arguments):
-    import keras_decoupled
-
-    return getattr(keras_decoupled, cls)(**arguments)
-
-
-def oracle_run(name, values, alpha=ALPHA, l2=0.0, schedule=oracle.constant, **more):
-    cls, arguments = OPTIMIZERS[name]
-    algorithm = partial(ALGORITHMS[cls], **{**arguments, **more})
-    return oracle.Run(algorithm, values, alpha, [(0.0, l2)] * len(values), schedule=schedule)
+START = np.array([1.0, -1.5, 0.25])
+every_runner = pytest.mark.parametrize("runner", RUNNERS)
+every_low = pytest.mark.parametrize("dtype", LOW)
+many_times = settings(max_examples=200, deadline=None)
 
 
 def optimizer(name, **more):
+    return make(name, **{"weight_decay": 0, **more})
+
+
+def oracle_run(name, values, alpha=ALPHA, decay=(0.0, 0.0), schedule=oracle.constant, **more):
     cls, arguments = OPTIMIZERS[name]
-    return ours(cls, **{"learning_rate": ALPHA, "weight_decay": 0, **arguments, **more})
+    algorithm = partial(ALGORITHMS[cls], **{**arguments, **more})
+    return oracle.Run(algorithm, values, alpha, [decay] * len(values), schedule=schedule)
+
+
+def variables_of(starts, dtypes):
+    both = zip(starts, dtypes, strict=True)
+    return [keras.Variable(start, name=f"v{i}", dtype=t) for i, (start, t) in enumerate(both)]
+
+
+def follow(step, variables, run, batches, most):
+    """At each update each variable must be near the oracle's: most(its dtype, expected, way gone, k)."""
+    for grads in batches:
+        step(grads)
+        run.step([numpy(g) for g in grads])
+        for variable, expected, path in zip(variables, run.values, run.path, strict=True):
+            allowed = most(variable.dtype, expected, path, run.k)
+            assert_within(variable, expected, allowed, f"{variable.dtype} after {run.k} updates")
+
+
+def cast(grads, dtypes):
+    both = zip(grads, dtypes, strict=True)
+    return [keras.ops.cast(keras.ops.convert_to_tensor(g), dtype) for g, dtype in both]
+
+
+def rounded_once(dtype, expected, path, k):
+    """The variable shows what was computed in float32, rounded to its type: ulp(x) ≤ ulp(1)·|x|."""
+    return 0.5 * ULP[dtype] * np.abs(expected) + 2.0**-24 * (3 * k + 32)
 
 
 # --- small k: 1 − β^k without cancellation ---
@@ -57,24 +90,18 @@ SLOW = {
 }
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
+@every_runner
 @pytest.mark.parametrize("case", SLOW)
 def test_first_steps(case, runner):
     """From θ = 0 float32 keeps all the digits of the way gone."""
     name, arguments = case.split(",")[0], SLOW[case]
-    variable = keras.Variable(np.zeros(8, "float32"), name="v")
-    step = RUNNERS[runner](optimizer(name, **arguments), [variable])
+    variables = variables_of([np.zeros(8)], ["float32"])
+    step = RUNNERS[runner](optimizer(name, **arguments), variables)
     run = oracle_run(name, [np.zeros(8)], **arguments)
-    for grads in gradients(6, [(8,)]):
-        step(grads)
-        run.step(grads)
-        error = np.abs(numpy(variable) - run.values[0])
-        assert np.all(error <= 1e-5 * run.path[0]), (
-            f"{error / run.path[0]} of the way after {run.k} updates"
-        )
+    follow(step, variables, run, gradients(6, [(8,)]), lambda dtype, value, path, k: 1e-5 * path)
 
 
-@settings(max_examples=200, deadline=None)
+@many_times
 @given(
     name=st.sampled_from(["adamw", "adamw-amsgrad", "nadamw", "nadamw-keras"]),
     beta_1=st.floats(0.0, 1 - 1e-6),
@@ -86,24 +113,21 @@ def test_first_steps(case, runner):
 @example(name="nadamw-keras", beta_1=6e-4, beta_2=0.9)
 def test_first_steps_with_any_beta(name, beta_1, beta_2):
     betas = {"beta_1": beta_1, "beta_2": beta_2}
-    variable = keras.Variable(np.zeros(4, "float32"), name="v")
-    step = eager(optimizer(name, **betas), [variable])
-    run = oracle_run(name, [np.zeros(4)], **betas)
-    for grads in gradients(3, [(4,)]):
-        step(grads)
-        run.step(grads)
+    variables = variables_of([np.zeros(4)], ["float32"])
+    step, run = eager(optimizer(name, **betas), variables), oracle_run(name, [np.zeros(4)], **betas)
+
+    def most(dtype, value, path, k):
         # α as a scale too: with β near 0 a step is α·sign g, and g may bring the weight back
-        np.testing.assert_allclose(
-            numpy(variable), run.values[0], rtol=1e-5, atol=1e-5 * (ALPHA + run.path[0].max())
-        )
+        return 1e-5 * (np.abs(value) + ALPHA + path.max())
+
+    follow(step, variables, run, gradients(3, [(4,)]), most)
 
 
-@settings(max_examples=200, deadline=None)
+@many_times
 @given(alpha=st.floats(1e-8, 100.0), scheduled=st.booleans())
 def test_eta_is_1_at_first(alpha, scheduled):
     """Not (float32 of α)/α, which is 1.00000005 for some α."""
-    learning_rate = warm_restarts(alpha, 10) if scheduled else alpha
-    made = ours("SGDW", learning_rate=learning_rate, weight_decay=0)
+    made = optimizer("sgdw", learning_rate=warm_restarts(alpha, 10) if scheduled else alpha)
     made.build([keras.Variable(np.ones(1, "float32"), name="v")])
     assert float(numpy(made.eta_t)) == 1.0
     assert float(numpy(made.learning_rate)) == float(np.float32(alpha))
@@ -112,36 +136,32 @@ def test_eta_is_1_at_first(alpha, scheduled):
 # --- large k ---
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
+@every_runner
 @pytest.mark.parametrize("k", [10**6, 2**24 + 1, 2**31 - 10])
 @pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw-momentum"])
 def test_late_in_a_run(name, k, runner):
     """A cycle of ten updates, where float32 can't tell k from its neighbours, and a β2^k that is not 0 yet."""
     arguments = {} if name == "sgdw-momentum" else {"beta_2": 1 - 1e-7}
-    if name == "nadamw":
-        arguments["beta_1"] = (
-            0.0  # Π is a product over the updates made, which k alone does not give
-        )
-    schedule = partial(oracle.cosine, first=10)
+    if name == "nadamw":  # Π is a product over the updates made, which k alone does not give
+        arguments["beta_1"] = 0.0
     value = np.linspace(1, 2, 5).astype("float32")
-    variable = keras.Variable(value, name="v")
+    variables = variables_of([value], ["float32"])
     made = optimizer(name, learning_rate=warm_restarts(ALPHA, 10), weight_decay=0.05, **arguments)
-    made.build([variable])
+    made.build(variables)
     made.variables[0].assign(k)
-    run = oracle_run(name, [value], l2=0.05, schedule=schedule, **arguments)
-    run.k = k
-    assert int(numpy(made.t_cur)) == run.at.position
-    step = RUNNERS[runner](made, [variable])
-    updates = min(12, 2**31 - 1 - k - 1)
+    schedule = partial(oracle.cosine, first=10)
+    run = oracle_run(name, [value], decay=(0.0, 0.05), schedule=schedule, **arguments)
     if name == "nadamw":
         run.algorithm = partial(nadamw_without_momentum, beta_2=1 - 1e-7)
-    for grads in gradients(updates, [(5,)]):
-        step(grads)
-        run.step(grads)
-        np.testing.assert_allclose(
-            numpy(variable), run.values[0], rtol=2e-6, atol=4e-6 * run.path[0].max()
-        )
+    run.k = k
+    assert int(numpy(made.t_cur)) == run.at.position
+    step = RUNNERS[runner](made, variables)
+
+    def most(dtype, value, path, k):
         assert int(numpy(made.t_cur)) == run.at.position
+        return 2e-6 * np.abs(value) + 4e-6 * path.max()
+
+    follow(step, variables, run, gradients(min(12, 2**31 - 1 - k - 1), [(5,)]), most)
 
 
 def nadamw_without_momentum(g, state, k, rate, beta_2):
@@ -153,56 +173,19 @@ def nadamw_without_momentum(g, state, k, rate, beta_2):
 @pytest.mark.parametrize("name", ["nadamw", "nadamw-keras"])
 def test_nadamw_when_its_product_has_vanished(name):
     """Π underflows float32 within a thousand updates, and nothing happens."""
-    values = [np.linspace(1, 2, 3).astype("float32")]
-    variable = keras.Variable(values[0], name="v")
+    start = np.linspace(1, 2, 3).astype("float32")
+    variables = variables_of([start], ["float32"])
     runner = COMPILED.get("jit") or COMPILED.get("graph") or eager
-    step = runner(optimizer(name, beta_1=0.9, weight_decay=0.001), [variable])
-    run = oracle_run(name, values, l2=0.001, beta_1=0.9)
+    step = runner(optimizer(name, beta_1=0.9, weight_decay=0.001), variables)
+    run = oracle_run(name, [start], decay=(0.0, 0.001), beta_1=0.9)
     for grads in gradients(1200, [(3,)]):
         step(grads)
         run.step(grads)
-    most = 2.0**-24 * (3 * run.k + 16 * run.path[0].max())
-    np.testing.assert_allclose(numpy(variable), run.values[0], atol=most)
+    most = 2.0**-24 * (3 * run.k + 16 * run.path[0].max()) + 1e-7 * np.abs(run.values[0])
+    assert_within(variables[0], run.values[0], most, "after 1200 updates")
 
 
 # --- low precision ---
-
-
-def cast(grads, dtype):
-    return [keras.ops.cast(keras.ops.convert_to_tensor(g), dtype) for g in grads]
-
-
-LOW = {
-    "adamw": {"learning_rate": 0.001},
-    "adamw-amsgrad": {"learning_rate": 0.001},
-    "nadamw": {"learning_rate": 0.001},
-    "nadamw-keras": {"learning_rate": 0.001},
-    "sgdw": {"learning_rate": 0.0005},
-    "sgdw-momentum": {"learning_rate": 0.0005},
-    "sgdw-nesterov": {"learning_rate": 0.0005},
-}
-
-
-@pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", LOW)
-def test_low_precision_follows_the_oracle(name, dtype, runner):
-    """Steps far below the resolution of the type add up, and the type shows the oracle's weights rounded once."""
-    alpha = LOW[name]["learning_rate"]
-    value = np.array([1.0, -1.5, 0.25, 1.9])  # 0.001 is an eighth of a bfloat16's distance at 1
-    variable = keras.Variable(value.astype("float32"), name="v", dtype=dtype)
-    made = optimizer(name, learning_rate=alpha, weight_decay=0.001)
-    step = RUNNERS[runner](made, [variable])
-    run = oracle_run(name, [value], alpha=alpha, l2=0.001)
-    for grads in gradients(60, [(4,)]):
-        grads = cast(grads, dtype)
-        step(grads)
-        run.step([numpy(g) for g in grads])
-        half_ulp = 0.5 * ULP[dtype] * np.abs(run.values[0])  # at most: ulp(x) ≤ ulp(1)·|x|
-        error = np.abs(numpy(variable) - run.values[0])
-        assert np.all(error <= half_ulp + 2.0**-24 * (3 * run.k + 32)), f"{error} after {run.k}"
-    assert np.all(numpy(variable) != value)
-
 
 KINDS = [
     oracle.Decay(l2=0.002, cautious=True, eta_power=0),
@@ -212,137 +195,347 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("decay", KINDS, ids=lambda decay: repr(make_decay(decay)))
-@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw-momentum"])
-def test_kinds_in_low_precision_follow_the_oracle(name, decay, dtype, runner):
-    """The reference too: what is near it differs from it by less than the type resolves."""
-    alpha = LOW[name]["learning_rate"]
-    value = np.array([1.0, -1.5, 0.25, 1.875, 0.0])  # in either type, and one that starts at 0
-    variable = keras.Variable(value.astype("float32"), name="v", dtype=dtype)
+@every_runner
+@every_low
+@pytest.mark.parametrize(
+    ("name", "decay"),
+    [(name, oracle.Decay(l2=0.001)) for name in OPTIMIZERS]
+    + list(product(["adamw", "nadamw", "sgdw-momentum"], KINDS)),
+)
+def test_low_precision_follows_the_oracle(name, decay, dtype, runner):
+    """Steps far below the resolution of the type add up, and the type shows the oracle's weights rounded once.
+
+    The reference of a decay too: what is near it differs from it by less than the type resolves.
+    """
+    alpha = 0.0005 if name.startswith("sgdw") else 0.001  # an eighth of a bfloat16's distance at 1
+    start = np.array([1.0, -1.5, 0.25, 1.875, 0.0])  # in either type, and one that starts at 0
+    variables = variables_of([start], [dtype])
     made = optimizer(name, learning_rate=alpha, weight_decay=make_decay(decay))
-    step = RUNNERS[runner](made, [variable])
-    run = oracle_run(name, [value], alpha=alpha)
-    run.decays = [decay]
-    for grads in gradients(40, [(5,)]):
-        grads = cast(grads, dtype)
-        step(grads)
-        run.step([numpy(g) for g in grads])
-        half_ulp = 0.5 * ULP[dtype] * np.abs(run.values[0])
-        error = np.abs(numpy(variable) - run.values[0])
-        assert np.all(error <= half_ulp + 2.0**-24 * (3 * run.k + 32)), f"{error} after {run.k}"
+    batches = [cast(g, [dtype]) for g in gradients(60, [(5,)])]
+    run = oracle_run(name, [start], alpha, decay)
+    follow(RUNNERS[runner](made, variables), variables, run, batches, rounded_once)
+    assert decay in KINDS or np.all(numpy(variables[0]) != start)
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw", "sgdw-momentum"])
-def test_low_precision_decays(name, dtype, runner):
-    """0.9999 is 1 in bfloat16, and so is 0.999: still 0.905 of the weight must be left in the end."""
-    decay, updates = (1e-3, 100) if runner == "eager" else (1e-4, 1000)
-    value = np.array([1.0, -0.7, 3.0])
-    variable = keras.Variable(value.astype("float32"), name="v", dtype=dtype)
-    start = numpy(variable)
-    step = RUNNERS[runner](optimizer(name, weight_decay=decay), [variable])
-    zero = cast([np.zeros(3, "float32")], dtype)
+# 1 − 1e-4 is 1 in either type, and in bfloat16 so is 1 − 1e-3.
+ALONE = [*product(["adamw", "nadamw", "sgdw", "sgdw-momentum"], LOW)]
+DECAYS = [(*case, runner, 1e-4, 1000) for case in ALONE for runner in COMPILED]
+DECAYS += [(*case, "eager", *effort((1e-3, 100), (1e-4, 1000))) for case in ALONE]
+DECAYS += effort([("adamw", dtype, "eager", 1e-4, 1000) for dtype in LOW], [])
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize(("name", "dtype", "runner", "decay", "updates"), DECAYS)
+def test_decay_alone(name, dtype, runner, decay, updates):
+    """0.905 of the weight must be left in the end."""
+    variables = variables_of([np.array([1.0, -0.7, 3.0])], [dtype])
+    start = numpy(variables[0])
+    step = RUNNERS[runner](optimizer(name, weight_decay=decay), variables)
     for _ in range(updates):
-        step(zero)
-    left = (1 - decay) ** updates
-    np.testing.assert_allclose(
-        numpy(variable), left * start, rtol=0.5 * ULP[dtype] + 3 * updates * 2.0**-24
-    )
+        step(cast([np.zeros(3, "float32")], [dtype]))
+    assert_decayed(variables[0], start, decay, updates)
+
+
+def assert_decayed(variable, start, decay, updates):
+    rtol = 0.5 * ULP[variable.dtype] + 3 * updates * 2.0**-24
+    np.testing.assert_allclose(numpy(variable), (1 - decay) ** updates * start, rtol=rtol)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_assigned_low_precision_value_counts(name):
     """Whatever finer copy is kept: a weight that somebody sets goes on from there."""
-    variable = keras.Variable(np.ones(3, "float32"), name="v", dtype="bfloat16")
-    step = eager(optimizer(name, learning_rate=1e-4, weight_decay=1e-4), [variable])
-    grads = cast([np.ones(3, "float32")], "bfloat16")
+    variables = variables_of([np.ones(3)], ["bfloat16"])
+    step = eager(optimizer(name, learning_rate=1e-4, weight_decay=1e-4), variables)
+    grads = cast([np.ones(3, "float32")], ["bfloat16"])
     for _ in range(3):
         step(grads)
-    variable.assign(np.full(3, -2.0, "float32"))
+    variables[0].assign(np.full(3, -2.0, "float32"))
     step(grads)
-    np.testing.assert_allclose(numpy(variable), -2.0, rtol=ULP["bfloat16"])
+    np.testing.assert_allclose(numpy(variables[0]), -2.0, rtol=ULP["bfloat16"])
 
 
-@pytest.mark.parametrize("name", ["adamw", "nadamw", "nadamw-keras", "sgdw-nesterov"])
-@pytest.mark.parametrize(
-    "order", [["bfloat16", "float32", "float16"], ["float16", "float32", "bfloat16"]]
-)
-def test_types_side_by_side(name, order):
-    """A scalar shared by all variables must not take the type of the first."""
-    value = np.array([1.0, -1.5, 0.25])
-    variables = [keras.Variable(value.astype("float32"), name=f"v_{t}", dtype=t) for t in order]
-    step = eager(optimizer(name, learning_rate=0.003, weight_decay=0.01), variables)
-    run = oracle_run(name, [value] * 3, alpha=0.003, l2=0.01)
-    for (g,) in gradients(15, [(3,)]):
-        grads = [cast([g], t)[0] for t in order]
-        step(grads)
-        run.step([numpy(g) for g in grads])
-        for dtype, variable, expected in zip(order, variables, run.values, strict=True):
-            error = np.abs(numpy(variable) - expected)
-            half_ulp = 0.5 * ULP[dtype] * np.abs(expected)
-            assert np.all(error <= half_ulp + 2.0**-24 * (3 * run.k + 32)), f"{dtype}: {error}"
+# --- types side by side, and gradients of another type ---
+
+NAMES = ["adamw", "nadamw", "sgdw-momentum"]
+OTHER = LOW if BACKEND == "jax" else [*LOW, "float64"]  # JAX has it only where it is switched on
+VARIANTS = ["adamw", "nadamw", "nadamw-keras", "sgdw-nesterov"]
+SIDE_BY_SIDE = [
+    (name, order, "eager", 0.003, 0.01)
+    for name in VARIANTS
+    for order in (("bfloat16", "float32", "float16"), ("float16", "float32", "bfloat16"))
+]
+if BACKEND != "jax":
+    SIDE_BY_SIDE += [
+        (name, ("float32", "float64", "bfloat16"), runner, 1e-9, 2e-9)
+        for name in ("adamw", "sgdw-momentum")
+        for runner in RUNNERS
+    ]
 
 
-# --- gradients of another type ---
+@pytest.mark.parametrize(("name", "order", "runner", "alpha", "l2"), SIDE_BY_SIDE)
+def test_types_side_by_side(name, order, runner, alpha, l2):
+    """Each variable is updated in its own: a scalar shared by all must not take the type of the first."""
 
-OTHER = {"jax": ["bfloat16", "float16"]}.get(BACKEND, ["bfloat16", "float16", "float64"])
+    def most(dtype, expected, path, k):
+        if dtype == "float64":  # float32 scalars allow for some digits of the way gone
+            return 1e-6 * np.abs(expected - START) + 1e-16
+        return rounded_once(dtype, expected, path, k)
+
+    variables = variables_of([START] * 3, order)
+    made = optimizer(name, learning_rate=alpha, weight_decay=l2)
+    batches = [cast([g] * 3, order) for (g,) in gradients(15, [(3,)])]
+    run = oracle_run(name, [START] * 3, alpha, (0.0, l2))
+    follow(RUNNERS[runner](made, variables), variables, run, batches, most)
+    assert tuple(v.dtype for v in variables) == order
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
+@every_runner
 @pytest.mark.parametrize("dtype", OTHER)
-@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw-momentum"])
+@pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_cast(name, dtype, runner):
-    value = np.array([1.0, -1.5, 0.25], "float32")
-    variable = make_variable("a/kernel", value)
-    step = RUNNERS[runner](optimizer(name, weight_decay=0.01), [variable])
-    run = oracle_run(name, [value], l2=0.01)
-    for grads in gradients(8, [(3,)]):
-        grads = cast(grads, dtype)
-        step(grads)
-        run.step([numpy(g).astype("float32") for g in grads])
-        np.testing.assert_allclose(
-            numpy(variable), run.values[0], atol=2.0**-24 * (3 * run.k + 16) * 2
-        )
+    variables = variables_of([START], ["float32"])
+    step = RUNNERS[runner](optimizer(name, weight_decay=0.01), variables)
+    batches = [cast(g, [dtype]) for g in gradients(8, [(3,)])]
+    run = oracle_run(name, [START], decay=(0.0, 0.01))
+    follow(step, variables, run, batches, lambda t, value, path, k: 2.0**-24 * (3 * k + 16) * 2)
 
 
 @pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw"])
 def test_wider_gradients_of_low_precision_weights(name):
-    value = np.array([1.0, -1.5, 0.25])
-    variable = keras.Variable(value.astype("float32"), name="v", dtype="bfloat16")
-    step = eager(optimizer(name, learning_rate=0.003, weight_decay=0.01), [variable])
-    run = oracle_run(name, [value], alpha=0.003, l2=0.01)
-    for (g,) in gradients(10, [(3,)]):
-        step([g])
-        run.step([g])
-    # whether the gradient is rounded to the variable's type first is left open: 2⁻⁹ of the way gone
-    most = (
-        0.5 * ULP["bfloat16"] * np.abs(run.values[0])
-        + 0.5 * ULP["bfloat16"] * run.path[0].max()
-        + 1e-6
+    variables = variables_of([START], ["bfloat16"])
+    step = eager(optimizer(name, learning_rate=0.003, weight_decay=0.01), variables)
+    run = oracle_run(name, [START], alpha=0.003, decay=(0.0, 0.01))
+
+    def most(dtype, value, path, k):
+        # whether the gradient is rounded to the variable's type first is left open: 2⁻⁹ of the way gone
+        return 0.5 * ULP[dtype] * (np.abs(value) + path.max()) + 1e-6
+
+    follow(step, variables, run, gradients(10, [(3,)]), most)
+
+
+# --- float64 ---
+
+
+def assert_float64(name, runner):
+    """Scalars, moments and weights all have it: sixteen digits of the way gone, and of the decay."""
+    starts = [START, np.array(2.0), *[START] * 3]
+    alpha, l2 = 0.01 / 3, 0.1 / 3  # neither of which float32 holds
+    kinds = {
+        "v2": oracle.Decay(l2 / 9, l2, cautious=True, eta_power=2),
+        "v3": oracle.Decay(l2 / 9, l2, towards="initial", eta_power=0.3),
+        "v4": oracle.Decay(9 * l2, l2, soft_threshold=True, eta_power=0),
+    }
+    variables = variables_of(starts, ["float64"] * 5)
+    decays = {"v0": l2, "v1": (l2, 0)} | {key: make_decay(decay) for key, decay in kinds.items()}
+    made = make(
+        name,
+        learning_rate=alpha,
+        base_learning_rate=alpha / 2,  # η is 2
+        weight_decays=decays,
+        lr_multipliers={"v1": 1 / 3},
+        total_iterations=7,
     )
-    assert np.all(np.abs(numpy(variable) - run.values[0]) <= most)
+    run = oracle_run(name, starts, alpha / 2, schedule=lambda s: oracle.At(2.0, s, None))
+    run.decays, run.multipliers = [(0.0, l2), (l2, 0.0), *kinds.values()], [1.0, 1 / 3, *[1.0] * 3]
+    run.normalize = 7
+    # Arrays: Keras rounds numbers.
+    batches = [
+        [np.array(g / 3, "float64") for g in grads]
+        for grads in gradients(12, [start.shape for start in starts])
+    ]
+    step = RUNNERS[runner](made, variables)
+    follow(step, variables, run, batches, lambda dtype, value, path, k: 1e-12 * path + 1e-15)
 
 
-# --- float64; JAX has it only where it is switched on ---
+JAX_WITH_FLOAT64 = """
+import sys
+sys.path[:0] = {path!r}
+import test_precision
+for name in test_precision.OPTIMIZERS:
+    for runner in test_precision.RUNNERS:
+        test_precision.assert_float64(name, runner)
+print("all of them")
+"""
 
-if BACKEND != "jax":
+if BACKEND == "jax":
 
-    @pytest.mark.parametrize("runner", RUNNERS)
+    @pytest.mark.reliability
+    def test_float64_everywhere():
+        """JAX has it where it is switched on, for a whole process."""
+        code = JAX_WITH_FLOAT64.format(path=[str(Path(__file__).parent), *sys.path])
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"JAX_ENABLE_X64": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "all of them" in done.stdout
+
+else:
+
+    @pytest.mark.reliability
+    @every_runner
     @pytest.mark.parametrize("name", OPTIMIZERS)
-    def test_float64(name, runner):
-        """Steps of 1e-9 leave no float32 of about 1; scalars of float32 allow for 1e-6 of the way gone."""
-        value = np.array([1.0, -1.5, 0.25])
-        variable = keras.Variable(value, name="v", dtype="float64")
-        step = RUNNERS[runner](optimizer(name, learning_rate=1e-9, weight_decay=2e-9), [variable])
-        run = oracle_run(name, [value], alpha=1e-9, l2=2e-9)
-        for grads in gradients(20, [(3,)]):
-            grads = [g.astype("float64") + 1e-12 for g in grads]
-            step(grads)
-            run.step(grads)
-            gone, expected = numpy(variable) - value, run.values[0] - value
-            assert np.all(np.abs(gone - expected) <= 2e-6 * run.path[0] + 1e-15), (
-                f"{gone} for {expected}"
-            )
+    def test_float64_everywhere(name, runner):
+        assert_float64(name, runner)
+
+
+# --- whole models ---
+
+LossScale = keras.optimizers.LossScaleOptimizer
+# The ways in which `fit` runs a step.
+FIT = {"eager": {"run_eagerly": True}, "compiled": {}}
+if BACKEND != "torch":
+    FIT |= {"xla": {"jit_compile": True}, "no xla": {"jit_compile": False}}
+
+_rng = np.random.default_rng(5)
+X = _rng.normal(size=(64, 8)).astype("float32")
+Y = (np.tanh(X @ _rng.normal(size=(8, 4))) @ _rng.normal(size=(4, 1))).astype("float32")
+# Steps that are a fraction of what bfloat16 resolves at a weight of 1.
+RATES = {"adamw": 1e-3, "nadamw": 1e-3, "sgdw-momentum": 2e-3}
+
+
+def network(policy):
+    keras.utils.set_random_seed(1)
+    hidden, head = (keras.layers.Dense(*a, dtype=policy) for a in ((16, "tanh"), (1,)))
+    model = keras.Sequential([keras.Input((8,)), hidden, head])
+    # The same start for every policy, in numbers that all types hold.
+    rng = np.random.default_rng(2)
+    for variable in model.trainable_variables:
+        start = np.round(rng.normal(size=variable.shape) * 64) / 128
+        variable.assign(start.astype("float32"))
+    return model
+
+
+def loss_of(model):
+    """In float64, so that what is compared are the weights alone."""
+    kernel, bias, head, shift = values(model.trainable_variables)
+    return np.mean((np.tanh(X @ kernel + bias) @ head + shift - Y) ** 2)
+
+
+@cache
+def curve(name, policy, epochs):
+    model = network(policy)
+    model.compile(make(name, learning_rate=RATES[name], weight_decay=1e-4), loss="mse")
+    losses = [loss_of(model)]
+    for _ in range(epochs):
+        model.fit(X, Y, batch_size=16, epochs=1, shuffle=False, verbose=0)
+        losses.append(loss_of(model))
+    assert {v.dtype for v in model.trainable_variables} == {policy}
+    return np.array(losses)
+
+
+@pytest.mark.parametrize("policy", LOW)
+@pytest.mark.parametrize("name", RATES)
+def test_a_model_of_low_precision_learns_as_one_of_float32(name, policy):
+    wanted, found = curve(name, "float32", 40), curve(name, policy, 40)
+    assert wanted[-1] < 0.5 * wanted[0]  # there is something to learn
+    np.testing.assert_allclose(found, wanted, rtol=0.1, atol=0.01 * wanted[0])
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("way", FIT)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    effort([("adamw", "bfloat16"), ("sgdw-momentum", "float16")], list(product(RATES, LOW))),
+)
+def test_decay_alone_through_fit(name, dtype, way):
+    updates, decay = 1000, 1e-4
+    if way in ("eager", "no xla"):
+        updates, decay = effort((100, 1e-3), (1000, 1e-4))
+    dense = keras.layers.Dense(3, use_bias=False, dtype=dtype)
+    model = keras.Sequential([keras.Input((2,)), dense])
+    dense.kernel.assign(np.array([[1.0, -0.7, 3.0], [0.01, -2.5, 0.3]], "float32"))
+    start = numpy(dense.kernel)
+    nothing = lambda y, prediction: 0 * keras.ops.mean(prediction)  # noqa: E731
+    model.compile(make(name, weight_decay=decay), loss=nothing, **FIT[way])
+    model.fit(np.ones((updates, 2)), np.ones((updates, 3)), batch_size=1, verbose=0)
+    assert int(numpy(model.optimizer.iterations)) == updates
+    assert_decayed(dense.kernel, start, decay, updates)
+
+
+# --- skipped steps ---
+
+
+def scaled_model(name, policy, **arguments):
+    model = network(policy)
+    inner = make(
+        name,
+        learning_rate=warm_restarts(0.05, 3, t_mul=2, eta_min=0.1),
+        weight_decay=0.1,
+        normalize_weight_decay=True,
+        use_ema=True,
+        ema_momentum=0.5,
+        **arguments,
+    )
+    model.compile(LossScale(inner, initial_scale=4.0), loss="mse")
+    return model, inner
+
+
+def everything(model, inner):
+    """The model's weights and all that its optimizer keeps: moments, averages, masters, counters."""
+    return {v.path: numpy(v) for v in model.trainable_variables} | state(inner)
+
+
+MORE = {
+    "plain": {},
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "average": {"ema_overwrite_frequency": 2},
+    "clipping": {"clipnorm": 0.5},
+}
+SKIPPED = [
+    ("adamw-amsgrad", "mixed_float16", "plain", np.inf),
+    ("nadamw", "float16", "accumulation", np.nan),
+    ("sgdw-momentum", "mixed_float16", "average", np.nan),
+]
+ALL_SKIPPED = product(
+    ["adamw-amsgrad", "nadamw", "sgdw-momentum"],
+    ["mixed_float16", "float16"],
+    MORE,
+    [np.inf, np.nan],
+)
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize(("name", "policy", "more", "bad"), effort(SKIPPED, list(ALL_SKIPPED)))
+def test_a_skipped_step_in_training_changes_nothing(name, policy, more, bad):
+    """No weight, no moment, no decay, no average, no master copy, no place in the schedule."""
+    model, inner = scaled_model(name, policy, **MORE[more])
+    for _ in range(3):
+        model.train_on_batch(X, Y)
+    before, scale = everything(model, inner), float(numpy(model.optimizer.dynamic_scale))
+    assert int(numpy(inner.t_cur)) == (1 if more == "accumulation" else 0)
+    spoilt = X.copy()
+    spoilt[3, 2] = bad
+    model.train_on_batch(spoilt, Y)
+    after = everything(model, inner)
+    for path, value in before.items():
+        np.testing.assert_array_equal(after[path], value, err_msg=path)
+    assert float(numpy(model.optimizer.dynamic_scale)) == scale / 2
+    for _ in range(2):
+        model.train_on_batch(X, Y)
+    now = everything(model, inner)
+    assert sum(not np.array_equal(now[path], value) for path, value in before.items()) > 4
+    assert all(np.isfinite(value).all() for value in now.values())
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("name", effort(["nadamw"], NAMES))
+def test_skipped_steps_leave_the_run_as_if_they_had_not_been(name):
+    """Scales are powers of two: the good steps of both runs compute the same numbers."""
+    with_bad, inner = scaled_model(name, "mixed_float16")
+    without, twin = scaled_model(name, "mixed_float16")
+    spoilt = np.full_like(X, np.nan)
+    for k in range(8):
+        for model in (with_bad, without):
+            model.train_on_batch(X[k::8], Y[k::8])
+        if k % 3 == 0:
+            with_bad.train_on_batch(spoilt, Y)
+    ours, theirs = everything(with_bad, inner), everything(without, twin)
+    assert int(numpy(inner.iterations)) == 8
+    for (path, a), b in zip(ours.items(), theirs.values(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4, err_msg=path)

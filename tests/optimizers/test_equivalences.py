@@ -10,18 +10,22 @@ import keras
 import numpy as np
 import pytest
 
+import keras_decoupled
 import oracle
 from cases import (
+    ALGORITHMS,
     ALPHA,
     BACKEND,
     COMPILED,
     PATHS,
+    RUNNERS,
     allowance,
     assert_follows,
+    assert_within,
     eager,
     gradients,
     initial_values,
-    make_variable,
+    make_variables,
     numpy,
     warm_restarts,
 )
@@ -32,275 +36,179 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 BETAS = {"beta_1": 0.875, "beta_2": 1 - 2.0**-7}
+AS_KERAS = {"momentum_decay": 1.0}
 W = 0.4  # Keras' and torch's weight decay, λ = α·W of ours
 UPDATES = 25
 
-# ours, the stock optimizer that equals it without decay, the arguments of both, the oracle, arguments of ours alone
+# ours, the stock optimizer that equals it without decay, the arguments of both, arguments of ours alone
 STOCK = {
-    "adam": ("AdamW", keras.optimizers.Adam, BETAS, oracle.adamw, {}),
-    "adam, large epsilon": (
-        "AdamW",
-        keras.optimizers.Adam,
-        {**BETAS, "epsilon": 0.1},
-        oracle.adamw,
-        {},
-    ),
-    "amsgrad": ("AdamW", keras.optimizers.Adam, {**BETAS, "amsgrad": True}, oracle.adamw, {}),
-    "nadam": ("NadamW", keras.optimizers.Nadam, BETAS, oracle.nadamw, {"momentum_decay": 1.0}),
-    "nadam, large epsilon": (
-        "NadamW",
-        keras.optimizers.Nadam,
-        {**BETAS, "epsilon": 0.1},
-        oracle.nadamw,
-        {"momentum_decay": 1.0},
-    ),
-    "sgd": ("SGDW", keras.optimizers.SGD, {}, oracle.sgdw, {}),
-    "momentum": ("SGDW", keras.optimizers.SGD, {"momentum": 0.9}, oracle.sgdw, {}),
-    "nesterov": (
-        "SGDW",
-        keras.optimizers.SGD,
-        {"momentum": 0.9, "nesterov": True},
-        oracle.sgdw,
-        {},
-    ),
+    "adam": ("AdamW", "Adam", BETAS, {}),
+    "adam, large epsilon": ("AdamW", "Adam", {**BETAS, "epsilon": 0.1}, {}),
+    "amsgrad": ("AdamW", "Adam", {**BETAS, "amsgrad": True}, {}),
+    "nadam": ("NadamW", "Nadam", BETAS, AS_KERAS),
+    "nadam, large epsilon": ("NadamW", "Nadam", {**BETAS, "epsilon": 0.1}, AS_KERAS),
+    "sgd": ("SGDW", "SGD", {}, {}),
+    "momentum": ("SGDW", "SGD", {"momentum": 0.9}, {}),
+    "nesterov": ("SGDW", "SGD", {"momentum": 0.9, "nesterov": True}, {}),
 }
+# With a decay: λ = α·w, under a schedule as well, as both decays follow it.
+DECAYED = {
+    "adamw": ("AdamW", "AdamW", BETAS, {}),
+    "adamw, amsgrad": ("AdamW", "AdamW", {**BETAS, "amsgrad": True}, {}),
+}
+# Defaults of both, where float32 1 − 0.999^k of stock Keras allows only for some digits.
+USUAL = {
+    "usual adamw": ("AdamW", "AdamW", {}, {}),
+    "usual nadam": ("NadamW", "Nadam", {}, AS_KERAS),
+    "usual sgd": ("SGDW", "SGD", {}, {}),
+}
+TABLE = STOCK | DECAYED | USUAL
 
-# schedules by name: (made anew for each optimizer, multiplier at update k)
+# schedules by name: (made anew for each optimizer, the oracle's)
 SCHEDULES = {
-    "constant": (lambda: ALPHA, lambda k: 1.0),
+    "constant": (lambda: ALPHA, oracle.constant),
     "keras": (
         lambda: keras.optimizers.schedules.ExponentialDecay(ALPHA, 10, 0.5),
-        lambda k: 0.5 ** (k / 10),
+        lambda k: oracle.At(0.5 ** (k / 10), k, None),
     ),
     "restarts": (
         lambda: warm_restarts(ALPHA, 4, t_mul=2, eta_min=0.1),
-        lambda k: oracle.cosine(k, 4, t_mul=2, eta_min=0.1).multiplier,
+        partial(oracle.cosine, first=4, t_mul=2, eta_min=0.1),
     ),
 }
 
 
-def ours(name, **arguments):
-    import keras_decoupled
-
-    return getattr(keras_decoupled, name)(**arguments)
+def ours(cls, **arguments):
+    return getattr(keras_decoupled, cls)(**{"learning_rate": ALPHA, "weight_decay": 0, **arguments})
 
 
-def side_by_side(left, right, run, runner=eager, updates=UPDATES, slack=1.0):
+def run_of(cls, l2=0.0, schedule=oracle.constant, **arguments):
+    algorithm, values = partial(ALGORITHMS[cls], **arguments), initial_values()
+    return oracle.Run(algorithm, values, ALPHA, [(0.0, l2)] * len(values), schedule=schedule)
+
+
+def side_by_side(step, other_step, variables, others, run, slack=1.0):
     """Apply the same gradients to both; at each update they agree up to twice what rounding may do to one of them."""
-    values = initial_values()
-    one, other = (
-        [make_variable(p, v) for p, v in zip(PATHS, values, strict=True)] for _ in range(2)
-    )
-    step_left, step_right = runner(left, one), runner(right, other)
-    for grads in gradients(updates):
-        step_left(grads)
-        step_right(grads)
+    for grads in gradients(UPDATES):
+        step(grads)
+        other_step(grads)
         run.step(grads)
-        for path, a, b, most in zip(PATHS, one, other, allowance(run), strict=True):
-            error = np.abs(numpy(a) - numpy(b))
-            assert np.all(error <= 2 * slack * most), (
-                f"{path} after {run.k} updates: {error}, {2 * slack * most}"
-            )
-
-
-def scale(algorithm, decay=0.0, schedule="constant"):
-    """An oracle run, for the size of the weights and of what rounding may do to them."""
-    multiplier = SCHEDULES[schedule][1]
-    values = initial_values()
-    return oracle.Run(
-        algorithm,
-        values,
-        ALPHA,
-        [(0.0, decay)] * len(values),
-        schedule=lambda s: oracle.At(multiplier(s), s, None),
-    )
+        for path, a, b, most in zip(PATHS, variables, others, allowance(run), strict=True):
+            assert_within(a, numpy(b), 2 * slack * most, f"{path} after {run.k} updates")
 
 
 @pytest.mark.parametrize("schedule", ["constant", "keras"])
-@pytest.mark.parametrize("name", STOCK)
+@pytest.mark.parametrize("name", [*STOCK, "adamw"])
 def test_the_oracle_is_the_stock_optimizer(name, schedule):
     """Who guards the guard: no code of ours here."""
-    _, stock, arguments, algorithm, more = STOCK[name]
-    values = initial_values()
-    variables = [make_variable(p, v) for p, v in zip(PATHS, values, strict=True)]
-    run = scale(partial(algorithm, **arguments, **more), schedule=schedule)
-    step = eager(stock(SCHEDULES[schedule][0](), **arguments), variables)
+    cls, stock, arguments, more = TABLE[name]
+    make_rate, at = SCHEDULES[schedule]
+    decay = {"weight_decay": W} if name in DECAYED else {}
+    variables = make_variables()
+    run = run_of(cls, ALPHA * W if decay else 0.0, at, **arguments, **more)
+    step = eager(getattr(keras.optimizers, stock)(make_rate(), **decay, **arguments), variables)
     for grads in gradients(UPDATES):
         step(grads)
         run.step(grads)
         assert_follows(variables, run)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "keras"])
-def test_the_oracle_is_keras_adamw(schedule):
-    values = initial_values()
-    variables = [make_variable(p, v) for p, v in zip(PATHS, values, strict=True)]
-    run = scale(partial(oracle.adamw, **BETAS), ALPHA * W, schedule)
-    step = eager(
-        keras.optimizers.AdamW(SCHEDULES[schedule][0](), weight_decay=W, **BETAS), variables
-    )
-    for grads in gradients(UPDATES):
-        step(grads)
-        run.step(grads)
-        assert_follows(variables, run)
-
-
-@pytest.mark.parametrize("runner", ["eager", *COMPILED])
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("name", STOCK)
-def test_without_decay_ours_is_the_stock_optimizer(name, schedule, runner):
-    cls, stock, arguments, algorithm, more = STOCK[name]
-    if runner != "eager" and schedule != "keras":
-        return  # one schedule is enough for compiled code
-    make = SCHEDULES[schedule][0]
-    side_by_side(
-        ours(cls, learning_rate=make(), weight_decay=0, **arguments, **more),
-        stock(make(), **arguments),
-        scale(partial(algorithm, **arguments, **more), schedule=schedule),
-        {"eager": eager, **COMPILED}[runner],
-    )
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("amsgrad", [False, True])
-def test_keras_adamw(schedule, amsgrad):
-    """λ = α·w, under a schedule as well: both decays follow it."""
-    arguments, make = {**BETAS, "amsgrad": amsgrad}, SCHEDULES[schedule][0]
-    side_by_side(
-        ours("AdamW", learning_rate=make(), weight_decay=ALPHA * W, **arguments),
-        keras.optimizers.AdamW(make(), weight_decay=W, **arguments),
-        scale(partial(oracle.adamw, **arguments), ALPHA * W, schedule),
-    )
+CLIPPED = {"global_clipnorm": 1.0}
 
 
 @pytest.mark.parametrize(
-    ("cls", "stock", "more"),
-    [("AdamW", "AdamW", {}), ("NadamW", "Nadam", {"momentum_decay": 1.0}), ("SGDW", "SGD", {})],
+    ("name", "schedule", "runner", "clipping"),
+    [(name, s, "eager", {}) for name in STOCK | DECAYED for s in SCHEDULES]
+    # One schedule is enough for compiled code, and for the usual arguments.
+    + [(name, "keras", runner, {}) for name in STOCK for runner in COMPILED]
+    + [(name, "constant", "eager", {}) for name in USUAL]
+    + [(name, "constant", "eager", CLIPPED) for name in ("adam", "nadam", "nesterov")],
 )
-def test_with_the_usual_arguments(cls, stock, more):
-    """Defaults of both, where float32 1 − 0.999^k of stock Keras allows only for some digits."""
-    algorithm = {
-        "AdamW": oracle.adamw,
-        "NadamW": partial(oracle.nadamw, **more),
-        "SGDW": oracle.sgdw,
-    }[cls]
-    side_by_side(
-        ours(cls, learning_rate=ALPHA, weight_decay=ALPHA * W, **more),
-        getattr(keras.optimizers, stock)(ALPHA, weight_decay=W),
-        scale(algorithm, ALPHA * W),
-        slack=50.0,
-    )
-
-
-@pytest.mark.parametrize("name", ["adam", "nadam", "nesterov"])
-def test_clipping_is_that_of_keras(name):
-    cls, stock, arguments, algorithm, more = STOCK[name]
-    side_by_side(
-        ours(cls, learning_rate=ALPHA, weight_decay=0, global_clipnorm=1.0, **arguments, **more),
-        stock(ALPHA, global_clipnorm=1.0, **arguments),
-        scale(partial(algorithm, **arguments, **more)),
-    )
+def test_ours_is_the_stock_optimizer(name, schedule, runner, clipping):
+    cls, stock, arguments, more = TABLE[name]
+    make_rate, at = SCHEDULES[schedule]
+    w, arguments = 0.0 if name in STOCK else W, {**arguments, **clipping}
+    theirs = getattr(keras.optimizers, stock)(make_rate(), weight_decay=w or None, **arguments)
+    mine = ours(cls, learning_rate=make_rate(), weight_decay=ALPHA * w, **arguments, **more)
+    run = run_of(cls, ALPHA * w, at, **TABLE[name][2], **more)  # for the size of rounding
+    variables, others = make_variables(), make_variables()
+    steps = RUNNERS[runner](mine, variables), RUNNERS[runner](theirs, others)
+    side_by_side(*steps, variables, others, run, slack=50.0 if name in USUAL else 1.0)
 
 
 if BACKEND == "torch":
     import torch
 
-    def torch_beside(optimizer, make_torch, run, before_update=None):
-        """Ours on Keras variables, torch's on float32 parameters."""
-        values = initial_values()
-        variables = [make_variable(p, v) for p, v in zip(PATHS, values, strict=True)]
-        parameters = [torch.nn.Parameter(torch.tensor(value)) for value in values]
-        theirs, step = make_torch(parameters), eager(optimizer, variables)
-        for grads in gradients(UPDATES):
-            if before_update:
-                before_update(theirs, run.k)
+    def torch_beside(optimizer, make_torch, run, before_update=lambda theirs, k: None):
+        """Ours on Keras variables, torch's on float32 parameters.
+
+        torch computes its scalars in Python floats, so that its own defaults serve.
+        """
+        parameters = [torch.nn.Parameter(torch.tensor(value)) for value in initial_values()]
+        theirs, variables = make_torch(parameters), make_variables()
+
+        def step(grads):
+            before_update(theirs, run.k)
             for parameter, g in zip(parameters, grads, strict=True):
                 parameter.grad = torch.tensor(g)
             theirs.step()
-            step(grads)
-            run.step(grads)
-            for path, a, b, most in zip(PATHS, variables, parameters, allowance(run), strict=True):
-                error = np.abs(numpy(a) - b.detach().numpy())
-                assert np.all(error <= 2 * most), (
-                    f"{path} after {run.k} updates: {error}, {2 * most}"
-                )
 
-    class TestTorch:
-        """torch computes its scalars in Python floats, so that its own defaults serve."""
+        side_by_side(eager(optimizer, variables), step, variables, parameters, run)
 
-        @pytest.mark.parametrize("epsilon", [1e-8, 0.1])
-        @pytest.mark.parametrize("momentum_decay", [0.004, 1.0])
-        def test_nadam(self, momentum_decay, epsilon):
-            arguments = {"momentum_decay": momentum_decay, "epsilon": epsilon}
-            torch_beside(
-                ours("NadamW", learning_rate=ALPHA, weight_decay=ALPHA * W, **arguments),
-                lambda p: torch.optim.NAdam(
-                    p,
-                    lr=ALPHA,
-                    eps=epsilon,
-                    weight_decay=W,
-                    momentum_decay=momentum_decay,
-                    decoupled_weight_decay=True,
-                ),
-                scale(partial(oracle.nadamw, **arguments), ALPHA * W),
-            )
+    def epsilon_of_ours(theirs, k, epsilon):
+        """torch has √(v/(1−β2^i)) + ε, ours √v + ε beside √(1−β2^i): ε/√(1−β2^i) in torch's place is ours."""
+        theirs.param_groups[0]["eps"] = epsilon / np.sqrt(1 - 0.999 ** (k + 1))
 
-        @pytest.mark.parametrize("amsgrad", [False, True])
-        @pytest.mark.parametrize("epsilon", [1e-8, 0.01])
-        def test_adamw(self, epsilon, amsgrad):
-            """torch has √(v/(1−β2^i)) + ε, ours √v + ε beside √(1−β2^i): ε/√(1−β2^i) in torch's place is ours."""
+    NADAM = partial(torch.optim.NAdam, decoupled_weight_decay=True)
 
-            def set_epsilon(theirs, k):
-                theirs.param_groups[0]["eps"] = epsilon / np.sqrt(1 - 0.999 ** (k + 1))
-
-            arguments = {"epsilon": epsilon, "amsgrad": amsgrad}
-            torch_beside(
-                ours("AdamW", learning_rate=ALPHA, weight_decay=ALPHA * W, **arguments),
-                lambda p: torch.optim.AdamW(p, lr=ALPHA, weight_decay=W, amsgrad=amsgrad),
-                scale(partial(oracle.adamw, **arguments), ALPHA * W),
-                set_epsilon,
-            )
-
-        @pytest.mark.parametrize(
-            ("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)]
+    @pytest.mark.parametrize("epsilon", [1e-8, 0.1])
+    @pytest.mark.parametrize("momentum_decay", [0.004, 1.0])
+    def test_torch_nadam(momentum_decay, epsilon):
+        arguments = {"momentum_decay": momentum_decay, "epsilon": epsilon}
+        given = {"lr": ALPHA, "eps": epsilon, "weight_decay": W, "momentum_decay": momentum_decay}
+        torch_beside(
+            ours("NadamW", weight_decay=ALPHA * W, **arguments),
+            partial(NADAM, **given),
+            run_of("NadamW", ALPHA * W, **arguments),
         )
-        def test_sgd(self, momentum, nesterov):
-            """torch keeps the rate outside the buffer: the same as ours while the rate is constant."""
-            arguments = {"momentum": momentum, "nesterov": nesterov}
-            torch_beside(
-                ours("SGDW", learning_rate=ALPHA, weight_decay=0, **arguments),
-                lambda p: torch.optim.SGD(p, lr=ALPHA, **arguments),
-                scale(partial(oracle.sgdw, **arguments)),
-            )
 
-        @pytest.mark.parametrize("cls", ["AdamW", "NadamW"])
-        def test_under_a_torch_schedule(self, cls):
-            """torch's CosineAnnealingWarmRestarts is CosineWarmRestarts(endpoint=False), decay included."""
-            theirs = {
-                "AdamW": torch.optim.AdamW,
-                "NadamW": partial(torch.optim.NAdam, decoupled_weight_decay=True),
-            }[cls]
-            algorithm = {"AdamW": oracle.adamw, "NadamW": oracle.nadamw}[cls]
-            run = scale(algorithm, ALPHA * W)
-            run.schedule = partial(oracle.cosine, first=5, t_mul=2, endpoint=False)
+    @pytest.mark.parametrize("amsgrad", [False, True])
+    @pytest.mark.parametrize("epsilon", [1e-8, 0.01])
+    def test_torch_adamw(epsilon, amsgrad):
+        arguments = {"epsilon": epsilon, "amsgrad": amsgrad}
+        torch_beside(
+            ours("AdamW", weight_decay=ALPHA * W, **arguments),
+            partial(torch.optim.AdamW, lr=ALPHA, weight_decay=W, amsgrad=amsgrad),
+            run_of("AdamW", ALPHA * W, **arguments),
+            partial(epsilon_of_ours, epsilon=epsilon),
+        )
 
-            def advance(theirs, k):
-                if not hasattr(theirs, "schedule"):
-                    theirs.schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
-                        theirs, 5, T_mult=2
-                    )
-                elif k:
-                    theirs.schedule.step()
-                if cls == "AdamW":
-                    theirs.param_groups[0]["eps"] = 1e-7 / np.sqrt(1 - 0.999 ** (k + 1))
+    @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+    def test_torch_sgd(momentum, nesterov):
+        """torch keeps the rate outside the buffer: the same as ours while the rate is constant."""
+        arguments = {"momentum": momentum, "nesterov": nesterov}
+        stock = partial(torch.optim.SGD, lr=ALPHA, **arguments)
+        torch_beside(ours("SGDW", **arguments), stock, run_of("SGDW", **arguments))
 
-            torch_beside(
-                ours(
-                    cls,
-                    learning_rate=warm_restarts(ALPHA, 5, t_mul=2, endpoint=False),
-                    weight_decay=ALPHA * W,
-                ),
-                lambda p: theirs(p, lr=ALPHA, weight_decay=W, eps=1e-7),
-                run,
-                advance,
-            )
+    @pytest.mark.parametrize("cls", ["AdamW", "NadamW"])
+    def test_under_a_torch_schedule(cls):
+        """torch's CosineAnnealingWarmRestarts is CosineWarmRestarts(endpoint=False), decay included."""
+        stock = {"AdamW": torch.optim.AdamW, "NadamW": NADAM}[cls]
+        schedules = []
+
+        def advance(theirs, k):
+            if not schedules:
+                make_schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts
+                schedules.append(make_schedule(theirs, 5, T_mult=2))
+            elif k:
+                schedules[0].step()
+            if cls == "AdamW":
+                epsilon_of_ours(theirs, k, 1e-7)
+
+        rate = warm_restarts(ALPHA, 5, t_mul=2, endpoint=False)
+        torch_beside(
+            ours(cls, learning_rate=rate, weight_decay=ALPHA * W),
+            partial(stock, lr=ALPHA, weight_decay=W, eps=1e-7),
+            run_of(cls, ALPHA * W, partial(oracle.cosine, first=5, t_mul=2, endpoint=False)),
+            advance,
+        )

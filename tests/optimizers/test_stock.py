@@ -6,14 +6,16 @@ import keras
 import numpy as np
 import pytest
 
-import oracle
 from cases import (
     ALPHA,
     BACKEND,
     COMPILED,
     Case,
     allowance,
-    annealed,
+    assert_follows,
+    assert_within,
+    case,
+    cosine,
     eager,
     eager_with_cond,
     kind,
@@ -24,14 +26,12 @@ from cases import (
     set_decay,
     set_rate,
     uniform,
-    warm_restarts,
 )
 from stock import (
     FAST,
     PATHS,
     STOCK,
     StockRun,
-    assert_follows,
     follow,
     initial_values,
     make,
@@ -43,11 +43,13 @@ from stock import (
 )
 
 SHORT = 3  # updates
+TO_A_TENTH = cosine(3, eta_min=0.1)
+TO_0 = cosine(3, t_mul=2)
 
-FEATURES = {
+CASES = {
     # A pair is (l1, l2). What is excluded has no decay, whatever the rules say.
     "rules": Case(
-        lambda: {
+        {
             "weight_decay": 0.03,
             "weight_decays": {
                 "encoder": (0.004, 0.02),
@@ -68,14 +70,13 @@ FEATURES = {
         exclude=("^embedding",),
         updates=SHORT,
     ),
-    "multipliers and clipnorm": Case(
-        lambda: {
-            "weight_decay": 0.03,
+    "multipliers and clipnorm": uniform(
+        0.03,
+        {
             "lr_multipliers": {"encoder": 0.1, "head": 3, "dense_10": 0, "scale": 0, "conv": 0},
             "clipnorm": 0.5,
         },
-        {"*": (0.0, 0.03)},
-        {
+        multipliers={
             "encoder/dense_1/kernel": 0.1,
             "encoder/dense_1/bias": 0.1,
             "encoder/dense_10/kernel": 0.0,
@@ -85,9 +86,8 @@ FEATURES = {
         },
         updates=SHORT,
     ),
-    "kinds by key": Case(
-        lambda: {
-            "learning_rate": warm_restarts(ALPHA, 3, eta_min=0.1),
+    "kinds by key": case(
+        {
             "weight_decay": make_decay(kind(0.004, 0.05, cautious=True)),
             "weight_decays": {
                 "encoder": make_decay(kind(0.002, 0.1, towards="initial")),
@@ -104,102 +104,66 @@ FEATURES = {
             "head/kernel": kind(0.06, 0.02, soft_threshold=True),
             "*": kind(0.004, 0.05, cautious=True),
         },
-        schedule=partial(oracle.cosine, first=3, eta_min=0.1),
+        TO_A_TENTH,
         updates=4,
     ),
-    "restarts": Case(
-        lambda: {
-            "learning_rate": warm_restarts(ALPHA, 2, t_mul=2, eta_min=0.1),
-            "weight_decay": 0.03,
-            "normalize_weight_decay": True,
-        },
-        {"*": (0.0, 0.03)},
-        schedule=partial(oracle.cosine, first=2, t_mul=2, eta_min=0.1),
-        normalize="cycle",
+    "restarts": uniform(
+        0.03,
+        rate=cosine(2, normalized=True, t_mul=2, eta_min=0.1),
         updates=5,
         events={3: restart(1)},
     ),
     "rate and decay set": Case(
-        lambda: {"weight_decay": 0.03, "weight_decays": {"bias": 0.01}},
+        {"weight_decay": 0.03, "weight_decays": {"bias": 0.01}},
         {"encoder/dense_1/bias": (0.0, 0.01), "*": (0.0, None)},
         weight_decay=0.03,
         events={1: set_rate(0.0), 2: set_rate(0.02), 3: set_decay(0.1)},
         updates=4,
     ),
-}
-KINDS = {
+    # Between two updates no weight moves, and the schedule counts updates.
+    "accumulation": uniform(
+        0.03, {"gradient_accumulation_steps": 2}, TO_A_TENTH, accumulate=2, cond=True, updates=4
+    ),
+    # Kinds of decay, on all weights.
     "cautious": uniform(kind(0.004, 0.05, cautious=True), updates=SHORT),
     "towards initial": uniform(kind(0.004, 0.1, towards="initial"), updates=SHORT),
-    "eta_power 0": uniform(kind(0.002, 0.03, eta_power=0), updates=4, **annealed(3)),
-    "eta_power 2": uniform(kind(0.002, 0.03, eta_power=2), updates=4, **annealed(3)),
+    "eta_power 0": uniform(kind(0.002, 0.03, eta_power=0), rate=TO_0, updates=4),
+    "eta_power 2": uniform(kind(0.002, 0.03, eta_power=2), rate=TO_0, updates=4),
     "soft_threshold": uniform(kind(0.06, 0.02, soft_threshold=True), updates=SHORT),
 }
-ACCUMULATION = Case(
-    lambda: {
-        "learning_rate": warm_restarts(ALPHA, 3, eta_min=0.1),
-        "weight_decay": 0.03,
-        "gradient_accumulation_steps": 2,
-    },
-    {"*": (0.0, 0.03)},
-    schedule=partial(oracle.cosine, first=3, eta_min=0.1),
-    accumulate=2,
-    cond=True,
-    updates=4,
-)
 
 each = pytest.mark.parametrize("name", STOCK)
 fast_or_not = pytest.mark.parametrize("fast", FAST)
 
 
 @fast_or_not
-@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("case", CASES)
 @each
-def test_every_update(name, feature, fast):
-    follow(FEATURES[feature], *pair(name, fast), fast=fast)
+def test_every_update(name, case, fast):
+    follow(CASES[case], *pair(name, fast), fast=fast)
 
 
-@fast_or_not
-@pytest.mark.parametrize("case", KINDS)
+@pytest.mark.parametrize("runner", COMPILED)
 @each
-def test_a_kind_of_decay_on_all_weights(name, case, fast):
-    follow(KINDS[case], *pair(name, fast), fast=fast)
-
-
-@fast_or_not
-@each
-def test_accumulation(name, fast):
-    """Between two updates no weight moves, and the schedule counts updates."""
-    follow(ACCUMULATION, *pair(name, fast), fast=fast)
-
-
-@pytest.mark.parametrize(
-    ("name", "runner"),
-    [(name, runner) for name in STOCK for runner in COMPILED],
-)
 def test_compiled(name, runner):
     """With rules and, for what no key names, the plain decay."""
-    follow(FEATURES["rules"], *pair(name), COMPILED[runner])
+    follow(CASES["rules"], *pair(name), COMPILED[runner])
 
 
 @fast_or_not
 @each
 def test_a_plain_decay_and_moving_averages(name, fast):
     """They start at the weights after the first update, decay included, and become the weights in the end."""
-    case = Case(
-        lambda: {"weight_decay": 0.03, "use_ema": True, "ema_momentum": 0.75},
-        {"*": (0.0, 0.03)},
-        updates=SHORT,
-    )
+    case = uniform(0.03, {"use_ema": True, "ema_momentum": 0.75}, updates=SHORT)
     expected = None
     for state in steps(case, *pair(name, fast), fast=fast):
         optimizer, variables, run = state
         new = [value.copy() for value in run.values]
-        expected = (
-            [0.75 * a + 0.25 * b for a, b in zip(expected, new, strict=True)] if expected else new
-        )
+        pairs = zip(expected or new, new, strict=True)
+        expected = [0.75 * a + 0.25 * b for a, b in pairs]
         averages = optimizer._model_variables_moving_average
-        for a, b, most in zip(averages, expected, allowance(run), strict=True):
-            assert np.all(np.abs(numpy(a) - b) <= most)
+        for average, value, most in zip(averages, expected, allowance(run), strict=True):
+            assert_within(average, value, most, average.path)
     optimizer.finalize_variable_values(variables)
     for variable, average in zip(variables, averages, strict=True):
         assert np.array_equal(numpy(variable), numpy(average))
@@ -224,6 +188,22 @@ if BACKEND != "jax":  # which has float64 only where it is switched on
         ULP = 2.0**-24
 
 
+class Part:
+    """The reference for some of the variables, chosen by position."""
+
+    def __init__(self, stock, variables, chosen, alpha=ALPHA, l2=0.0):
+        self.members = [i for i in range(len(PATHS)) if chosen(i)]
+        self.variables = [variables[i] for i in self.members]
+        self.paths = [PATHS[i] for i in self.members]
+        dtype = "float64" if self.variables[0].dtype == "float64" else "float32"
+        values, decays = [numpy(v) for v in self.variables], [(0.0, l2)] * len(self.members)
+        self.run = StockRun(stock, self.paths, values, alpha, decays, dtype=dtype)
+
+    def step(self, grads, **checks):
+        self.run.step([numpy(grads[i]) for i in self.members])
+        assert_follows(self.variables, self.run, self.paths, **checks)
+
+
 @fast_or_not
 @pytest.mark.parametrize(("name", "kinds"), TYPES)
 def test_types(name, kinds, fast):
@@ -233,10 +213,8 @@ def test_types(name, kinds, fast):
     """
     alpha, l2 = 2.0**-4, 2.0**-5
     dtypes = [kinds[i % len(kinds)] for i in range(len(PATHS))]
-    variables = [
-        make_variable(path, value, dtype)
-        for path, value, dtype in zip(PATHS, initial_values(), dtypes, strict=True)
-    ]
+    parts = zip(PATHS, initial_values(), dtypes, strict=True)
+    variables = [make_variable(*part) for part in parts]
     optimizer = make(name, learning_rate=alpha, weight_decay=l2)
     optimizer.fast = fast
     optimizer.build(variables)
@@ -244,28 +222,15 @@ def test_types(name, kinds, fast):
     for dtype in kinds:
         # What has less than float32 is stepped by itself, with a copy in float32.
         low = dtype == "bfloat16"
-        members = [i for i, d in enumerate(dtypes) if d == dtype]
-        run = StockRun(
-            partial(make_stock, name, fast=fast and not low),
-            [PATHS[i] for i in members],
-            [numpy(variables[i]) for i in members],
-            alpha,
-            [(0.0, l2)] * len(members),
-            dtype="float32" if low else dtype,
-        )
-        checks = {
-            "bfloat16": {"rounded": rounded},
-            "float32": {},
-            "float64": {"ulp": ULP},
-        }
-        runs.append((members, run, checks[dtype]))
+        stock = partial(make_stock, name, fast=fast and not low)
+        checks = {"bfloat16": {"rounded": rounded}, "float64": {"ulp": ULP}}.get(dtype, {})
+        part = Part(stock, variables, lambda i, dtype=dtype: dtypes[i] == dtype, alpha, l2)
+        runs.append((part, checks))
     for grads in micro_batches(SHORT):
         grads = [keras.ops.convert_to_tensor(g, d) for g, d in zip(grads, dtypes, strict=True)]
         optimizer.apply(grads, variables)
-        for members, run, checks in runs:
-            run.step([numpy(grads[i]) for i in members])
-            own, paths = [variables[i] for i in members], [PATHS[i] for i in members]
-            assert_follows(own, run, paths, **checks)
+        for part, checks in runs:
+            part.step(grads, **checks)
 
 
 # --- wrappers ---
@@ -292,7 +257,7 @@ def loss_scaled(optimizer, variables):
 @fast_or_not
 @each
 def test_in_a_loss_scale_optimizer(name, fast):
-    follow(FEATURES["rules"], *pair(name, fast), loss_scaled, fast)
+    follow(CASES["rules"], *pair(name, fast), loss_scaled, fast)
 
 
 if hasattr(keras.optimizers, "MultiOptimizer"):  # an older Keras has none
@@ -301,27 +266,17 @@ if hasattr(keras.optimizers, "MultiOptimizer"):  # an older Keras has none
     @pytest.mark.parametrize(("name", "other"), [("lion", "muon"), ("adafactor", "nadam")])
     def test_two_in_a_multi_optimizer(name, other, fast):
         """Each has its own decay, and counts its own updates."""
-        variables, values = make_variables(), initial_values()
-        decays = {name: 0.03, other: 0.1}
+        variables, decays = make_variables(), {name: 0.03, other: 0.1}
         inner = {n: make(n, weight_decay=l2) for n, l2 in decays.items()}
         owners = [name if path.startswith("encoder/") else other for path in PATHS]
-        runs = []
+        parts = []
         for n, l2 in decays.items():
             inner[n].fast = fast
-            members = [i for i, owner in enumerate(owners) if owner == n]
-            run = StockRun(
-                partial(make_stock, n, fast=fast),
-                [PATHS[i] for i in members],
-                [values[i] for i in members],
-                ALPHA,
-                [(0.0, l2)] * len(members),
-            )
-            runs.append((members, run))
+            stock = partial(make_stock, n, fast=fast)
+            parts.append(Part(stock, variables, lambda i, n=n: owners[i] == n, l2=l2))
         which = keras.optimizers.OptimizerMap(inner[other], {"encoder/.*": inner[name]})
         step = eager(keras.optimizers.MultiOptimizer(which), variables)
         for grads in micro_batches(SHORT):
             step(grads)
-            for members, run in runs:
-                run.step([grads[i] for i in members])
-                own, paths = [variables[i] for i in members], [PATHS[i] for i in members]
-                assert_follows(own, run, paths)
+            for part in parts:
+                part.step(grads)

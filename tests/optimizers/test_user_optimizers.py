@@ -5,18 +5,10 @@ import numpy as np
 import pytest
 from keras import ops
 
-from cases import COMPILED, Case, eager, make_variable, numpy
+from cases import COMPILED, RUNNERS, Case, eager, make_variable, numpy
 from keras_decoupled import decouple
-from stock import (
-    FAST,
-    PATHS,
-    follow,
-    follow_unfreezing,
-    make_variables,
-    micro_batches,
-)
+from stock import FAST, PATHS, follow, follow_unfreezing, make_variables, micro_batches
 
-RUNNERS = {"eager": eager, **COMPILED}
 every_runner = pytest.mark.parametrize("runner", RUNNERS)
 
 
@@ -55,20 +47,21 @@ class Base(keras.optimizers.Optimizer):
     def __init__(self, learning_rate=0.01, **kwargs):
         super().__init__(learning_rate=learning_rate, **kwargs)
 
+    def update_step(self, gradient, variable, learning_rate):
+        self.change(gradient, variable, ops.cast(learning_rate, variable.dtype))
+
 
 class Assigning(Base):
     """Gives the new weight, and not the step."""
 
-    def update_step(self, gradient, variable, learning_rate):
-        rate = ops.cast(learning_rate, variable.dtype)
+    def change(self, gradient, variable, rate):
         self.assign(variable, ops.subtract(variable, rate * ops.sign(gradient)))
 
 
 class Clipped(Base):
     """Changes the weight twice, and reads in between what it wrote."""
 
-    def update_step(self, gradient, variable, learning_rate):
-        rate = ops.cast(learning_rate, variable.dtype)
+    def change(self, gradient, variable, rate):
         self.assign_sub(variable, rate * gradient)
         self.assign(variable, ops.clip(variable, -0.25, 0.25))
 
@@ -76,8 +69,7 @@ class Clipped(Base):
 class Shrinking(Base):
     """Subtracts, and then adds a part of what it wrote."""
 
-    def update_step(self, gradient, variable, learning_rate):
-        rate = ops.cast(learning_rate, variable.dtype)
+    def change(self, gradient, variable, rate):
         self.assign_sub(variable, rate * gradient)
         self.assign_sub(variable, 2.0 * rate * variable)
         self.assign_add(variable, rate * ops.tanh(variable))
@@ -90,8 +82,7 @@ class Averaging(Base):
         super().build(variables)
         self.weights_seen = self.add_optimizer_variables(variables, "mean_weight")
 
-    def update_step(self, gradient, variable, learning_rate):
-        rate = ops.cast(learning_rate, variable.dtype)
+    def change(self, gradient, variable, rate):
         average = self.weights_seen[self._get_variable_index(variable)]
         self.assign_sub(variable, rate * (gradient + average))
         self.assign_add(average, 0.5 * (variable - average))
@@ -108,8 +99,7 @@ class ByHand(Base):
         ]
         self.seen = self.add_variable((), name="seen")
 
-    def update_step(self, gradient, variable, learning_rate):
-        rate = ops.cast(learning_rate, variable.dtype)
+    def change(self, gradient, variable, rate):
         place = self._get_variable_index(variable)
         mean, largest = self.means[place], self.largest[place]
         self.assign_add(self.seen, ops.mean(ops.abs(gradient)))
@@ -129,8 +119,7 @@ class SlotFirst(Base):
     def read(self, slot):
         return slot
 
-    def update_step(self, gradient, variable, learning_rate):
-        rate = ops.cast(learning_rate, variable.dtype)
+    def change(self, gradient, variable, rate):
         slot = self.sums[self._get_variable_index(variable)]
         self.assign_add(slot, rate * gradient)
         self.assign_sub(variable, self.read(slot))
@@ -166,7 +155,7 @@ WORKING = [
 every_working = pytest.mark.parametrize("cls", WORKING)
 # One multiplier for all: `ByHand` has a number that all variables share.
 RULES = Case(
-    lambda: {"weight_decay": 0.03, "weight_decays": {"kernel": (0.004, 0.1), "scale": 0}},
+    {"weight_decay": 0.03, "weight_decays": {"kernel": (0.004, 0.1), "scale": 0}},
     {
         **{path: (0.004, 0.1) for path in PATHS if path.endswith("kernel")},
         "scale": (0.0, 0.0),
@@ -218,8 +207,7 @@ def test_a_step_that_is_computed_inside_cond(runner):
     """Only a change of the weight may not stand there."""
 
     class Choosing(Base):
-        def update_step(self, gradient, variable, learning_rate):
-            rate = ops.cast(learning_rate, variable.dtype)
+        def change(self, gradient, variable, rate):
             large = ops.norm(gradient) > 1.0
             step = ops.cond(large, lambda: ops.sign(gradient), lambda: 0.5 * gradient)
             self.assign_sub(variable, rate * step)
@@ -238,18 +226,18 @@ def test_a_step_that_is_computed_inside_cond(runner):
 
 
 class Direct(Base):
-    def update_step(self, gradient, variable, learning_rate):
-        variable.assign(variable - ops.cast(learning_rate, variable.dtype) * gradient)
+    def change(self, gradient, variable, rate):
+        variable.assign(variable - rate * gradient)
 
 
 class Lazy(Base):
-    def update_step(self, gradient, variable, learning_rate):
+    def change(self, gradient, variable, rate):
         """Leaves the weight as it is."""
 
 
 class Conditional(Base):
-    def update_step(self, gradient, variable, learning_rate):
-        step = ops.cast(learning_rate, variable.dtype) * gradient
+    def change(self, gradient, variable, rate):
+        step = rate * gradient
         ops.cond(
             ops.norm(gradient) > 1.0,
             lambda: self.assign_sub(variable, step),
@@ -282,8 +270,8 @@ def test_state_that_cannot_be_found_again():
             super().build(variables)
             self.by_path = {v.path: self.add_variable(v.shape, name="slot") for v in variables}
 
-        def update_step(self, gradient, variable, learning_rate):
-            self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * gradient)
+        def change(self, gradient, variable, rate):
+            self.assign_sub(variable, rate * gradient)
 
     variables = make_variables()
     optimizer = decouple(InADictionary)(learning_rate=0.05, weight_decay=0.03)
@@ -311,8 +299,8 @@ class Bare(keras.optimizers.Optimizer):
 
 
 class Sign(Base):
-    def update_step(self, gradient, variable, learning_rate):
-        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * ops.sign(gradient))
+    def change(self, gradient, variable, rate):
+        self.assign_sub(variable, rate * ops.sign(gradient))
 
 
 keras.saving.register_keras_serializable(package="mine")(Sign)
@@ -415,8 +403,7 @@ class TwoWithoutNames(Base):
         self.m = [self.add_variable_from_reference(v, first) for v in variables]
         self.v = [self.add_variable_from_reference(v, second, "ones") for v in variables]
 
-    def update_step(self, gradient, variable, learning_rate):
-        rate = ops.cast(learning_rate, variable.dtype)
+    def change(self, gradient, variable, rate):
         index = self._get_variable_index(variable)
         m, v = self.m[index], self.v[index]
         self.assign(m, 0.9 * m + 0.1 * gradient)
@@ -439,10 +426,10 @@ class AverageByHand(Base):
         super().build(variables)
         self.average = [self.add_variable(v.shape, "ones", name="one") for v in variables]
 
-    def update_step(self, gradient, variable, learning_rate):
+    def change(self, gradient, variable, rate):
         average = self.average[self._get_variable_index(variable)]
         self.assign(average, 0.5 * average + gradient)
-        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * average)
+        self.assign_sub(variable, rate * average)
 
 
 @pytest.mark.parametrize("cls", [TwoWithoutNames, TwoOfOneName, TwoOfOurNames, AverageByHand])

@@ -5,8 +5,6 @@ step is another: the stock class gets the weights, the gradients and the rate η
 takes from the weights.
 """
 
-import itertools
-import math
 from functools import partial
 
 import keras
@@ -14,7 +12,7 @@ import numpy as np
 
 import cases
 import oracle
-from cases import ALPHA, BACKEND, Case, eager, eager_with_cond, gradients, make_variable, numpy
+from cases import ALPHA, BACKEND, assert_follows, eager, gradients, make_variable, numpy, uniform
 
 # name: (class of keras.optimizers, arguments). At the rate ALPHA their steps are some hundredths, or, where they are
 # proportional to the weight, a hundredth.
@@ -120,71 +118,19 @@ class StockRun(oracle.Run):
         super().step(grads)
 
 
-def run_of(case, stock, values, paths=PATHS, **arguments):
-    """The reference of a case, on the variables of these paths."""
-    given = case.arguments()
-    return StockRun(
-        partial(stock, **{name: given[name] for name in CLIPPING if name in given}),
-        paths,
-        values,
-        case.alpha,
-        [case.decays.get(path, case.decays.get("*", (0.0, 0.0))) for path in paths],
-        [case.multipliers.get(path, 1.0) for path in paths],
-        case.schedule,
-        case.normalize,
-        weight_decay=case.weight_decay,
-        **arguments,
-    )
-
-
-def optimizer_of(case, ours, fast):
-    optimizer = ours(**{"learning_rate": ALPHA, **case.arguments()})
-    if case.exclude:
-        optimizer.exclude_from_weight_decay(var_names=list(case.exclude))
+def sides(case, ours, stock, fast=True):
+    """Ours, made anew, and its reference: (variables, optimizer, run)."""
+    values, optimizer = initial_values(), case.make(ours)
     optimizer.fast = fast
-    return optimizer
-
-
-def assert_follows(variables, run, paths=PATHS, rounded=None, ulp=2.0**-24):
-    """Ours is where the reference is, to rounding: after one update that is 1e-7 of the weight and 2e-6 of the step.
-
-    `rounded` gives half the distance of two neighbours, for weights that are rounded to less than the step is.
-    """
-    for path, variable, expected, most in zip(
-        paths, variables, run.values, cases.allowance(run, ulp), strict=True
-    ):
-        most = most if rounded is None else most + rounded(expected)
-        error = np.abs(numpy(variable) - expected)
-        assert np.all(error <= most), (
-            f"{path} after {run.k} updates: off by {error}, at most {most} is rounding"
-        )
+    clipping = {name: case.arguments[name] for name in CLIPPING if name in case.arguments}
+    reference = partial(StockRun, partial(stock, **clipping), PATHS, values)
+    return make_variables(values), optimizer, case.run(reference, PATHS)
 
 
 def steps(case, ours, stock, runner=None, fast=True):
     """Run both sides together. The weights must agree after each update, when (optimizer, variables, run) is given."""
-    runner = runner or (eager_with_cond if case.cond else eager)
-    values = initial_values()
-    variables, optimizer = make_variables(values), optimizer_of(case, ours, fast)
-    optimizer.build(variables)
-    run, step = run_of(case, stock, values), runner(optimizer, variables)
-    batches = iter(micro_batches(case.updates * case.accumulate))
-    for k in range(case.updates):
-        if event := case.events.get(k):
-            event(optimizer)
-            event(run)
-        grads = list(itertools.islice(batches, case.accumulate))
-        for g in grads[:-1]:
-            before = [numpy(v) for v in variables]
-            step(g)
-            assert all(np.array_equal(a, numpy(v)) for a, v in zip(before, variables, strict=True))
-        step(grads[-1])
-        run.step([np.mean(g, axis=0, dtype="float64") for g in zip(*grads, strict=True)])
-        assert_follows(variables, run)
-        assert math.isclose(float(numpy(optimizer.eta_t)), run.eta, rel_tol=1e-6, abs_tol=1e-7)
-        yield optimizer, variables, run
-    for path, variable, value in zip(PATHS, variables, values, strict=True):
-        if case.multipliers.get(path) == 0:
-            assert np.array_equal(numpy(variable), value), f"{path} is frozen"
+    grads = micro_batches(case.updates * case.accumulate)
+    return cases.follow(case, *sides(case, ours, stock, fast), runner, grads)
 
 
 def follow(case, ours, stock, runner=None, fast=True):
@@ -202,10 +148,7 @@ def follow_unfreezing(ours, stock, fast=True, **arguments):
     In that run a gradient of 0 keeps the state of a variable as it was made, in every optimizer here; its weight and
     its decay wait. Returns both sides.
     """
-    case = Case(lambda: {"weight_decay": 0.03, **arguments}, {"*": (0.0, 0.03)})
-    values = initial_values()
-    variables, optimizer = make_variables(values), optimizer_of(case, ours, fast)
-    run = run_of(case, stock, values)
+    variables, optimizer, run = sides(uniform(0.03, arguments), ours, stock, fast)
     known = [i for i in range(len(PATHS)) if i not in UNFROZEN_LATER]
     for k, grads in enumerate(micro_batches(5)):
         if k == 2:
@@ -216,6 +159,6 @@ def follow_unfreezing(ours, stock, fast=True, **arguments):
         run.step([g if i in known else np.zeros_like(g) for i, g in enumerate(grads)])
         if k < 2:
             for i in UNFROZEN_LATER:
-                run.values[i] = values[i].astype("float64")
-        assert_follows(variables, run)
+                run.values[i] = run.initial[i].copy()
+        assert_follows(variables, run, PATHS)
     return optimizer, variables, run
