@@ -1,6 +1,7 @@
 """What a hostile config, state or file may hold, and `changed`, which changes JSON at random places."""
 
 import copy
+import dataclasses
 import math
 import warnings
 
@@ -8,6 +9,8 @@ import hypothesis.strategies as st
 import keras
 
 from effort import effort
+from keras_decoupled.decay.kinds import Decay
+from keras_decoupled.decay.rows import Row
 
 CANARY = "KERAS_DECOUPLED_CANARY"  # in the environment once code of the input has run
 CODE = f"__import__('os').environ.__setitem__('{CANARY}', '1')"
@@ -92,14 +95,22 @@ def at(node, way):
     return node
 
 
-GONE = object()
+class _Gone:
+    def __repr__(self):
+        return "GONE"
+
+
+GONE = _Gone()
+# A config leaves these out where they are the default.
+OPTIONAL = {field.name for kind in (Row, Decay) for field in dataclasses.fields(kind)}
+OPTIONAL |= {"taken", "waiting", "paths", "exclusions"}
 
 
 def put(node, way, value):
     """Put the value in the place of an entry, or take it out. A wrong name would be refused for being unknown."""
     *above, last = way
     node = at(node, above)
-    assert last in node or isinstance(node, list), f"{last!r} is not in {list(node)}"
+    assert isinstance(node, list) or last in {*node, *OPTIONAL}, f"{last!r} is not in {list(node)}"
     if value is GONE:
         del node[last]
     else:

@@ -171,7 +171,7 @@ BAD_ROW = {
     "path": [None, 3, [], {}, True, GONE],
     "shape": [None, 3, "22", [2, "x"], [[2]], {"2": 2}, [2.5, 2], True],
     "l1": [*DECAYS, SCHEDULE],
-    "l2": [*DECAYS, GONE],
+    "l2": DECAYS,
     "multiplier": [*DECAYS, SCHEDULE],
     "taken": [3, "x", [0.1], [0.1, NAN], [0.1, "x"], [0.1, -1], [0.1, None], {}, [0.1] * 3, True],
     "towards": ["x", 3],
@@ -182,7 +182,7 @@ BAD_ROW = {
     "soft_threshold": [3, "x"],
 }
 BAD_RESOLVED = {
-    ("exclusions",): [None, 3, "x", [], {"var_list": []}, {"var_names": []}, GONE],
+    ("exclusions",): [None, 3, "x", [], {"var_list": []}, {"var_names": []}],
     ("exclusions", "var_names"): [None, 3, "bias", [3], ["("], [None], {"a": 1}],
     ("exclusions", "var_list"): [None, 3, "net/a/bias", [3], [None], [["a"]], {"a": 1}],
     ("table",): [*LIST, GONE],

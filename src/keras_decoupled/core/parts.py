@@ -92,14 +92,17 @@ class Parts:
             self._penalized = None
 
     def add_scalar(self, name: str, value: float, dtype: str) -> Any:
-        """Add a scalar. Under tf.distribute every replica computes the same, as `iterations`."""
+        """Add a scalar of ours."""
+        scalar = self.registry.scalars[name] = self.make_scalar(name, value, dtype)
+        return scalar
+
+    def make_scalar(self, name: str, value: float, dtype: str) -> Any:
+        """Make a scalar. Under tf.distribute every replica computes the same, as `iterations`."""
         # An array: TensorFlow's cast of a Python number to float64 goes through float32.
         initializer = keras.initializers.Constant(np.array(value))
-        scalar = self._optimizer.add_variable(
+        return self._optimizer.add_variable(
             (), initializer, dtype, aggregation="only_first_replica", name=name
         )
-        self.registry.scalars[name] = scalar
-        return scalar
 
 
 def _flag(name: str, arguments: Mapping[str, Any], default: bool, cure: str) -> bool:

@@ -87,7 +87,8 @@ class Registry:
         self.built: list[Record] = []  # of the last build, in its order
         self.variables: list[Any] = []  # the same variables
         self.amounts: tuple[Amount, ...] = ()  # the distinct decays of the last build
-        self.scalars: dict[str, Any] = {}  # optimizer variables of no variable, by name
+        self.scalars: dict[str, Any] = {}  # our optimizer variables of no variable, by name
+        self.adopted: dict[str, Any] = {}  # and a stock class's own
         # From a file: rows that no variable has claimed yet. Those of `table` are lined up by
         # order; those of `waiting` (of variables that were frozen, say) by their paths alone.
         self.table: tuple[Row, ...] = ()
@@ -258,7 +259,7 @@ class Registry:
     def known_ids(self) -> set[int]:
         """Return the ids of all optimizer variables that are known here."""
         slots = (slot for r in self._records.values() for slot in r.slots.values())
-        return set(map(id, (*slots, *self.scalars.values())))
+        return set(map(id, (*slots, *self.scalars.values(), *self.adopted.values())))
 
     # Files.
 
@@ -275,8 +276,9 @@ class Registry:
             for label, r in records.items()
             for name, slot in r.slots.items()
         }
-        known |= {id(scalar): [name, None] for name, scalar in self.scalars.items()}
-        taken = Counter({*SCALARS, *self.scalars})
+        scalars = self.scalars | self.adopted
+        known |= {id(scalar): [name, None] for name, scalar in scalars.items()}
+        taken = Counter({*SCALARS, *scalars})
         variables = []
         for v in optimizer_variables:
             if id(v) not in known:  # a user's class made it by `add_variable`

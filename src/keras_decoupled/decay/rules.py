@@ -247,5 +247,5 @@ def _warn_of_strong(extracted: Sequence[tuple[str, Penalty]], normalization: flo
         "a decoupled decay is not. If that is not meant, name the variable in `weight_decays` "
         "(learning rate × factor is a start), or give `total_iterations`.",
         UserWarning,
-        stacklevel=5,
+        stacklevel=6,  # where the optimizer is made
     )

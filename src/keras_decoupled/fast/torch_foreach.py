@@ -16,7 +16,6 @@ from keras_decoupled.decay.kinds import decayed
 from keras_decoupled.fast import StandIn
 from keras_decoupled.fast.torch_kernels import Kernel, Tensors, as_float32
 from keras_decoupled.fast.torch_update import Group
-from keras_decoupled.saving.state import SCALARS
 
 
 class Foreach(Kernel):
@@ -26,7 +25,7 @@ class Foreach(Kernel):
         self._optimizer, self._step = optimizer, step
         registry = optimizer._kd.registry
         self._positions = {record.key: i for i, record in enumerate(registry.built)}
-        self._own = [v for name, v in registry.scalars.items() if name not in SCALARS]
+        self._own = list(registry.adopted.values())
 
     def begin(self, i: int, h: Any, scalars: tuple[float, ...]) -> None:
         """Take what the whole update shares."""

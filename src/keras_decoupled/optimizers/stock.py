@@ -240,14 +240,14 @@ class Stock(Decoupled):
                 "its own, with one entry per variable.",
             )
         for i, variable in enumerate(rest):
-            registry.scalars[f"variable_{i}"] = variable
+            registry.adopted[f"variable_{i}"] = variable
 
     def _kd_adopt_scalar(self, attribute: str, new: Any) -> Any:
-        scalars, name = self._kd.registry.scalars, name_of_user(attribute, SCALARS)
-        old = scalars.get(name)
-        if old is None and keras.backend.standardize_dtype(new.dtype) in LOW_PRECISION:
-            return self._kd.add_scalar(name, as_number(new), "float32")
-        return scalars.setdefault(name, new)
+        adopted, name = self._kd.registry.adopted, name_of_user(attribute, SCALARS)
+        if name not in adopted:
+            low = keras.backend.standardize_dtype(new.dtype) in LOW_PRECISION
+            adopted[name] = self._kd.make_scalar(name, as_number(new), "float32") if low else new
+        return adopted[name]
 
 
 def _plain(value: Any) -> Any:

@@ -123,7 +123,7 @@ class ScheduleRate(Rate):
                     f"which rate η is 1 and the weight decay acts in full. {base:g} is taken: "
                     f"{source}. Pass this or another rate as `base_learning_rate`.",
                     UserWarning,
-                    stacklevel=6,  # where the optimizer is made
+                    stacklevel=7,  # where the optimizer is made
                 )
         super().__init__(base)
 
@@ -180,7 +180,9 @@ def make_rate(learning_rate: Any, base_learning_rate: Any = None) -> tuple[Rate,
     base = None
     if base_learning_rate is not None:
         cure = "It is the rate at which η is 1."
-        base = checks.real("base_learning_rate", base_learning_rate, cure=cure)
+        base = checks.real(
+            "base_learning_rate", base_learning_rate, below=checks.FLOAT32, cure=cure
+        )
         _reference(base, "`base_learning_rate`")
     if isinstance(learning_rate, ExactSchedule):
         if base is None:  # nothing to search: its η is a multiple of this, whatever its eta_max
