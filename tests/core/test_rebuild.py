@@ -3,6 +3,7 @@
 Layers are unfrozen and frozen again. What is known stays, to the bit; what is new starts fresh.
 """
 
+import contextlib
 import itertools
 
 import keras
@@ -178,6 +179,9 @@ def test_layers_frozen_on_purpose():
         state, weights = ([v.value for v in group] for group in (optimizer.variables, variables))
         return optimizer.stateless_apply(state, tensors(grads(0, 2)), weights)
 
+    passed = contextlib.nullcontext()
+    if BACKEND == "tensorflow":  # past our check it is Keras that refuses
+        passed = pytest.raises(ValueError, match="not supported with the TensorFlow backend")
     for layer, thaw in ((y, x), (x, y)):
         thaw.trainable = True
         optimizer.build(variables)
@@ -185,7 +189,8 @@ def test_layers_frozen_on_purpose():
         with pytest.raises(ValueError, match="of which 1 are frozen"):
             apply()
         optimizer.build(variables)
-        apply()
+        with passed:
+            apply()
 
 
 # --- averages ---
