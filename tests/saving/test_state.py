@@ -1,256 +1,144 @@
-"""State and rows go to the variables they belong to, through builds, saves and loads."""
+"""State goes to the variable it belongs to, through files (by path) and by position (`set_weights`, checkpoints)."""
 
 import contextlib
 import json
+import time
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
-from keras_decoupled import SGDW, AdamW, CosineWarmRestarts
+import stock
+from cases import BACKEND, eager, make_variable, numpy, warm_restarts
+from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Decay
+from slots import (
+    EVERY,
+    HISTORIES,
+    assert_same,
+    contents,
+    make,
+    of_slot,
+    pool,
+    saved,
+    train,
+    with_history,
+)
 
-BACKEND = keras.backend.backend()
+each = pytest.mark.parametrize("name", EVERY)
+histories = pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES)
+ARGUMENTS = {
+    "plain": {},
+    "EMA, accumulation": {"use_ema": True, "gradient_accumulation_steps": 2},
+    "a reference": {"weight_decay": Decay(0.1, towards="initial")},
+}
+EMA = {"use_ema": True, "ema_momentum": 0.75}
 
 
 def variable(path, value=1.0, shape=(2,)):
-    *scopes, name = path.split("/")
-    with contextlib.ExitStack() as stack:
-        for scope in scopes:
-            stack.enter_context(keras.name_scope(scope))
-        return keras.Variable(np.full(shape, value, "float32"), name=name)
+    return make_variable(path, np.full(shape, value, "float32"))
 
 
-def body_and_head(n=3):
-    model = keras.Sequential([keras.Input((4,)), *(layers.Dense(4) for _ in range(n))], name="seq")
-    for layer in model.layers[:-1]:
-        layer.trainable = False
+def built(*ours, **arguments):
+    optimizer = SGDW(**({"momentum": 0.9, "weight_decay": 0} | arguments))
+    optimizer.build(list(ours))
+    return optimizer
+
+
+# --- files: by path ---
+
+
+@each
+def test_a_load_into_another_order(name):
+    """Each slot goes to its variable, and scalars are carried over: both go on alike, to the bit."""
+    arguments = EMA | {"learning_rate": warm_restarts(0.05, 4, t_mul=2, eta_min=0.1)}
+    paths, ours = stock.PATHS, stock.make_variables()
+    optimizer, batches = make(name, **arguments), stock.micro_batches(4)
+    step = eager(optimizer, ours)
+    for grads in batches[:2]:
+        step(grads)
+    order = [4, 2, 6, 0, 5, 1, 3]
+    again = [make_variable(paths[i], numpy(ours[i])) for i in order]
+    loaded = make(name, **arguments)
+    loaded.build(again)
+    loaded.load_own_variables(saved(optimizer))
+    for grads in [None, *batches[2:]]:
+        if grads is not None:
+            step(grads)
+            eager(loaded, again)([grads[i] for i in order])
+        assert_same(contents(loaded), contents(optimizer), in_order=False)
+        for i, v in zip(order, again, strict=True):
+            assert np.array_equal(numpy(v), numpy(ours[i])), paths[i]
+    dtypes = [
+        {place: v.dtype for place, v in zip(contents(one), one.variables, strict=True)}
+        for one in (loaded, optimizer)
+    ]
+    assert dtypes[0] == dtypes[1]
+
+
+def three(trainable):
+    model = keras.Sequential([keras.Input((4,)), *(layers.Dense(4) for _ in range(3))], name="seq")
+    set_trainable(model, trainable)
+    model.compile(AdamW(weight_decay=1e-3), loss="mse")
     return model
 
 
-def unfreeze(model):
-    for layer in model.layers:
-        layer.trainable = True
-    model.compile(model.optimizer, loss="mse")
-    if BACKEND == "jax":
+def set_trainable(model, trainable):
+    for layer, flag in zip(model.layers, trainable, strict=True):
+        layer.trainable = flag
+
+
+def retrain(model, trainable=None):
+    if trainable is not None:
+        set_trainable(model, trainable)
+        model.compile(model.optimizer, loss="mse")
         model.optimizer.build(model.trainable_variables)
-
-
-def train(model):
     rng = np.random.default_rng(0)
     model.train_on_batch(rng.random((8, 4), "float32"), rng.random((8, 4), "float32"))
 
 
-def slots(optimizer):
-    """{label of the variable: its momentum}"""
-    layout = optimizer._slots.layout(optimizer.variables)["variables"]
-    return {
-        label: keras.ops.convert_to_numpy(v.value)
-        for (name, label), v in zip(layout, optimizer.variables, strict=True)
-        if name == "momentum"
-    }
-
-
-def test_head_first_then_all_then_a_load(tmp_path):
+def test_head_first_then_all_then_a_file(tmp_path):
     """The head's slots were made first; its moments must not move to the first layer."""
-    model = body_and_head()
-    model.compile(AdamW(weight_decay=1e-3), loss="mse")
-    train(model)
-    unfreeze(model)
-    train(model)
-    wanted = slots(model.optimizer)
+    model = three([False, False, True])
+    retrain(model)
+    retrain(model, [True] * 3)
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
-    # Before 3.16 Keras gives a loaded Sequential paths without its name.
-    found = {label.removeprefix("seq/"): m for label, m in slots(loaded.optimizer).items()}
-    for label, momentum in wanted.items():
-        np.testing.assert_array_equal(found[label.removeprefix("seq/")], momentum, err_msg=label)
+    wanted, found = (
+        # Before 3.16 Keras gives a loaded Sequential paths without its name.
+        {label.removeprefix("seq/"): m for label, m in of_slot(one.optimizer, "momentum").items()}
+        for one in (model, loaded)
+    )
+    assert_same(found, wanted)
     assert len({m.tobytes() for m in wanted.values()}) == 6
 
 
-def test_all_first_then_a_part_frozen_then_a_load(tmp_path):
+def test_all_first_then_a_part_frozen_then_a_load():
     """What left does not stand in the way of what is lined up by order."""
-    model = body_and_head()
-    for layer in model.layers:
-        layer.trainable = True
-    model.compile(AdamW(weight_decay=1e-3), loss="mse")
-    train(model)
-    model.layers[0].trainable = False
-    model.compile(model.optimizer, loss="mse")
-    model.optimizer.build(model.trainable_variables)
-    train(model)
-    store = {}
-    model.optimizer.save_own_variables(store)
-    config = model.optimizer.get_config()
-    ours = [variable(f"m/dense_{i}/{n}", shape=s) for i in (7, 8) for n, s in NAMES]
-    loaded = AdamW.from_config(config)
-    loaded.build(ours)
+    model = three([True] * 3)
+    retrain(model)
+    retrain(model, [False, True, True])
+    loaded = AdamW.from_config(model.optimizer.get_config())
+    names = [("kernel", (4, 4)), ("bias", (4,))]
+    loaded.build([variable(f"m/dense_{i}/{n}", shape=s) for i in (7, 8) for n, s in names])
     with pytest.warns(UserWarning, match="In the file only: momentum of seq/dense/kernel"):
-        loaded.load_own_variables(store)
-    wanted = slots(model.optimizer)
+        loaded.load_own_variables(saved(model.optimizer))
+    wanted, found = (of_slot(one, "momentum") for one in (model.optimizer, loaded))
     for new, old in (("m/dense_7/", "seq/dense_1/"), ("m/dense_8/", "seq/dense_2/")):
-        np.testing.assert_array_equal(slots(loaded)[new + "kernel"], wanted[old + "kernel"])
-
-
-NAMES = [("kernel", (4, 4)), ("bias", (4,))]
+        np.testing.assert_array_equal(found[new + "kernel"], wanted[old + "kernel"])
 
 
 def test_a_variable_that_left_keeps_its_moments_beside_a_twin():
     first, second = variable("p"), variable("p")
-    optimizer = SGDW(1.0, momentum=0.9, weight_decay=0)
-    optimizer.build([first, second])
+    optimizer = built(first, second, learning_rate=1.0)
     optimizer.apply([keras.ops.full((2,), x) for x in (0.1, 0.2)], [first, second])
-    optimizer.build([second])
-    assert slots(optimizer)["p"][0] == pytest.approx(-0.2)
-    optimizer.build([first])
-    assert slots(optimizer)["p"][0] == pytest.approx(-0.1)
-    store = {}
-    optimizer.save_own_variables(store)
-    loaded = SGDW(1.0, momentum=0.9, weight_decay=0)
-    loaded.build([variable("p")])
+    for one, momentum in ((second, -0.2), (first, -0.1)):
+        optimizer.build([one])
+        assert of_slot(optimizer, "momentum")["p"][0] == pytest.approx(momentum)
+    loaded = built(variable("p"), learning_rate=1.0)
     with pytest.warns(UserWarning, match="In the file only: momentum of p#2"):
-        loaded.load_own_variables(store)
-    assert slots(loaded)["p"][0] == pytest.approx(-0.1)
-
-
-def test_a_saved_row_is_given_once():
-    def config():
-        head = [variable("m/dense_4/kernel")]
-        optimizer = AdamW(weight_decay=1e-4, lr_multipliers={"dense_4": 10.0})
-        optimizer.build(head)
-        return optimizer.get_config()
-
-    optimizer = AdamW.from_config(config())
-    head, body = variable("m/dense_6/kernel"), variable("m/dense_5/kernel")
-    optimizer.build([head])
-    optimizer.build([body, head])
-    assert optimizer.lr_multipliers == {"m/dense_6/kernel": 10.0}
-
-
-def test_a_shape_that_does_not_fit_is_an_error_and_nothing_is_assigned():
-    saved, optimizer = SGDW(momentum=0.9, weight_decay=0), SGDW(momentum=0.9, weight_decay=0)
-    saved.build([variable("a"), variable("b")])
-    saved.apply([keras.ops.ones((2,))] * 2)
-    store = {}
-    saved.save_own_variables(store)
-    optimizer.build([variable("a"), variable("b", shape=(3,))])
-    with pytest.raises(ValueError, match=r"state of b does not fit b, which has shape \(3,\)"):
-        optimizer.load_own_variables(store)
-    assert int(optimizer.iterations) == 0
-
-
-@pytest.mark.parametrize("stock", [keras.optimizers.SGD(momentum=0.9), keras.optimizers.Adam()])
-def test_another_optimizers_state_is_not_taken_by_position(stock):
-    """Of one variable Adam has as many arrays as we: its learning rate would become our factor."""
-    ours, store = SGDW(momentum=0.9, weight_decay=0), {}
-    for optimizer in (ours, stock):
-        optimizer.build([variable("a")])
-        optimizer.apply([keras.ops.ones((2,))])
-    stock.save_own_variables(store)
-    before = [v.numpy() for v in ours.variables]
-    with pytest.warns(UserWarning, match="was not loaded: another optimizer wrote it"):
-        ours.load_own_variables(store)
-    for v, value in zip(ours.variables, before, strict=True):
-        np.testing.assert_array_equal(v.numpy(), value, err_msg=v.path)
-
-
-def test_an_optimizer_that_is_not_built_says_that_it_loads_nothing():
-    saved, store = SGDW(momentum=0.9, weight_decay=0), {}
-    saved.build([variable("a")])
-    saved.save_own_variables(store)
-    with pytest.warns(UserWarning, match=r"was not loaded: it is not built.*optimizer\.build"):
-        SGDW(momentum=0.9, weight_decay=0).load_own_variables(store)
-
-
-def test_a_boolean_weight_has_its_state_back():
-    def built():
-        optimizer = SGDW(momentum=0.9, weight_decay=0)
-        optimizer.build(
-            [
-                variable("a"),
-                keras.Variable([True, False], dtype="bool", name="mask", trainable=False),
-            ]
-        )
-        return optimizer
-
-    store = {}
-    built().save_own_variables(store)
-    built().load_own_variables(store)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *(("iteration", value) for value in (-5, 2**40)),
-        *(
-            (name, value)
-            for name in ("learning_rate", "weight_decay")
-            for value in (np.nan, -1.0, np.inf)
-        ),
-    ],
-)
-def test_a_number_that_no_run_has_is_refused(name, value):
-    optimizer, store = SGDW(weight_decay=0), {}
-    optimizer.build([variable("a")])
-    optimizer.save_own_variables(store)
-    [place] = [i for i, v in enumerate(optimizer.variables) if v.name == name]
-    store[str(place)] = np.array(value)
-    with pytest.raises(ValueError, match=rf"for {name}\. Received: .*array"):
-        optimizer.load_own_variables(store)
-    assert float(optimizer.learning_rate) == pytest.approx(0.01)
-
-
-def test_a_new_variables_average_starts_at_the_variable():
-    saved = SGDW(0.5, weight_decay=0, use_ema=True, ema_momentum=0.9)
-    old = variable("a")
-    saved.build([old])
-    saved.apply([keras.ops.ones((2,))])
-    store = {}
-    saved.save_own_variables(store)
-    for load in (True, False):
-        optimizer = SGDW(0.5, weight_decay=0, use_ema=True, ema_momentum=0.9)
-        a, b = variable("a"), variable("b", 7.0, (3,))
-        if load:
-            optimizer.build([a, b])
-            with pytest.warns(UserWarning, match="Started fresh: average of b"):
-                optimizer.load_own_variables(store)
-        else:
-            optimizer.build([a])
-            optimizer.apply([keras.ops.ones((2,))])
-            optimizer.build([a, b])
-        optimizer.apply([keras.ops.zeros((2,)), keras.ops.zeros((3,))])
-        averages = optimizer._model_variables_moving_average
-        np.testing.assert_allclose(averages[1].numpy(), 7.0, rtol=1e-6)
-
-
-if BACKEND == "jax":  # elsewhere `apply` gets the variables themselves
-
-    def test_layers_swapped_between_frozen_and_not_are_refused_without_their_names():
-        model = body_and_head(2)
-        model.compile(AdamW(weight_decay=0), loss="mse")
-        train(model)
-        model.layers[0].trainable, model.layers[1].trainable = True, False
-        model.compile(model.optimizer, loss="mse")
-        with pytest.raises(ValueError, match=r"frozen by now.*optimizer\.build"):
-            train(model)
-        model.optimizer.build(model.trainable_variables)
-        train(model)
-        assert list(slots(model.optimizer)) == [
-            f"seq/{name}"
-            for name in ("dense/kernel", "dense/bias", "dense_1/kernel", "dense_1/bias")
-        ]
-
-
-def test_a_copy_on_another_model_leaves_that_models_penalties():
-    def net(l2):
-        return keras.Sequential([keras.Input((4,)), layers.Dense(4, kernel_regularizer=l2)])
-
-    optimizer = AdamW(model=net(keras.regularizers.L2(1e-4)))
-    other = net(keras.regularizers.L2(5e-2))
-    AdamW.from_config(optimizer.get_config()).build(other.trainable_variables)
-    assert len(other.losses) == 1
-    with pytest.raises(ValueError, match="none is that model's"):
-        optimizer.build(other.trainable_variables)
+        loaded.load_own_variables(saved(optimizer))
+    assert of_slot(loaded, "momentum")["p"][0] == pytest.approx(-0.1)
 
 
 def test_a_file_saved_before_the_first_build_with_whole_paths_as_keys(tmp_path):
@@ -264,39 +152,259 @@ def test_a_file_saved_before_the_first_build_with_whole_paths_as_keys(tmp_path):
     assert loaded.optimizer.weight_decays == {kernel: (0.0, 1e-4)}
 
 
+def test_a_new_variables_average_starts_at_the_variable():
+    """The file does not have it, or has no averages at all and it is frozen at the load."""
+    ema = {"use_ema": True, "ema_momentum": 0.9, "momentum": 0.0}
+    a, b = variable("a"), variable("b", 7.0, (3,))
+    for file, builds in ((built(a, **ema), [[a, b]]), (built(a, b, momentum=0.0), [[a, b], [a]])):
+        b.assign([2.0, 3.0, 4.0])
+        optimizer = built(**ema)
+        for ours in builds:
+            optimizer.build(ours)
+        b.assign([5.0, 6.0, 7.0])
+        with pytest.warns(UserWarning, match="Started fresh: average of"):
+            optimizer.load_own_variables(saved(file))
+        optimizer.build([a, b])
+        np.testing.assert_array_equal(of_slot(optimizer, "average")["b"], [5.0, 6.0, 7.0])
+
+
+def test_a_boolean_weight_has_its_state_back():
+    def masked():
+        mask = keras.Variable([True, False], dtype="bool", name="mask", trainable=False)
+        return built(variable("a"), mask)
+
+    optimizer, loaded = masked(), masked()
+    loaded.load_own_variables(saved(optimizer))
+    assert_same(contents(loaded), contents(optimizer))
+
+
+# --- files that do not fit: nothing is assigned ---
+
+
+@contextlib.contextmanager
+def unchanged(optimizer):
+    before = contents(optimizer)
+    yield
+    assert_same(contents(optimizer), before)
+
+
+def test_a_shape_that_does_not_fit():
+    optimizer = built(variable("a"), variable("b"))
+    optimizer.apply([keras.ops.ones((2,))] * 2)
+    other = built(variable("a"), variable("b", shape=(3,)))
+    message = r"state of b does not fit b, which has shape \(3,\)"
+    with unchanged(other), pytest.raises(ValueError, match=message):
+        other.load_own_variables(saved(optimizer))
+
+
+@each
+def test_another_optimizers_state(name):
+    """Its arrays stand in another order: a learning rate would become a moment, or our factor r."""
+    if name in stock.STOCK:
+        others = [stock.make_stock(name, learning_rate=0.5)]
+    else:
+        others = [keras.optimizers.SGD(momentum=0.9), keras.optimizers.Adam()]
+    for other in others:
+        optimizer = with_history(make(name), ["a"], pool())
+        with_history(other, ["a"], pool())
+        message = "was not loaded: another optimizer wrote it"
+        with unchanged(optimizer), pytest.warns(UserWarning, match=message):
+            optimizer.load_own_variables(saved(other))
+
+
+def test_an_optimizer_that_is_not_built_says_that_it_loads_nothing():
+    optimizer = SGDW(momentum=0.9, weight_decay=0)
+    message = r"was not loaded: it is not built.*optimizer\.build"
+    with unchanged(optimizer), pytest.warns(UserWarning, match=message):
+        optimizer.load_own_variables(saved(built(variable("a"))))
+
+
+NUMBERS = {"iteration": (-5, 2**40)} | dict.fromkeys(
+    ["learning_rate", "weight_decay"], (np.nan, -1.0, np.inf)
+)
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, each in NUMBERS.items() for v in each])
+def test_a_number_that_no_run_has(name, value):
+    optimizer = built(variable("a"))
+    store = saved(optimizer)
+    [place] = [i for i, v in enumerate(optimizer.variables) if v.name == name]
+    store[str(place)] = np.array(value)
+    message = rf"for {name}\. Received: .*array"
+    with unchanged(optimizer), pytest.raises(ValueError, match=message):
+        optimizer.load_own_variables(store)
+
+
 @pytest.mark.parametrize("given", [0, 1e-60, 1e-37])
-@pytest.mark.parametrize("rate", ["constant", "schedule"])
+@pytest.mark.parametrize("rate", [0.1, CosineWarmRestarts(0.1, 10)], ids=["constant", "schedule"])
 def test_a_learning_rate_that_nobody_gave(given, rate):
     """A damaged file: the rate over such a number would be no number, or an infinite factor."""
-    store = {}
-    saved = AdamW(1000.0, weight_decay=1e-3)
-    saved.build([variable("a/w")])
-    saved.save_own_variables(store)
+    store = saved(built(variable("a/w"), learning_rate=1000.0, weight_decay=1e-3))
     layout = json.loads(store["layout"].tobytes())
     layout["given"]["learning_rate"] = given
     store["layout"] = np.frombuffer(json.dumps(layout).encode(), dtype=np.uint8)
-    learning_rate = 0.1 if rate == "constant" else CosineWarmRestarts(0.1, 10)
-    optimizer = AdamW(learning_rate, weight_decay=1e-3)
-    optimizer.build([variable("a/w")])
-    before = [np.array(v) for v in optimizer.variables]
-    with pytest.raises(ValueError, match="not as this package writes it"):
+    optimizer = built(variable("a/w"), learning_rate=rate, weight_decay=1e-3)
+    with unchanged(optimizer), pytest.raises(ValueError, match="not as this package writes it"):
         optimizer.load_own_variables(store)
-    for v, value in zip(optimizer.variables, before, strict=True):
-        np.testing.assert_array_equal(np.array(v), value)
 
 
-def test_the_average_of_a_variable_that_left_starts_at_it():
-    """The file is of a run without averages. The variable is frozen now, and thawed later."""
-    x, y = variable("x/w", 1.0), variable("y/w", 2.0)
-    saved = AdamW(weight_decay=1e-3)
-    saved.build([x, y])
-    store = {}
-    saved.save_own_variables(store)
-    optimizer = AdamW(weight_decay=1e-3, use_ema=True)
-    optimizer.build([x, y])
-    optimizer.build([x])
-    y.assign([5.0, 6.0])
-    with pytest.warns(UserWarning, match="Started fresh: average"):
-        optimizer.load_own_variables(store)
-    optimizer.build([x, y])
-    np.testing.assert_array_equal(np.array(optimizer.averages[1]), [5.0, 6.0])
+# --- set_weights: by position ---
+
+
+@histories
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [*(("adamw", name) for name in ARGUMENTS), *((name, "plain") for name in EVERY)],
+)
+def test_each_variable_has_its_own_state_back(name, arguments, history):
+    """Freeze, build, unfreeze, build; then its values into an optimizer that was built at once."""
+    arguments, ours, theirs = ARGUMENTS[arguments], pool(), pool()
+    optimizer = with_history(make(name, **arguments), history, ours)
+    fresh = with_history(make(name, **arguments), ["abcd"], theirs, updates=0)
+    fresh.set_weights([numpy(v) for v in optimizer.variables])
+    assert_same(contents(fresh), contents(optimizer))
+    moments = [value.tobytes() for value in of_slot(fresh, "momentum").values()]
+    assert len(set(moments)) == len(moments)  # so a swap would have been seen
+    assert len(moments) == 4 or name != "adamw"
+    for n, v in theirs.items():
+        v.assign(numpy(ours[n]))
+    for one, its in ((optimizer, ours), (fresh, theirs)):
+        train(one, its, "abcd")
+    for n, v in theirs.items():
+        np.testing.assert_array_equal(numpy(v), numpy(ours[n]))
+
+
+OTHERS = {
+    "SGD": {},
+    "SGD, momentum": {"momentum": 0.9},
+    "Adam": {},
+    "AdamW": {},
+    "Nadam": {},
+    "Adam, amsgrad": {"amsgrad": True},
+}
+
+
+@pytest.mark.parametrize("names", ["a", "ab", "abc"])
+@pytest.mark.parametrize("other", OTHERS)
+def test_set_weights_refuses_another_optimizers_state(other, names):
+    """Its learning rate would become ours, or our factor r; or it would fail half-way."""
+    theirs = getattr(keras.optimizers, other.split(",")[0])(0.1, **OTHERS[other])
+    ours = pool()
+    theirs.build([ours[n] for n in names])
+    values = [v.numpy() + 7 for v in theirs.variables]
+    for name in EVERY:
+        optimizer = with_history(make(name), [names], ours, updates=0)
+        before = contents(optimizer)
+        with pytest.raises(ValueError, match=r"`set_weights` needs .* Received: .*do not fit"):
+            optimizer.set_weights(values)
+        assert_same(contents(optimizer), before)
+
+
+def test_set_weights_checks_everything_before_it_assigns_anything():
+    optimizer = with_history(make("adamw"), ["abc"], pool())
+    before, good = contents(optimizer), [v.numpy() + 1 for v in optimizer.variables]
+    bad = {
+        r"number 9, where .*c_w_velocity is expected": [
+            [*good[:-1], np.zeros(3, "float32")],
+            [*good[:-1], np.zeros((2, 2, 1), "float32")],
+            good[:-1],
+        ],
+        r"number 10, where nothing more is expected": [[*good, np.zeros(2, "float32")]],
+        r"number 0, where .* is expected": [[], [np.zeros(1, "int32"), *good[1:]]],
+    }
+    for message, examples in bad.items():
+        for values in examples:
+            with pytest.raises(ValueError, match=f"`set_weights` needs .*{message}"):
+                optimizer.set_weights(values)
+            assert_same(contents(optimizer), before)
+    optimizer.set_weights(good)
+    assert_same(contents(optimizer), {k: np.float32(v) + np.float32(1) for k, v in before.items()})
+
+
+# --- tf.train.Checkpoint: by position, in lists that TensorFlow tracks ---
+
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+
+    @histories
+    @pytest.mark.parametrize("arguments", ARGUMENTS.values(), ids=ARGUMENTS)
+    def test_a_checkpoint_of_tensorflow(tmp_path, arguments, history):
+        optimizer = with_history(make("adamw", **arguments), history, pool())
+        path = tf.train.Checkpoint(optimizer=optimizer).save(tmp_path / "c")
+        fresh = with_history(make("adamw", **arguments), ["abcd"], pool(), updates=0)
+        status = tf.train.Checkpoint(optimizer=fresh).restore(path)
+        status.assert_existing_objects_matched()
+        assert_same(contents(fresh), contents(optimizer))
+
+    def test_a_checkpoint_before_and_after_a_rebuild(tmp_path):
+        ours = pool()
+        optimizer = with_history(make("adamw"), ["c"], ours)
+        checkpoint = tf.train.Checkpoint(optimizer=optimizer)
+        checkpoint.save(tmp_path / "before")
+        with_history(optimizer, ["abc"], ours)
+        expected = contents(optimizer)
+        path = checkpoint.save(tmp_path / "after")
+        train(optimizer, ours, "abc")
+        checkpoint.restore(path).assert_consumed()
+        assert_same(contents(optimizer), expected)
+
+    def test_a_checkpoint_of_a_model(tmp_path):
+        model, again = three([False, True, True]), three([True] * 3)
+        retrain(model)
+        retrain(model, [True] * 3)
+        path = tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(tmp_path / "c")
+        again.optimizer.build(again.trainable_variables)
+        tf.train.Checkpoint(model=again, optimizer=again.optimizer).restore(path).assert_consumed()
+        for one in (model, again):
+            retrain(one)
+        for a, b in zip(model.weights, again.weights, strict=True):
+            np.testing.assert_array_equal(numpy(a), numpy(b))
+
+
+# --- how it grows ---
+
+
+def cost(action, repeats=3):
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        action()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def many(count):
+    return [keras.Variable(np.ones(1, "float32"), name=f"w{i}") for i in range(count)]
+
+
+def test_no_part_is_quadratic_in_the_number_of_variables():
+    """4 times the variables: 4 times the time, 16 where it is quadratic. In between there is room for noise."""
+    times = {}
+    for count in (500, 2000):
+        ours, optimizer = many(count), AdamW(1e-3, weight_decay=0.1)
+        build = cost(lambda o=optimizer, v=ours: o.build(v), repeats=1)
+        store, config = saved(optimizer), optimizer.get_config()
+        times[count] = {
+            "build": build,
+            "build again": cost(lambda o=optimizer, v=ours: (o.build(v[1:]), o.build(v)), 2),
+            "save": cost(lambda o=optimizer: saved(o)),
+            "load": cost(lambda o=optimizer, s=store: o.load_own_variables(s)),
+            "get_config": cost(optimizer.get_config),
+            "from_config": cost(lambda c=config: AdamW.from_config(c)),
+        }
+    for what, time_of_2000 in times[2000].items():
+        assert time_of_2000 < 12 * times[500][what] + 0.05, (what, times)
+
+
+if BACKEND == "torch":  # rules know no backend, and 20,000 variables take the others seconds
+
+    def test_many_rules_for_many_variables():
+        """Each key or exclusion compared with each variable would take minutes."""
+        ours, times = many(20_000), []
+        rules = {f"w{i}" + "/" * (i % 8 > 0): 0.5 for i in range(0, 20_000, 4)} | {"w": 0.25}
+        for ruled in (False, True):
+            optimizer = AdamW(1e-3, weight_decay=0.1, weight_decays=rules if ruled else None)
+            if ruled:
+                optimizer.exclude_from_weight_decay(ours[::2], ["w1.*7$", "2$"])
+            times.append(cost(lambda o=optimizer: o.explain(ours), repeats=1))
+        assert times[1] < 3 * times[0] + 1, times

@@ -1,0 +1,588 @@
+"""What each variable keeps while the variables change under one optimizer: state, decay and multiplier.
+
+Layers are unfrozen and frozen again. What is known stays, to the bit; what is new starts fresh.
+"""
+
+import contextlib
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, regularizers
+
+from cases import BACKEND, OPTIMIZERS, eager, make_variable, numpy
+from keras_decoupled import SGDW, AdamW, Decay, NadamW
+from slots import (
+    EVERY,
+    HISTORIES,
+    assert_same,
+    contents,
+    make,
+    of_slot,
+    pool,
+    with_history,
+)
+from stock import FAST, STOCK, follow_unfreezing, pair
+from training import DECAY, X, Y, oracle_of, tensors, values
+
+ARGUMENTS = {
+    "plain": {},
+    "EMA": {"use_ema": True, "ema_momentum": 0.5},
+    "accumulation": {"gradient_accumulation_steps": 2},
+}
+ALL = {"weight_decay": Decay(0.1, towards="initial"), "gradient_accumulation_steps": 2}
+ALL |= {"use_ema": True, "ema_momentum": 0.5}
+each = pytest.mark.parametrize("name", EVERY)
+
+# --- the order of `optimizer.variables` ---
+
+
+@pytest.mark.parametrize(
+    ("dtype", "arguments"), [("float32", {}), ("bfloat16", ALL)], ids=["plain", "all"]
+)
+@each
+def test_the_order_depends_on_the_last_build_alone(name, dtype, arguments):
+    """Scalars first, then slot by slot: what goes by position has nothing else."""
+    expected = list(contents(with_history(make(name, **arguments), ["abcd"], pool(dtype), 0)))
+    for history in HISTORIES.values():
+        optimizer = with_history(make(name, **arguments), history, pool(dtype), updates=0)
+        assert list(contents(optimizer)) == expected
+    assert expected[0] == ("iteration", None)
+    scalars = [place for place in expected if place[1] is None]
+    assert expected[: len(scalars)] == scalars
+    groups = itertools.groupby(expected[len(scalars) :], key=lambda place: place[0])
+    slots = {slot: [label for _, label in places] for slot, places in groups}
+    assert sum(map(len, slots.values())) == len(expected) - len(scalars)  # none comes twice
+    everything = [f"net/{n}/w" for n in "abcd"]
+    for labels in slots.values():
+        assert labels == (everything if name in OPTIMIZERS else sorted(labels))
+
+
+def test_what_left_comes_last():
+    optimizer = with_history(make("adamw"), ["abc", "b"], pool())
+    names = [label for _, label in contents(optimizer) if label]
+    assert names == ["net/b/w"] * 2 + ["net/a/w", "net/c/w"] * 2
+    assert len({id(v) for v in optimizer.variables}) == len(optimizer.variables)
+
+
+@keras.saving.register_keras_serializable(package="test_rebuild")
+class WithMore(SGDW):
+    """A subclass with a slot that the mechanism does not know, and a scalar."""
+
+    def add_scalars(self):
+        super().add_scalars()
+        self.add_variable((), name="more")
+
+    def build(self, variables):
+        super().build(variables)
+        self.more = self.add_optimizer_variables(list(variables), "more_slot")
+
+
+def test_a_subclass_keeps_its_variables():
+    ours = pool()
+    optimizer = WithMore(0.1, momentum=0.9, weight_decay=0.1)
+    for names in ("c", "abc"):
+        optimizer.build([ours[n] for n in names])
+        places = list(contents(optimizer))
+        assert places.count(("more", None)) == 1
+        assert len(optimizer.more) == len(names)
+        for slot in ("more_slot", "momentum"):
+            assert sorted(of_slot(optimizer, slot)) == sorted(f"net/{n}/w" for n in names)
+
+
+# --- state ---
+
+
+@each
+def test_what_is_known_stays_and_what_is_new_starts_fresh(name):
+    """The optimizer variables are those of a build on all at once, and known ones keep their values."""
+    fresh = with_history(make(name, **ARGUMENTS["EMA"]), ["abcd"], pool(), updates=0)
+    ours, optimizer = pool(), make(name, **ARGUMENTS["EMA"])
+    with_history(optimizer, ["ca"], ours)
+    before, objects = contents(optimizer), {id(v) for v in optimizer.variables}
+    optimizer.build(list(ours.values()))
+    after, expected = contents(optimizer), contents(fresh)
+    assert list(after) == list(expected)
+    assert [v.dtype for v in optimizer.variables] == [v.dtype for v in fresh.variables]
+    assert_same(after, before, in_order=False)
+    assert_same(after, expected | before)
+    assert objects < {id(v) for v in optimizer.variables}  # on JAX a trainer holds on to them
+    for names in ("bd", "abcd", "ca", "abcd"):  # what left keeps its values, and comes back
+        optimizer.build([ours[n] for n in names])
+        assert_same(contents(optimizer), after, in_order=False)
+    assert_same(contents(optimizer), after)
+
+
+@pytest.mark.parametrize("fast", FAST)
+@pytest.mark.parametrize("name", STOCK)
+def test_unfreezing_a_stock_class(name, fast):
+    """As if all had been known from the start, and the new ones had had no gradient yet."""
+    follow_unfreezing(*pair(name, fast), fast=fast)
+
+
+def grads(k, n):
+    return np.random.default_rng(k).normal(size=(n, 2)).astype("float32")
+
+
+def two(path="x", other="y"):
+    return [make_variable(f"{n}/w", np.array([1.0, -2.0])) for n in (path, other)]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_new_variable_starts_fresh(name):
+    """Its moments are 0 at update 3; the bias correction is that of the count."""
+    known, new = two()
+    optimizer, run = make(name), oracle_of(name, values([known]))
+    for k in range(3):
+        eager(optimizer, [known])(grads(k, 1))
+        run.step(grads(k, 1))
+    run.values.append(np.array([1.0, -2.0]))
+    run.decays, run.multipliers = run.decays * 2, run.multipliers * 2
+    run.states.append({})
+    run.path.append(np.zeros(2))
+    for k in range(3, 5):
+        eager(optimizer, [known, new])(grads(k, 2))
+        run.step(grads(k, 2))
+    for variable, expected in zip([known, new], run.values, strict=True):
+        np.testing.assert_allclose(numpy(variable), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [*((name, "EMA") for name in OPTIMIZERS), ("adamw", "plain"), ("nadamw", "accumulation")],
+)
+def test_unknown_variables_in_apply(name, arguments):
+    """The known one goes on as if nothing had happened, in mid-accumulation and in another place too."""
+    (known, new), (twin, _) = two(), two()
+    optimizer, alone = (make(name, **ARGUMENTS[arguments]) for _ in range(2))
+    for k in range(6):
+        g = grads(k, 1)
+        alone.apply(tensors(g), [twin])
+        if k < 3:
+            optimizer.apply(tensors(g), [known])
+        else:
+            optimizer.apply(tensors([-g[0], g[0]]), [new, known])
+        assert np.array_equal(numpy(known), numpy(twin))
+    assert_same(contents(optimizer), contents(alone), in_order=False)
+    assert np.all(numpy(new) != [1.0, -2.0])
+    assert optimizer.weight_decays == {"y/w": (0.0, DECAY), "x/w": (0.0, DECAY)}
+
+
+def test_layers_frozen_on_purpose():
+    """Whoever freezes and asks for a build on the same variables means to go on with all of them."""
+    x, y = variables = two()
+    optimizer = make("adamw")
+    optimizer.build(variables)
+
+    def apply():
+        state, weights = ([v.value for v in group] for group in (optimizer.variables, variables))
+        return optimizer.stateless_apply(state, tensors(grads(0, 2)), weights)
+
+    passed = contextlib.nullcontext()
+    if BACKEND == "tensorflow":  # past our check it is Keras that refuses
+        passed = pytest.raises(ValueError, match="not supported with the TensorFlow backend")
+    for layer, thaw in ((y, x), (x, y)):
+        thaw.trainable = True
+        optimizer.build(variables)
+        layer.trainable = False
+        with pytest.raises(ValueError, match="of which 1 are frozen"):
+            apply()
+        optimizer.build(variables)
+        with passed:
+            apply()
+
+
+# --- averages ---
+
+
+@pytest.mark.parametrize("builds", ["x", "x, xy", "xy, x"])
+def test_a_new_average_starts_at_its_variable(builds):
+    """Keras starts averages in update 0 alone; zeros would pull the variable to 0 at the end."""
+    by_name = dict(zip("xy", two(), strict=True))
+    optimizer = make("sgdw", weight_decay=0, use_ema=True, ema_momentum=0.99)
+    zero = np.zeros(2, "float32")
+    for names in builds.split(", "):
+        optimizer.build([by_name[n] for n in names])
+    for _ in range(2):
+        optimizer.apply(tensors([zero]), [by_name["x"]])
+    by_name["y"].assign([3.0, 4.0] if builds == "x" else [1.0, -2.0])
+    optimizer.apply(tensors([zero, zero]), list(by_name.values()))
+    optimizer.finalize_variable_values(list(by_name.values()))
+    expected = [[1.0, -2.0], [3.0, 4.0] if builds == "x" else [1.0, -2.0]]
+    np.testing.assert_allclose(values(by_name.values()), expected, rtol=1e-6)
+
+
+def test_a_variable_unfrozen_after_the_last_update_has_no_average():
+    """`fit` sets what is trainable at its end, and a callback may have unfrozen a layer just then."""
+    known, new = two()
+    optimizer = make("adamw", use_ema=True, ema_momentum=0.5)
+    for k in range(2):
+        optimizer.apply(tensors(grads(k, 1)), [known])
+    optimizer.finalize_variable_values([known, new])
+    assert np.array_equal(numpy(known), of_slot(optimizer, "average")["x/w"])
+    np.testing.assert_array_equal(numpy(new), [1.0, -2.0])
+
+
+# --- through fit ---
+
+
+def two_branches():
+    """X → a(X) + b(X), in which a is frozen; a comes first."""
+    x = keras.Input((3,))
+    a = layers.Dense(2, name="a", trainable=False)(x)
+    b = layers.Dense(2, name="b")(x)
+    return keras.Model(x, layers.Add()([a, b]))
+
+
+def compile_and_fit(model, optimizer, epochs=2, build=True, **arguments):
+    model.compile(optimizer, loss="mse", **arguments)
+    if build and optimizer.built:
+        optimizer.build(model.trainable_variables)
+    model.fit(X, Y, batch_size=16, epochs=epochs, verbose=0)
+
+
+def assert_moved(model, before):
+    """Every weight that may be trained has moved, and no other."""
+    for variable in model.weights:
+        assert np.all(np.isfinite(numpy(variable)))
+        moved = not np.array_equal(before[variable.path], numpy(variable))
+        assert moved == variable.trainable, variable.path
+
+
+def weights(model):
+    return {v.path: numpy(v) for v in model.weights}
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+@pytest.mark.parametrize("name", ["adamw-amsgrad", "nadamw", "sgdw-momentum"])
+def test_a_layer_unfrozen_frozen_and_unfrozen_again(name, arguments):
+    """Each build leaves all that was known; a layer that comes back has what it had."""
+    model, optimizer = two_branches(), make(name, **ARGUMENTS[arguments])
+    layer = model.get_layer("a")
+    for trainable in (False, True, False, True):
+        layer.trainable = trainable
+        model.compile(optimizer, loss="mse")
+        known = contents(optimizer) if optimizer.built else None
+        optimizer.build(model.trainable_variables)
+        if known:
+            assert_same(contents(optimizer), known, in_order=False)
+        before = weights(model)
+        compile_and_fit(model, optimizer)
+        assert_moved(model, before)
+    slots = {(slot, label[0]) for slot, label in contents(optimizer) if label}
+    assert {slot for slot, layer in slots if layer == "a"} == {
+        slot for slot, layer in slots if layer == "b"
+    }
+    accumulated = ARGUMENTS[arguments].get("gradient_accumulation_steps", 1)
+    assert int(numpy(optimizer.iterations)) == 8 // accumulated
+
+
+def test_a_frozen_layer_stays_where_averages_overwrite():
+    """Frozen again, a layer is not set to the average of what it was."""
+    model = two_branches()
+    model.get_layer("a").trainable = True
+    optimizer = make("adamw", use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=3)
+    compile_and_fit(model, optimizer)
+    model.get_layer("a").trainable = False
+    before = weights(model)
+    compile_and_fit(model, optimizer, epochs=4)
+    assert_moved(model, before)
+
+
+def unfreeze(model):
+    model.get_layer("a").trainable = True
+
+
+def swap(model):
+    model.get_layer("b").trainable = False
+    unfreeze(model)
+
+
+def freeze_one(model):
+    model.get_layer("b").kernel.trainable = False
+
+
+changes = pytest.mark.parametrize("change", [unfreeze, freeze_one, swap])
+jit = pytest.mark.parametrize("jit_compile", [False, True] if BACKEND == "tensorflow" else [False])
+
+if BACKEND == "jax":
+
+    @pytest.mark.parametrize("wrapped", [False, True])
+    @changes
+    def test_fit_without_build_asks_for_it(change, wrapped):
+        """Inside a compiled step no variable can be made. As many variables as before must not pass for the same."""
+        model, optimizer = two_branches(), make("adamw")
+        if wrapped:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        compile_and_fit(model, optimizer)
+        change(model)
+        with pytest.raises((ValueError, RuntimeError), match=r"optimizer\.build"):
+            compile_and_fit(model, optimizer, build=False)
+
+    def test_swapped_layers_whose_names_a_compiled_step_does_not_see():
+        """Shapes and count are the same: what was frozen since is the only sign."""
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(4), layers.Dense(4)], name="seq")
+        x = np.random.default_rng(0).random((8, 4), "float32")
+        first, second = model.layers
+        first.trainable = False
+        model.compile(AdamW(weight_decay=0), loss="mse")
+        model.train_on_batch(x, x)
+        first.trainable, second.trainable = True, False
+        model.compile(model.optimizer, loss="mse")
+        with pytest.raises(ValueError, match=r"frozen by now.*optimizer\.build"):
+            model.train_on_batch(x, x)
+        model.optimizer.build(model.trainable_variables)
+        model.train_on_batch(x, x)
+        assert list(of_slot(model.optimizer, "momentum")) == [
+            v.path for layer in (first, second) for v in layer.weights
+        ]
+
+else:
+
+    @pytest.mark.parametrize("arguments", ARGUMENTS)
+    @changes
+    @jit
+    def test_fit_without_build(change, arguments, jit_compile):
+        """apply finds the new variables by itself; the known ones go on with what they had."""
+        model, optimizer = two_branches(), make("nadamw", **ARGUMENTS[arguments])
+        compile_and_fit(model, optimizer, jit_compile=jit_compile)
+        before, known = weights(model), {id(v) for v in optimizer.variables}
+        change(model)
+        compile_and_fit(model, optimizer, build=False, jit_compile=jit_compile)
+        assert_moved(model, before)
+        assert known <= {id(v) for v in optimizer.variables}
+        accumulated = ARGUMENTS[arguments].get("gradient_accumulation_steps", 1)
+        assert int(numpy(optimizer.iterations)) == 4 // accumulated
+        if optimizer.use_ema:  # fit ends by putting each variable's own average into it
+            averages = of_slot(optimizer, "average")
+            for variable in model.trainable_variables:
+                assert np.array_equal(numpy(variable), averages[variable.path]), variable.path
+
+    @jit
+    def test_an_average_that_is_new_in_fit_starts_at_its_variable(jit_compile):
+        """With a momentum of 1 it stays there, and `fit` ends by putting it into the variable."""
+        model, optimizer = two_branches(), make("adamw", use_ema=True, ema_momentum=1.0)
+        compile_and_fit(model, optimizer, jit_compile=jit_compile)
+        start = values(model.get_layer("a").weights)
+        unfreeze(model)
+        compile_and_fit(model, optimizer, build=False, jit_compile=jit_compile)
+        for old, new in zip(start, values(model.get_layer("a").weights), strict=True):
+            assert np.array_equal(old, new)
+
+    @changes
+    def test_fit_without_build_in_a_loss_scale_optimizer(change):
+        model = two_branches()
+        optimizer = keras.optimizers.LossScaleOptimizer(make("adamw"), initial_scale=8.0)
+        compile_and_fit(model, optimizer)
+        before = weights(model)
+        change(model)
+        compile_and_fit(model, optimizer, build=False)
+        assert_moved(model, before)
+        assert int(numpy(optimizer.iterations)) == 4
+
+    def test_fit_without_build_and_the_moments():
+        """With the unfrozen layer held still by its multiplier, the other one's run is that of no unfreezing."""
+        runs = []
+        for unfreezing in (False, True):
+            keras.utils.set_random_seed(0)
+            model = two_branches()
+            optimizer = make("adamw", model=model, lr_multipliers={"a": 0}, **ARGUMENTS["EMA"])
+            compile_and_fit(model, optimizer, epochs=3)
+            if unfreezing:
+                unfreeze(model)
+            compile_and_fit(model, optimizer, epochs=3, build=False)
+            own = {p: v for p, v in contents(optimizer).items() if (p[1] or "").startswith("b/")}
+            runs.append(weights(model) | own)
+        for place, value in runs[0].items():
+            np.testing.assert_allclose(value, runs[1][place], atol=1e-6)
+
+
+# --- decays and multipliers ---
+
+WEAK = 2.0**-12  # of a penalty; a strong one is warned of
+
+
+def named(penalty=None):
+    regularizer = None if penalty is None else regularizers.L2(penalty)
+    return keras.Sequential(
+        [
+            keras.Input((2,)),
+            layers.Dense(2, kernel_regularizer=regularizer, name="one"),
+            layers.Dense(2, bias_regularizer=regularizer, name="two"),
+        ],
+        name="net",
+    )
+
+
+def copy(optimizer):
+    return type(optimizer).from_config(optimizer.get_config())
+
+
+def variables(*paths):
+    return [make_variable(path, np.ones(2)) for path in paths]
+
+
+def test_rows_go_with_their_variables():
+    """In whatever order these come; and the rows act on them."""
+    ours = named().trainable_variables
+    rules = {"weight_decays": {"one": 0.5}, "lr_multipliers": {"two": 0.5}}
+    optimizer = SGDW(0.1, 0.9, weight_decay=0.25, **rules)
+    decays = {v.path: (0.0, 0.5 if "one" in v.path else 0.25) for v in ours}
+    for order in ([0, 1, 2], [3, 0, 1, 2], [2, 3], [0, 1, 2, 3], [3, 2, 1, 0]):
+        part = [ours[i] for i in order]
+        optimizer.build(part)
+        assert list(optimizer.weight_decays) == [v.path for v in part]
+        assert optimizer.weight_decays == {v.path: decays[v.path] for v in part}
+        assert optimizer.lr_multipliers == {v.path: 0.5 for v in part if "two" in v.path}
+    for v in ours:
+        v.assign(np.ones(v.shape))
+    optimizer.apply([keras.ops.zeros(v.shape) for v in part], part)
+    assert [float(numpy(v).ravel()[0]) for v in ours] == [0.5, 0.5, 0.75, 0.75]
+
+
+def test_keys_are_an_error_at_the_first_build_only():
+    """Later they may hit nothing new, or what was frozen since; from a file too."""
+    model = named()
+    one, ours = model.get_layer("one").trainable_variables, model.trainable_variables
+    optimizer = SGDW(0.1, weight_decays={"one": 0.5})
+    optimizer.build(one)
+    for built_once in (optimizer, copy(optimizer)):
+        built_once.build(ours[2:3])
+        assert not built_once.weight_decays
+    for _ in range(2):
+        optimizer.build(ours)
+        assert list(optimizer.weight_decays) == ["net/one/kernel", "net/one/bias"]
+    with pytest.raises(ValueError, match="'two'"):  # a frozen layer, without its model
+        SGDW(0.1, weight_decays={"one": 0.5, "two": 0.5}).build(one)
+
+
+@pytest.mark.parametrize("cls", [AdamW, NadamW, SGDW])
+def test_build_on_nothing(cls):
+    """It resolves nothing, so no key can be wrong yet; the next build is the first."""
+    optimizer = cls(weight_decay=0.5)
+    optimizer.build([])
+    assert optimizer.built
+    assert optimizer.weight_decays == optimizer.lr_multipliers == {}
+    optimizer.build(named().trainable_variables)
+    assert len(optimizer.weight_decays) == 4
+    optimizer = cls(weight_decays={"one": 0.5, "none": 0.5})
+    optimizer.build([])
+    with pytest.raises(ValueError, match="'none'"):
+        optimizer.build(named().trainable_variables)
+    keras.Sequential([layers.Flatten()]).compile(cls(weight_decay=0.5), loss="mse")
+
+
+def test_what_was_frozen_keeps_its_meaning_for_keys_and_its_row():
+    """ "b" is a layer, also where that is frozen: it must not become a part of "bias"."""
+    optimizer = SGDW(0.1, weight_decay=0.125, weight_decays={"b": 0.5})
+    b, bias, other, later = variables("b/kernel", "a/bias", "c/kernel", "d/bias")
+    optimizer.build([b])
+    optimizer.build([other, bias])
+    assert optimizer.weight_decays == {"c/kernel": (0.0, 0.125), "a/bias": (0.0, 0.125)}
+    for built_again in (optimizer, copy(optimizer)):
+        built_again.build([other, bias, b])
+        assert built_again.weight_decays["b/kernel"] == (0.0, 0.5)
+    optimizer.build([other])
+    for _ in range(2):
+        optimizer = copy(optimizer)
+        optimizer.build([other])
+    optimizer.build([other, later])
+    assert optimizer.weight_decays["d/bias"] == (0.0, 0.125)
+
+
+def test_a_new_layer_beside_those_that_are_frozen_since_a_file():
+    """Rows that the rules alone would give are in no file: a new layer might pass for theirs."""
+    optimizer = SGDW(0.1, weight_decay=0.125, weight_decays={"bias": 0})
+    *frozen, head, new = variables("dense/bias", "dense_1/bias", "out/kernel", "dense_2/bias")
+    optimizer.build([*frozen, head])
+    optimizer.build([head])
+    loaded = copy(optimizer)
+    loaded.build([head])
+    loaded.build([head, new])
+    assert loaded.weight_decays == {"out/kernel": (0.0, 0.125)}
+
+
+def test_a_saved_row_is_given_once():
+    optimizer = AdamW(weight_decay=1e-4, lr_multipliers={"dense_4": 10.0})
+    optimizer.build(variables("m/dense_4/kernel"))
+    loaded = copy(optimizer)
+    head, body = variables("m/dense_6/kernel", "m/dense_5/kernel")
+    loaded.build([head])
+    loaded.build([body, head])
+    assert loaded.lr_multipliers == {"m/dense_6/kernel": 10.0}
+
+
+@pytest.mark.parametrize("penalty", [None, WEAK])
+def test_unfreezing_with_a_model(penalty):
+    """Keys and regularizers of what is frozen wait for it."""
+    model = named(penalty)
+    two = model.get_layer("two")
+    two.trainable = False
+    rules = {"weight_decays": {"two/kernel": 0.5}, "lr_multipliers": {"two": 0.5}}
+    optimizer = SGDW(0.1, 0.9, model=model, weight_decay=0.25, **rules)
+    x = np.ones((1, 2))
+    for trainable in (False, True):
+        two.trainable = trainable
+        model.compile(optimizer, loss="mse")
+        known = contents(optimizer) if trainable else {}
+        optimizer.build(model.trainable_variables)
+        extracted = (0.0, 0.25 if penalty is None else penalty)
+        expected = {
+            "net/one/kernel": extracted,
+            "net/one/bias": (0.0, 0.25),
+            "net/two/kernel": (0.0, 0.5),
+            "net/two/bias": extracted,
+        }
+        trained = [v.path for v in model.trainable_variables]
+        assert optimizer.weight_decays == {path: expected[path] for path in trained}
+        assert optimizer.lr_multipliers == {path: 0.5 for path in trained if "two" in path}
+        if trainable:
+            assert_same(contents(optimizer), known, in_order=False)
+        model.train_on_batch(x, x)
+    assert int(numpy(optimizer.iterations)) == 2
+    assert model.losses == []
+
+
+def test_what_a_model_says_survives_files_while_it_is_frozen():
+    model = named(WEAK)
+    ours = model.trainable_variables
+    optimizer = SGDW(0.1, model=model, weight_decays={"two/kernel": 0.5})
+    optimizer.build(ours)
+    expected = optimizer.weight_decays
+    assert list(expected.values()) == [(0.0, WEAK), (0.0, 0.5), (0.0, WEAK)]
+    for frozen in ([], ours[:2]):
+        optimizer = SGDW(0.1, model=model, weight_decays={"two/kernel": 0.5})
+        optimizer.build(frozen or ours)
+        for _ in range(2):
+            optimizer = copy(optimizer)
+            optimizer.build(frozen)
+        optimizer.build(ours)
+        assert optimizer.weight_decays == expected
+
+
+def test_a_copy_on_another_model_leaves_that_models_penalties():
+    def net(l2):
+        return keras.Sequential([keras.Input((4,)), layers.Dense(4, kernel_regularizer=l2)])
+
+    optimizer, other = AdamW(model=net(regularizers.L2(1e-4))), net(regularizers.L2(5e-2))
+    copy(optimizer).build(other.trainable_variables)
+    assert len(other.losses) == 1
+    with pytest.raises(ValueError, match="none is that model's"):
+        optimizer.build(other.trainable_variables)
+
+
+# --- what is printed ---
+
+
+def test_init_verbose_prints_once(capsys):
+    """What it prints is `explain()`; by default nothing is printed."""
+    ours = named().trainable_variables
+    decay = keras.optimizers.schedules.ExponentialDecay(0.5, 1, 0.5)
+    for verbose in (True, False):
+        optimizer = SGDW(0.1, weight_decay=decay, **({"init_verbose": True} if verbose else {}))
+        assert capsys.readouterr().out == ""
+        optimizer.build(ours)
+        assert capsys.readouterr().out == (f"{optimizer.explain()}\n" if verbose else "")
+        optimizer.build(ours)  # nothing new
+        assert capsys.readouterr().out == ""
