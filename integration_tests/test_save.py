@@ -26,7 +26,7 @@ def data(shape, n=16):
 
 def rows(optimizer):
     """Each variable's decay and multiplier, in the order of the variables."""
-    rows = optimizer._table.rows
+    rows = [record.row for record in optimizer._kd.registry.built]
     return [(row.shape, row.decay, row.multiplier, row.uniform) for row in rows]
 
 

@@ -606,7 +606,7 @@ def test_wrong_models(name):
         ({"layers": "head"}, TypeError, r"`layers` must be a list.*'head'.*layers=\["),
         ({"layers": {"head": 1}}, TypeError, r"`layers` must be a list"),
         ({"layers": ["heda"]}, ValueError, r"`layers`.*'heda'.*'net_head/head/kernel'"),
-        ({"layers": [3]}, TypeError, r"`layers\[0\]` must be a string or a layer.*: 3 of type"),
+        ({"layers": [3]}, TypeError, r"`layers\[0\]` must be a string or a layer.*=3 of type"),
         ({"layers": [["head"]]}, TypeError, r"`layers\[0\]` must be a string or a layer"),
         ({"layers": [""]}, ValueError, r"`layers`"),
         ({"layers": ["head", Block()]}, ValueError, r"`layers\[1\]` must be.*without weights"),

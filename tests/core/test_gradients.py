@@ -310,6 +310,8 @@ def test_what_is_no_variable_is_refused(wrong):
     cure = r"keras variables.*model\.trainable_variables\. Received: a "
     with pytest.raises(TypeError, match=rf"{cure}{type(wrong).__module__}\."):
         make("adamw").build([make_variable("w", np.ones(2)), wrong])
+    with pytest.raises(TypeError, match=rf"{cure}{type(wrong).__module__}\."):  # the first build
+        make("adamw").apply([np.ones(2)] * 2, [make_variable("w", np.ones(2)), wrong])
 
 
 if BACKEND == "torch":

@@ -70,11 +70,9 @@ def test_what_left_comes_last():
 class WithMore(SGDW):
     """A subclass with a slot that the mechanism does not know, and a scalar."""
 
-    def add_scalars(self):
-        super().add_scalars()
-        self.add_variable((), name="more")
-
     def build(self, variables):
+        if not self.built:
+            self.add_variable((), name="more")
         super().build(variables)
         self.more = self.add_optimizer_variables(list(variables), "more_slot")
 

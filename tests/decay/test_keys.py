@@ -62,7 +62,7 @@ def hit(key, names, others=(), argument="lr_multipliers"):
 REFUSED = {
     "empty": "at least one component",
     "auto-numbered": "has auto-numbered siblings",
-    "nothing": "has to match the path of at least one variable",
+    "nothing": "must match the path of at least one variable",
 }
 
 
@@ -271,7 +271,7 @@ NEAREST = {
         "leave it out",
     ],
     # A frozen layer, or a nested model, whose name is in no variable's path.
-    "backbone": ["the key itself: {model.get_layer('backbone'): …}"],
+    "backbone": ["can be the key itself", "{model.get_layer('backbone'): …}"],
     "": ["at least one component", "Received: ''", "leave this key out"],
     "//": ["Received: '//'"],
 }

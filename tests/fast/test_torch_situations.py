@@ -541,7 +541,7 @@ def test_what_is_kept_of_each_list_of_variables_does_not_pile_up():
     optimizer.build(variables)
     for order in ORDERS:
         optimizer.apply(grads(0, [(2,)] * len(order)), [variables[i] for i in order])
-    assert len(optimizer._fast_update._plans) <= 8
+    assert len(optimizer._kd.update.fast._plans) <= 8
 
 
 @pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw", "sgdw-momentum"])

@@ -336,7 +336,7 @@ def test_small_variables_take_one_thread_and_it_is_given_back(two_threads, error
     variables = variables_of(normal((3,), 0), normal((100, 100), 1), normal((2, 2), 2))()
     optimizer = make("adamw")
     optimizer.build(variables)
-    kernel, threads = optimizer._fast_update._kernel, {}
+    kernel, threads = optimizer._kd.update.fast._kernel, {}
     step = kernel.step
 
     def watch(theta, *arguments):

@@ -206,17 +206,11 @@ class Twice(SGDW):
         super().update_step(2 * gradient, variable, learning_rate)
 
 
-class Standing(SGDW):
-    def step(self, gradient, slots, rate, scalars):
-        return 0.0 * gradient, slots
-
-
-@pytest.mark.parametrize(("cls", "moved"), [(Twice, 2 * 0.05), (Standing, 0.0)])
-def test_a_class_derived_from_ours_computes_what_it_says(cls, moved):
+def test_a_class_derived_from_ours_computes_what_it_says():
     """Whatever a faster path computes for ours."""
-    optimizer, variable = cls(0.05, weight_decay=0), make_variable("w", np.ones(2))
+    optimizer, variable = Twice(0.05, weight_decay=0), make_variable("w", np.ones(2))
     optimizer.apply(tensors([np.ones(2)]), [variable])
-    np.testing.assert_allclose(numpy(variable), 1 - moved, rtol=1e-6)
+    np.testing.assert_allclose(numpy(variable), 1 - 2 * 0.05, rtol=1e-6)
 
 
 @every_optimizer

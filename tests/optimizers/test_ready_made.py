@@ -146,7 +146,7 @@ def test_every_update_is_that_of_numpy(name, given, fast):
             state |= {"theta": theta, "adam": path in adam}
         step(grads)
         run.step(grads)
-        assert_follows(variables, run)
+        assert_follows(variables, run, PATHS)
 
 
 # --- arguments ---
@@ -296,7 +296,7 @@ def test_nadamw_is_not_nadam():
 NO_CLASS = [5, int, None, "lion", keras.optimizers.schedules.CosineDecay, keras.layers.Dense]
 
 
-@pytest.mark.parametrize("value", [*NO_CLASS, keras.optimizers.Lion()], ids=str)
+@pytest.mark.parametrize("value", [*NO_CLASS, keras.optimizers.Lion()], ids=lambda v: type(v).__name__)
 def test_what_is_no_optimizer_class(value):
     cure = (
         r"`decouple` needs a class.*Received: .*Give the class, decouple\(keras\.optimizers\.Lion\)"

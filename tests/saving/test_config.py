@@ -574,7 +574,7 @@ def test_an_excluded_variable_among_those_that_share_its_path():
     optimizer.exclude_from_weight_decay(var_list=[ours[1]])
     copied = again(optimizer)
     # A config has paths only, and before build nobody knows that there are two of this one.
-    with pytest.raises(ValueError, match=r"several have it\. Received: w\. Call exclude"):
+    with pytest.raises(ValueError, match=r"several variables have\. Received: w\. Call exclude"):
         copied.build(ours)
     optimizer.build(ours)
     copied = again(optimizer)  # now the table knows

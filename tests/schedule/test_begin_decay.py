@@ -166,11 +166,10 @@ if BACKEND == "torch":  # whose fused kernels take floats of the host
         optimizer.build(weights)
         for k, grads in enumerate(gradients(18, SHAPES)):
             events.get(k, lambda o: None)(optimizer)
-            host = optimizer.numbers(on, None)
-            tensors = optimizer.numbers(optimizer._on_tensors, None)
-            assert all(isinstance(x, float) for x in (*host.rates, *host.decays))
-            for a, b in zip(host[:2], tensors[:2], strict=True):
-                assert [np.float32(x) for x in a] == [np.float32(float(x)) for x in b]
+            update = optimizer._kd.update
+            host, tensors = ([n.rate, *n.decays] for n in map(update.numbers, (on, update.on)))
+            assert all(isinstance(x, float) for x in host)
+            assert [np.float32(x) for x in host] == [np.float32(float(x)) for x in tensors]
             optimizer.apply([keras.ops.convert_to_tensor(g) for g in grads], weights)
 
 

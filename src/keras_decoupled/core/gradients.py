@@ -32,7 +32,8 @@ def check_variables(variables: Sequence[Any], key_of: Callable[[Any], Any]) -> l
             if _TORCH:
                 cure += "; the gradient of one of them is `variable.value.grad`"
             what = Seen(f"a {kind.__module__}.{kind.__qualname__} among them")
-            refuse("variables", what, "must be keras variables", f"{cure}.", TypeError)
+            rule = "must be keras variables, such as model.trainable_variables"
+            refuse("variables", what, rule, f"{cure}.", TypeError)
     keys = list(map(key_of, variables))
     if len(set(keys)) < len(keys):
         twice = next(v for v, key in zip(variables, keys, strict=True) if keys.count(key) > 1)

@@ -195,7 +195,9 @@ class Decoupled(KerasHooks):
                 cure = "Give gradients and variables in one order."
                 checks.refuse("apply", checks.Seen(what), rule, cure)
             if not registry.is_built_on(trainable_variables):
-                if self.built and (new := registry.with_new(trainable_variables)):
+                if not self.built:
+                    check_variables(trainable_variables, self._kd.inside.key_of)
+                elif new := registry.with_new(trainable_variables):
                     self.build(new)
                 records = registry.records_of(trainable_variables)
             if registry.is_built_on(trainable_variables):

@@ -58,8 +58,10 @@ class Update:
         if self._rate is not None:
             return self._rate
         clock = self._optimizer._kd.clock
-        if not self._applying or clock.constant:
+        if not self._applying:
             return clock.learning_rate(self.on)
+        if clock.constant:
+            return clock.rate.variable
         # Keras asks before each update: the schedule is evaluated here, and not a second time.
         fast = self._usable()
         on = fast.on if fast else self.on

@@ -119,7 +119,13 @@ class _SGDW(Kernel):
             _sgd(theta, g, sign * rate, l2 / rate if rate != 0 else 0.0)
             return
         (buf,) = slots
-        if l2 == 0 and not nesterov and rate > _FOR_DAMPENING and theta[0].dtype == torch.float32:
+        if (
+            l2 == 0
+            and momentum
+            and not nesterov
+            and rate > _FOR_DAMPENING
+            and theta[0].dtype == torch.float32
+        ):
             # The kernel's own momentum does here, in one pass: buf ← momentum·buf + (1 − dampening)·g
             _sgd(theta, g, -sign, 0.0, buf, momentum, 1 + rate)
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -199,11 +200,23 @@ def make_rate(learning_rate: Any, base_learning_rate: Any = None) -> tuple[Rate,
         cure = f"Make an instance: {name}(...)."
         refuse("learning_rate", Seen(f"the class {name}"), rule, cure, TypeError)
     if callable(learning_rate):
+        _check_callable(learning_rate)
         return CallableRate(learning_rate, base), 1.0
     cure = "Pass a number, a `LearningRateSchedule` or a callable without arguments."
     rate = checks.real("learning_rate", learning_rate, minimum=0.0, below=checks.FLOAT32, cure=cure)
     base = _reference(rate, "`learning_rate`") if base is None else base
     return ConstantRate(base, rate), rate / base
+
+
+def _check_callable(function: Callable[..., Any]) -> None:
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        rule = "must take no arguments, where it is a callable"
+        cure = f"It is called before each update: {error}."
+        refuse("learning_rate", Seen(repr(function)), rule, cure)
+    except ValueError:  # of some built-in functions Python has no signature
+        return
 
 
 def _reference(value: Any, source: str) -> float:
