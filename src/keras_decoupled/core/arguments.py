@@ -83,8 +83,11 @@ class Shared(TypedDict, total=False):
     gradient_accumulation_steps: int | None
 
 
+OURS = Shared.__annotations__.keys() - KERAS_ARGUMENTS
+
+
 def keras_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that Keras takes, of the types it expects; their ranges it checks itself."""
+    """Return Keras' arguments, of the types that it expects. It checks their ranges itself."""
     for name in kwargs.keys() - KERAS_ARGUMENTS.keys():
         cure = _RENAMED.get(name, "See help() of the class for its arguments.")
         checks.refuse(

@@ -62,7 +62,7 @@ def _warn_of_no_decay(optimizer: Any, rows: Sequence[Row]) -> None:
         warnings.warn(
             f"{type(optimizer).__name__} decays no variable: its weight_decay, weight_decays and "
             "model give no decay above 0, or exclude_from_weight_decay() excludes what they hit. "
-            "Give `weight_decay` (1e-4 is a start), or weight_decay=0 if no decay is what you want.",
+            "Give `weight_decay` (1e-4 is a start), or weight_decay=0 if you want no decay.",
             UserWarning,
             stacklevel=4,
         )

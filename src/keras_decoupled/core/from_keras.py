@@ -10,8 +10,8 @@ import numpy as np
 
 from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.core.keras_hooks import Inside
+from keras_decoupled.core.numbers import copied
 from keras_decoupled.core.settings import as_number
-from keras_decoupled.core.update import copied
 from keras_decoupled.schedule.rates import make_rate
 
 _DECAYS = ("weight_decay", "adam_weight_decay")

@@ -1,4 +1,4 @@
-"""Gradients and variables as an update needs them: dense tensors of one dtype, of Keras variables."""
+"""What an update is given: dense gradients of one dtype, for variables of Keras."""
 
 from __future__ import annotations
 

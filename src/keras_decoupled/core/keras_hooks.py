@@ -1,4 +1,4 @@
-"""The border to Keras: every underscore name of Keras' optimizer that is used here, with its reason.
+"""The border to Keras: each underscore name of its optimizer that is used here, and why.
 
 Keras has no public way for these. When Keras moves one, this is the file to change. (fast/ also
 reads a variable's `_value`, for speed, and says so there.)

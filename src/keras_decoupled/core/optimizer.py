@@ -6,7 +6,6 @@ therefore use any other name. A class built on this one adds an `Algorithm`.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -15,17 +14,12 @@ import keras
 from keras_decoupled import checks
 from keras_decoupled.core import from_keras
 from keras_decoupled.core.algorithm import Algorithm
-from keras_decoupled.core.arguments import (
-    KERAS_ARGUMENTS,
-    Shared,
-    keras_arguments,
-    shared_docstring,
-)
+from keras_decoupled.core.arguments import KERAS_ARGUMENTS, OURS, keras_arguments, shared_docstring
 from keras_decoupled.core.build import build
-from keras_decoupled.core.gradients import LOW_PRECISION, check_variables, dense
+from keras_decoupled.core.gradients import LOW_PRECISION, check_variables
 from keras_decoupled.core.keras_hooks import KerasHooks
-from keras_decoupled.core.numbers import Numbers
-from keras_decoupled.core.parts import Parts
+from keras_decoupled.core.numbers import Numbers, cast, copied
+from keras_decoupled.core.parts import Parts, refuse_names
 from keras_decoupled.core.registry import (
     ACCUMULATOR,
     AVERAGE,
@@ -34,12 +28,10 @@ from keras_decoupled.core.registry import (
     Record,
     name_of_user,
 )
-from keras_decoupled.core.settings import as_number, checked_number
-from keras_decoupled.core.update import cast, copied
+from keras_decoupled.core.settings import as_number
 from keras_decoupled.decay import explain
 from keras_decoupled.decay.exclusions import Exclusions
 from keras_decoupled.decay.explain import Explanation
-from keras_decoupled.paths.match import labels, path_of
 from keras_decoupled.saving import state
 from keras_decoupled.saving.config import read_config
 
@@ -67,12 +59,10 @@ class Decoupled(KerasHooks):
         weight_decay: Any = None,
         **shared: Any,
     ) -> None:
-        about_us = {
-            n: shared.pop(n) for n in Shared.__annotations__.keys() - KERAS_ARGUMENTS if n in shared
-        }
+        ours = {name: shared.pop(name) for name in OURS & shared.keys()}
         own, for_keras = self._kd_arguments(own or {}, keras_arguments(shared))
-        about_us["weight_decay"] = weight_decay
-        kd = self.__dict__["_kd"] = Parts(self, self._kd_algorithm, learning_rate, about_us)
+        ours["weight_decay"] = weight_decay
+        kd = self.__dict__["_kd"] = Parts(self, self._kd_algorithm, learning_rate, ours)
         # Keras' own weight decay is multiplied by the learning rate: it must not see ours.
         super().__init__(learning_rate=kd.timing.rate, **for_keras)
         if taken := PUBLIC & self.__dict__.keys():
@@ -104,7 +94,7 @@ class Decoupled(KerasHooks):
         rate: Any,
         numbers: Numbers,
     ) -> Any:
-        """Return the optimizer's step, and assign its new slots; `theta` is the variable's value."""
+        """Return the step, and assign the variable's new slots; `theta` is its value."""
         # Tensors, as the + of Keras' variables takes a short cut that fails on the shape (0, 3).
         slots = tuple(map(keras.ops.stop_gradient, record.own))
         scalars = tuple(cast(scalar, gradient.dtype) for scalar in numbers.scalars)
@@ -179,31 +169,14 @@ class Decoupled(KerasHooks):
         """Take the present weights as the reference of `Decay(towards="initial")`."""
         for record in self._kd.registry.built:
             if record.reference is not None:
-                record.reference.assign(copied(record.variable, record.reference.dtype))
+                record.start(REFERENCE)
 
     # Updating.
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """Update the variables with these gradients."""
-        update, registry = self._kd.update, self._kd.registry
-        records = registry.built
-        if trainable_variables is not None:
-            trainable_variables = list(trainable_variables)
-            if len(grads) not in (0, len(trainable_variables)):  # without any, Keras does nothing
-                what = f"{len(grads)} gradients for {len(trainable_variables)} variables"
-                rule = "needs one gradient for each variable, None where there is none"
-                cure = "Give gradients and variables in one order."
-                checks.refuse("apply", checks.Seen(what), rule, cure)
-            if not registry.is_built_on(trainable_variables):
-                if not self.built:
-                    check_variables(trainable_variables, self._kd.inside.key_of)
-                elif new := registry.with_new(trainable_variables):
-                    self.build(new)
-                records = registry.records_of(trainable_variables)
-            if registry.is_built_on(trainable_variables):
-                trainable_variables = None  # Keras need not look for each of them again
-        if len(grads) == len(records):
-            grads = [dense(g, r.variable, r.gradient) for g, r in zip(grads, records, strict=True)]
+        update = self._kd.update
+        grads, trainable_variables = update.ready(grads, trainable_variables)
         with update.applying():
             super().apply(grads, trainable_variables)
 
@@ -284,10 +257,8 @@ class Decoupled(KerasHooks):
     def begin_decay(self) -> None:
         """Begin the decay of a `WarmupStableDecay` with the next update.
 
-        In the warm-up: with the first update after it. Where the decay is on or over already,
-        nothing changes. So a callback may call this at every epoch, and a run that is resumed goes
-        on. With `stable_steps` given, the decay begins before these are over. `restart()` goes back
-        to the stable part.
+        In the warm-up it begins with the first update after that. A second call changes nothing,
+        so a callback may call this at every epoch. `restart()` goes back to the stable part.
 
         Raises:
             ValueError: the learning rate is no `WarmupStableDecay`.
@@ -307,28 +278,18 @@ class Decoupled(KerasHooks):
 
         Setting it moves the decay of the variables that it reaches, and of no others.
         """
-        registry = self._kd.registry
-        if registry.decay is None:
-            return registry.rules.weight_decay and registry.rules.weight_decay.l2
+        decay, uniform = self._kd.registry.decay, self._kd.registry.rules.weight_decay
+        if decay is None:
+            return uniform and uniform.l2
         self._kd.clock.check_state()
-        return registry.decay.variable
+        return decay.variable
 
     @weight_decay.setter
     def weight_decay(self, value: Any) -> None:
         if self._kd.clock is None:
             return  # Keras' constructor sets its own, None or 0
-        registry = self._kd.registry
-        cure = "A schedule or a `Decay` is given to the constructor; 0 is no decay."
-        value = checked_number("weight_decay", value, cure)
-        if registry.decay is None:
-            given = (
-                f"{value}, for an optimizer made with weight_decay={registry.rules.weight_decay}"
-            )
-            rule = "can be set only where the optimizer was made with a number"
-            cure = "Make it with weight_decay=0, say, and set it then."
-            checks.refuse("weight_decay", checks.Seen(given), rule, cure)
         self._kd.clock.check_state()
-        registry.decay.variable.assign(value)
+        self._kd.registry.set_uniform(value)
 
     @property
     def weight_decays(self) -> dict[Any, Any]:
@@ -380,9 +341,9 @@ class Decoupled(KerasHooks):
     def explain(
         self, model_or_variables: Any = None, steps_per_epoch: int | None = None
     ) -> Explanation:
-        """Return a table of who is decayed by how much, by which rule, and warnings; builds nothing.
+        """Return a table of who is decayed by how much and by which rule, and warnings.
 
-        `print` it, or let a notebook show it; `rows` has it as dicts.
+        Nothing is built. `print` the table, or let a notebook show it; `rows` has it as dicts.
 
         Args:
             model_or_variables: a built model, whose trainable variables are explained, or a list
@@ -400,8 +361,8 @@ class Decoupled(KerasHooks):
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
         >>> optimizer = AdamW(1e-3, weight_decay=1e-3, weight_decays={"bias": 0})
         >>> explanation = optimizer.explain(model, steps_per_epoch=100)
-        >>> [(row["path"], row["rule"], row["half_life_epochs"]) for row in explanation.rows]
-        [('sequential/head/kernel', 'weight_decay', 6.928...), ('sequential/head/bias', 'bias', None)]
+        >>> [(row["path"], row["rule"], row["half_life_epochs"]) for row in explanation.rows][0]
+        ('sequential/head/kernel', 'weight_decay', 6.928...)
         """
         registry, clock = self._kd.registry, self._kd.clock
         updates_per_epoch = None
@@ -415,22 +376,17 @@ class Decoupled(KerasHooks):
             variables = explain.variables_of(model_or_variables)
             check_variables(variables, self._kd.inside.key_of)
         clock.check_state()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            rows, _ = registry.resolve(variables)
-            names = labels([path_of(v) for v in variables])
-            everything = range(len(names))
-            _, overridden = registry.rules.read(everything, variables, names, first=False)
+        rows, overridden, told = registry.foreseen(variables)
         found = explain.explain(
             f"{self.name} ({type(self).__name__}): each variable's decay at η = 1",
             variables,
-            registry.rows_now(rows),
+            rows,
             registry.uniform_now(),
             clock.timing.first_normalization(),
             updates_per_epoch,
             overridden,
         )
-        found.warnings.extend(str(warning.message) for warning in caught)
+        found.warnings.extend(told)
         return found
 
     @classmethod
@@ -471,17 +427,13 @@ class Decoupled(KerasHooks):
         """Return the config as JSON: the arguments as they are now, and what they came to."""
         registry, clock = self._kd.registry, self._kd.clock
         clock.check_state()
-        uniform, rules = registry.uniform_now(), registry.rules
-        resolved = registry.get_config()
+        uniform, resolved = registry.uniform_now(), registry.get_config()
         resolved["learning_rate_factor"] = as_number(clock.factor(self._kd.update.on))
-        exclusions = rules.exclusions.get_config()
-        if any(exclusions.values()):
-            resolved["exclusions"] = exclusions
         return {
             **{name: getattr(self, name) for name in KERAS_ARGUMENTS},
             **clock.get_config(),
             "weight_decay": uniform and uniform.to_config(),
-            **rules.get_config(),
+            **registry.rules.get_config(),
             **self._kd_own_config(),
             **({"init_verbose": True} if self._kd.init_verbose else {}),
             "resolved": resolved,
@@ -530,10 +482,7 @@ class Decoupled(KerasHooks):
             kd.clock.set_factor(loaded.factor)
         if loaded.weight_decay is not None and kd.registry.decay is not None:
             kd.registry.decay.load(*loaded.weight_decay)
-        copies = [(v, label) for v, name, label in loaded.fresh if name in (AVERAGE, REFERENCE)]
-        owners = kd.registry.by_label() if copies else {}
-        for variable, label in copies:
-            variable.assign(copied(owners[label], variable.dtype))
+        kd.registry.begin_anew(loaded.fresh)
 
     def _kd_layout(self) -> dict[str, Any]:
         decay = self._kd.registry.decay
@@ -544,17 +493,6 @@ class Decoupled(KerasHooks):
         """Refuse a user's class that sets a name of ours in its constructor."""
         if self._kd.clock is None:
             refuse_names(type(self), {name})
-
-
-def refuse_names(cls: type[Any], names: set[str]) -> None:
-    """Refuse a user's class that uses names of ours."""
-    shown = ", ".join(f"`{name}`" for name in sorted(names))
-    checks.refuse(
-        cls.__name__,
-        checks.Seen(f"a class that defines {shown}"),
-        "must not define what keras_decoupled optimizers already define",
-        "Rename it.",
-    )
 
 
 # The names that users call: a class that is decoupled may use any other.

@@ -23,9 +23,9 @@ from keras_decoupled.schedule.timing import Timing
 
 
 class Parts:
-    """The parts: one plain object, so that Keras' tracking of attributes does not copy what is in it.
+    """The parts of one optimizer. Keras' tracking of attributes does not look into a plain object.
 
-    It is made before Keras' constructor runs, and completed after it.
+    They are made before Keras' constructor runs, and completed after it.
 
     Args:
         optimizer: the optimizer that they are parts of.
@@ -107,3 +107,14 @@ class Parts:
 
 def _flag(name: str, arguments: Mapping[str, Any], default: bool, cure: str) -> bool:
     return checks.flag(name, arguments.get(name, default), cure=cure)
+
+
+def refuse_names(cls: type[Any], names: set[str]) -> None:
+    """Refuse a user's class that uses names of ours."""
+    shown = ", ".join(f"`{name}`" for name in sorted(names))
+    checks.refuse(
+        cls.__name__,
+        checks.Seen(f"a class that defines {shown}"),
+        "must not define what keras_decoupled optimizers already define",
+        "Rename it.",
+    )

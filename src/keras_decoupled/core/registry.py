@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import warnings
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.core.gradients import GradientSpec
-from keras_decoupled.core.settings import Setting
+from keras_decoupled.core.numbers import copied
+from keras_decoupled.core.settings import Setting, checked_number
 from keras_decoupled.decay.kinds import Decay, Number
 from keras_decoupled.decay.rows import Row
 from keras_decoupled.decay.rules import Rules
@@ -43,8 +45,16 @@ class Record:
     own: tuple[Any, ...] = ()  # the slots that `Algorithm.step` takes
     l2: int | None = None  # where its decays stand in `Registry.amounts`; None: it has none
     l1: int | None = None
-    gradient: GradientSpec | None = None
     trainable: bool = True
+
+    def __post_init__(self) -> None:
+        """Find out what the variable's gradient has to be."""
+        self.gradient = GradientSpec(self.variable)
+
+    def start(self, name: str) -> None:
+        """Set the variable's average or reference to its value."""
+        slot = self.slots[name]
+        slot.assign(copied(self.variable, slot.dtype))
 
     @property
     def master(self) -> Any:
@@ -112,23 +122,6 @@ class Registry:
         """Tell whether these are the variables of the last build, in its order."""
         mine = self.variables
         return len(variables) == len(mine) and all(map(operator.is_, variables, mine))
-
-    def with_new(self, variables: Sequence[Any]) -> list[Any]:
-        """Return what to build on where these bring unknown variables, nothing where they do not.
-
-        Variables that are known stay.
-        """
-        keys = set(map(self.rules.key_of, variables))
-        if keys <= {record.key for record in self.built}:
-            return []
-        return [*(r.variable for r in self.built if r.key not in keys), *variables]
-
-    def records_of(self, variables: Sequence[Any]) -> list[Record]:
-        """Return these variables' records; of unknown ones only what a gradient needs."""
-        found = [self.find(v) or Record(None, v) for v in variables]
-        for record in found:
-            record.gradient = record.gradient or GradientSpec(record.variable)
-        return found
 
     def check_values(self, values: Sequence[Any]) -> None:
         """Refuse values that are not of the variables built on. Count and shapes can be checked."""
@@ -201,7 +194,7 @@ class Registry:
             record.inherited |= record.row is None and bool(self.table or self.waiting)
             record.variable, record.row = variable, row
             record.l2, record.l1 = amounts.place(l2, power), amounts.place(row.decay.l1, power)
-            record.gradient, record.trainable = GradientSpec(variable), bool(variable.trainable)
+            record.trainable = bool(variable.trainable)
         self.amounts = tuple(amounts.values)
         if variables:
             self.table, self.waiting = (), tuple(unclaimed)
@@ -225,6 +218,30 @@ class Registry:
             dataclasses.replace(row, decay=uniform) if row.uniform and row.decay != uniform else row
             for row in rows
         ]
+
+    def set_uniform(self, value: Any) -> None:
+        """Set λ, of the rows that no key and no regularizer decides."""
+        cure = "A schedule or a `Decay` is given to the constructor; 0 is no decay."
+        value = checked_number("weight_decay", value, cure)
+        if self.decay is None:
+            made_with = (
+                f"{value}, for an optimizer made with weight_decay={self.rules.weight_decay}"
+            )
+            rule = "can be set only where the optimizer was made with a number"
+            cure = "Make it with weight_decay=0, say, and set it then."
+            refuse("weight_decay", Seen(made_with), rule, cure)
+        self.decay.variable.assign(value)
+
+    def foreseen(
+        self, variables: Sequence[Any]
+    ) -> tuple[list[Row], list[tuple[str, str]], list[str]]:
+        """Return what a build on these would give: rows, overridden keys, and warnings."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            rows, _ = self.resolve(variables)
+            names = labels([path_of(v) for v in variables])
+            _, overridden = self.rules.read(range(len(names)), variables, names, first=False)
+        return self.rows_now(rows), overridden, [str(warning.message) for warning in caught]
 
     # Slots.
 
@@ -289,9 +306,15 @@ class Registry:
         count = len(self.built)
         return {"built": entries[:count], "left": entries[count:], "variables": variables}
 
-    def by_label(self) -> dict[str, Any]:
-        """Return the model's variables by their labels in `layout`."""
-        return {label: record.variable for label, record in self._labeled().items()}
+    def begin_anew(self, slots: Sequence[tuple[Any, str, Any]]) -> None:
+        """Start the averages and references among these at their variables: a file has none.
+
+        `slots` are (optimizer variable, name, label in `layout`).
+        """
+        starting = [(label, name) for _, name, label in slots if name in (AVERAGE, REFERENCE)]
+        records = self._labeled() if starting else {}
+        for label, name in starting:
+            records[label].start(name)
 
     def _labeled(self) -> dict[str, Record]:
         records = list(dict.fromkeys([*self.built, *self._records.values()]))
@@ -323,11 +346,14 @@ class Registry:
         ]
         table = self.rows_now(rows)
         left = {r.row.path for r in self._records.values() if r.row}
-        paths = (rules.paths | left) - {row.path for row in table}
-        config: dict[str, Any] = {"table": [row.get_config() for row in table]}
-        if elsewhere:
-            config["waiting"] = [row.get_config() for row in elsewhere]
-        return config | ({"paths": sorted(paths)} if paths else {})
+        exclusions = rules.exclusions.get_config()
+        more = {
+            "waiting": [row.get_config() for row in elsewhere],
+            "paths": sorted((rules.paths | left) - {row.path for row in table}),
+            "exclusions": exclusions if any(exclusions.values()) else None,
+        }
+        config = {"table": [row.get_config() for row in table]}
+        return config | {name: part for name, part in more.items() if part}
 
 
 class _Distinct:

@@ -18,8 +18,9 @@ from typing import Any
 from keras import ops
 
 from keras_decoupled.checks import Seen, refuse
-from keras_decoupled.core.numbers import Numbers, OnTensors
-from keras_decoupled.core.registry import AVERAGE, Amount
+from keras_decoupled.core.gradients import check_variables, dense
+from keras_decoupled.core.numbers import Numbers, OnTensors, cast
+from keras_decoupled.core.registry import AVERAGE, Amount, Record
 from keras_decoupled.decay.kinds import decayed
 from keras_decoupled.paths.match import path_of
 
@@ -40,6 +41,34 @@ class Update:
         self._asked: tuple[Any, tuple[Any, ...]] | None = None
 
     # Once per call of `apply`.
+
+    def ready(self, grads: Sequence[Any], variables: Any) -> tuple[Sequence[Any], Any]:
+        """Return dense gradients, and None for the variables where they are those built on.
+
+        Unknown variables are built on; those that are known stay.
+        """
+        optimizer, registry = self._optimizer, self._optimizer._kd.registry
+        records = registry.built
+        if variables is not None:
+            variables = list(variables)
+            if len(grads) not in (0, len(variables)):  # without any, Keras does nothing
+                what = f"{len(grads)} gradients for {len(variables)} variables"
+                rule = "needs one gradient for each variable, None where there is none"
+                refuse("apply", Seen(what), rule, "Give gradients and variables in one order.")
+            if not registry.is_built_on(variables):
+                key_of = registry.rules.key_of
+                built = {record.key for record in records}
+                if not optimizer.built:
+                    check_variables(variables, key_of)
+                elif not built.issuperset(keys := set(map(key_of, variables))):
+                    kept = [r.variable for r in records if r.key not in keys]
+                    optimizer.build([*kept, *variables])
+                records = [registry.find(v) or Record(None, v) for v in variables]
+            if registry.is_built_on(variables):
+                variables = None  # Keras need not look for each of them again
+        if len(grads) == len(records):
+            grads = [dense(g, r.variable, r.gradient) for g, r in zip(grads, records, strict=True)]
+        return grads, variables
 
     @contextlib.contextmanager
     def applying(self) -> Iterator[None]:
@@ -230,11 +259,6 @@ class Update:
         return bool(fast)
 
 
-def cast(x: Any, dtype: Any) -> Any:
-    """Return x in this type. Keras' own cast takes its time where there is nothing to do."""
-    return x if getattr(x, "dtype", None) == dtype else ops.cast(x, dtype)
-
-
 def read(variable: Any, master: Any) -> Any:
     """Return θ, outside any gradient tape.
 
@@ -248,8 +272,3 @@ def read(variable: Any, master: Any) -> Any:
     return ops.where(
         ops.equal(ops.cast(master, theta.dtype), theta), master, ops.cast(theta, master.dtype)
     )
-
-
-def copied(variable: Any, dtype: Any) -> Any:
-    """Return a variable's value in a buffer of its own: JAX donates a buffer once."""
-    return ops.copy(ops.cast(ops.convert_to_tensor(variable), dtype))

@@ -11,7 +11,8 @@ import keras
 
 from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.core.arguments import KERAS_ARGUMENTS, Shared
-from keras_decoupled.core.optimizer import PUBLIC, Decoupled, refuse_names
+from keras_decoupled.core.optimizer import PUBLIC, Decoupled
+from keras_decoupled.core.parts import refuse_names
 from keras_decoupled.optimizers.adamw import AdamW
 from keras_decoupled.optimizers.sgdw import SGDW
 from keras_decoupled.optimizers.stock import DECOUPLED, OWN_DECAYS, Stock
