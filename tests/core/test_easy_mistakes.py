@@ -22,14 +22,16 @@ DTYPES = ["float32", "bfloat16"]
 every_class = pytest.mark.parametrize("cls", [AdamW, NadamW, SGDW, Lion])
 
 
+@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("runner", ["eager", *COMPILED])
 @pytest.mark.parametrize("kind", KINDS)
 @every_class
-def test_lambda_is_applied_once(cls, kind, runner, dtype):
+def test_lambda_is_applied_once(cls, kind, runner, dtype, fast):
     """Without a gradient an update is the decay alone: a quarter of the way, not 7/16 of it."""
     variable = make_variable("a/w", np.array([1.0, -2.0], "float32"), dtype)
     optimizer = cls(0.1, weight_decay=KINDS[kind])
+    optimizer.fast = fast
     optimizer.build([variable])
     variable.assign([2.0, -4.0])
     step = eager if runner == "eager" else COMPILED[runner]
