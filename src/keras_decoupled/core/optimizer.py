@@ -18,7 +18,7 @@ from keras_decoupled.core.arguments import KERAS_ARGUMENTS, OURS, keras_argument
 from keras_decoupled.core.build import build
 from keras_decoupled.core.gradients import LOW_PRECISION, check_variables
 from keras_decoupled.core.keras_hooks import KerasHooks
-from keras_decoupled.core.numbers import Numbers, cast, copied
+from keras_decoupled.core.numbers import Numbers, cast
 from keras_decoupled.core.parts import Parts, refuse_names
 from keras_decoupled.core.registry import (
     ACCUMULATOR,
@@ -145,7 +145,7 @@ class Decoupled(KerasHooks):
                 # at 0. A traced TensorFlow step cannot read the variable, but what is made in a
                 # StatelessScope gets its value when the scope ends, outside the trace.
                 with keras.StatelessScope():
-                    slot = make(variable, name, lambda shape, dtype=None: copied(variable, dtype))
+                    slot = make(variable, name, record.first_value)
             record.slots[name] = slot
         return slot
 

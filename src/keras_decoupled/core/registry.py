@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
+from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled.checks import Seen, refuse
@@ -46,10 +47,21 @@ class Record:
     l2: int | None = None  # where its decays stand in `Registry.amounts`; None: it has none
     l1: int | None = None
     trainable: bool = True
+    late: bool = False  # whether the variable had no value yet when its reference was made
 
     def __post_init__(self) -> None:
         """Find out what the variable's gradient has to be."""
         self.gradient = GradientSpec(self.variable)
+
+    def first_value(self, shape: Sequence[int], dtype: Any = None) -> Any:
+        """Return what an average or a reference is initialized to: the variable's value."""
+        value = copied(self.variable, dtype)
+        if tuple(value.shape) == tuple(shape):
+            return value
+        # TensorFlow: the trace that builds has just made the variable, which has no value yet.
+        # The first update sets an average in any case, and then the reference.
+        self.late = True
+        return ops.zeros(shape, dtype)
 
     def start(self, name: str) -> None:
         """Set the variable's average or reference to its value."""

@@ -197,6 +197,10 @@ class Update:
             self.fast_step.step(numbers.own, variable, gradient, record.own, rate, scalars)
             return
         step = cast(optimizer._kd_step(record, variable, theta, gradient, rate, numbers), dtype)
+        if record.late and reference is not None:
+            first = ops.equal(optimizer.iterations, 0)
+            value = ops.where(first, cast(theta, reference.dtype), reference)
+            optimizer.assign(reference, value)
         if reference is not None:
             reference = cast(ops.convert_to_tensor(reference), dtype)
         theta = decayed(theta, step, decay, l2, l1, reference)
