@@ -12,7 +12,7 @@ def page(width, height):
     return figure, ax
 
 
-def box(ax, x, y, width, height, title, text="", color=BLUE):
+def box(ax, x, y, width, height, title, text="", color=BLUE, title_on_top=False):
     patch = FancyBboxPatch(
         (x, y),
         width,
@@ -24,7 +24,7 @@ def box(ax, x, y, width, height, title, text="", color=BLUE):
     )
     ax.add_patch(patch)
     middle = x + width / 2
-    if text:
+    if text or title_on_top:
         ax.text(
             middle,
             y + height - 0.14,
@@ -75,25 +75,44 @@ def arrow(ax, start, end, text=""):
         )
 
 
-figure, ax = page(10, 7.6)
+figure, ax = page(10, 8.4)
 box(
     ax,
     2.6,
-    6.75,
+    7.6,
     4.8,
     0.75,
-    "optimizer.apply(grads, variables)",
-    "dense gradients; builds again on new variables",
+    "optimizer.apply(gradients, variables)",
+    "checks; builds again on new variables; dense gradients",
 )
-box(ax, 2.6, 5.55, 4.8, 0.75, "Keras", "clips, accumulates, divides by the loss scale", GRAY)
 box(
     ax,
     2.6,
-    4.15,
+    6.4,
+    4.8,
+    0.75,
+    "Keras",
+    "asks for the rate, clips, accumulates, divides by the loss scale",
+    GRAY,
+)
+box(
+    ax,
+    2.6,
+    5.0,
     4.8,
     0.95,
-    "update_all: numbers, once for all variables",
-    "rate, η and its powers, each distinct decay,\nbias corrections",
+    "Update.run: the numbers, once for all variables",
+    "rate, each distinct decay with its power of η,\nbias corrections",
+)
+box(
+    ax,
+    2.9,
+    2.4,
+    7.0,
+    2.0,
+    "update_step(gradient, variable, η·α), which Keras calls for each variable",
+    color=GRAY,
+    title_on_top=True,
 )
 columns = (
     (
@@ -102,50 +121,70 @@ columns = (
         "torch",
         "groups of variables with\none multiplier and decay;\nfused kernels, 1 or 2 a group",
     ),
-    (2.6, GREEN, "TensorFlow, no XLA", "one op for the decay,\n1 or 2 training ops\nfor the step"),
-    (5.1, BLUE, "JAX, or XLA", "update_step in keras.ops,\nwhich the compiler\nmakes one loop"),
+    (3.05, BLUE, "JAX, or XLA", "step and decay in\nkeras.ops, which the\ncompiler makes one loop"),
+    (5.33, GREEN, "TensorFlow, no XLA", "one op for the decay,\n1 or 2 training ops\nfor the step"),
     (
-        7.6,
+        7.61,
         RED,
-        "Lion, Muon, your own …",
+        "Lion, Muon, yours …",
         "the stock class's step;\nits assignment is caught\nas the step u",
     ),
 )
 for x, color, title, text in columns:
-    box(ax, x, 2.3, 2.3, 1.25, title, text, color)
-    arrow(ax, (5, 4.15), (x + 1.15, 3.55))
-    arrow(ax, (x + 1.15, 2.3), (5, 1.75))
+    box(ax, x, 2.55, 2.15, 1.25, title, text, color)
+arrow(ax, (3.0, 5.0), (1.2, 3.8))
+arrow(ax, (6.4, 5.0), (6.4, 4.4))
+arrow(ax, (2.25, 3.15), (2.9, 3.15))
+ax.text(2.55, 3.27, "the rest", ha="center", fontsize=9, color=GRAY)
+arrow(ax, (1.2, 2.55), (4.0, 1.8))
+arrow(ax, (6.4, 2.4), (5.9, 1.8))
 box(
     ax,
     2.6,
-    0.85,
+    0.9,
     4.8,
     0.9,
     "θ ← θ − u − decay(θ, u)",
-    "the weight is written, once;\nbelow float32: its master copy, and then the weight",
+    "the new weight; below float32,\nits float32 copy and then the weight",
 )
-arrow(ax, (5, 6.75), (5, 6.3))
-arrow(ax, (5, 5.55), (5, 5.1), "where weights are to be updated")
-arrow(ax, (5, 0.85), (5, 0.5))
+arrow(ax, (5, 7.6), (5, 7.15))
+arrow(ax, (5, 6.4), (5, 5.95), "where weights are to be updated")
+arrow(ax, (5, 0.9), (5, 0.5))
 box(ax, 2.6, 0.05, 4.8, 0.45, "Keras: moving averages, counts", color=GRAY)
 save(figure, "built")
 
-figure, ax = page(10, 5.6)
+figure, ax = page(9, 5.9)
 rows = (
-    (("callbacks/", "layerwise.py", "plots.py"), "what users call beside the optimizers", GRAY),
-    (("optimizers/",), "the mathematics", BLUE),
-    (("core/",), "how Keras calls it", BLUE),
-    (("saving/", "fast/"), "what a file keeps · fewer passes over memory", GREEN),
-    (("decay/", "schedule/"), "what is subtracted, and from whom · when", ORANGE),
-    (("paths/",), "which key means which variable", RED),
-    (("checks.py",), "is this argument right?", GRAY),
+    (
+        ("callbacks/", "layerwise.py", "plots.py"),
+        "what users call beside the optimizers",
+        "",
+        GRAY,
+    ),
+    (("optimizers/",), "the mathematics", "adamw  nadamw  sgdw · ready_made  muon · stock", BLUE),
+    (("core/",), "how Keras calls it", "optimizer  update  registry  build  clock", BLUE),
+    (
+        ("saving/", "fast/"),
+        "what a file keeps · fewer passes over memory",
+        "config  state · torch_update  tensorflow_ops",
+        GREEN,
+    ),
+    (
+        ("decay/", "schedule/"),
+        "what is subtracted, and from whom · when",
+        "kinds  rules  rows · cosine  stable  rates",
+        ORANGE,
+    ),
+    (("paths/",), "which key means which variable", "match  align  blocks", RED),
+    (("checks.py",), "is this argument right?", "", GRAY),
 )
-for place, (names, question, color) in enumerate(rows):
-    y = 4.95 - 0.8 * place
+for place, (names, question, files, color) in enumerate(rows):
+    y = 5.25 - 0.85 * place
     width = (4.6 - 0.1 * (len(names) - 1)) / len(names)
     for column, name in enumerate(names):
-        box(ax, 0.2 + column * (width + 0.1), y, width, 0.5, name, color=color)
-    ax.text(5.1, y + 0.25, question, va="center", fontsize=10)
+        box(ax, 0.2 + column * (width + 0.1), y, width, 0.55, name, color=color)
+    ax.text(5.1, y + (0.4 if files else 0.28), question, va="center", fontsize=10)
+    ax.text(5.1, y + 0.12, files, va="center", fontsize=8.5, color=GRAY, family="monospace")
     if place:
-        arrow(ax, (2.5, y + 0.8), (2.5, y + 0.5))
+        arrow(ax, (2.5, y + 0.85), (2.5, y + 0.55))
 save(figure, "tree")
