@@ -638,20 +638,6 @@ def test_fit(name):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
-@pytest.mark.parametrize("decay", [(0.01, 0.02), Decay(0.03, cautious=True)])
-@one_of_each
-def test_how_a_variable_is_cut_is_no_part_of_the_result(name, decay, monkeypatch):
-    final = []
-    for piece in (5, 2**16):
-        cut_into(piece, monkeypatch)
-        optimizer = make(name, weight_decays={"v0": decay})
-        (variable,) = variables_of(normal((23,)))()
-        for k in range(3):
-            optimizer.apply(grads(k, [(23,)]), [variable])
-        final.append(numpy(variable))
-    np.testing.assert_allclose(*final, rtol=2.0**-22, atol=2.0**-22)
-
-
 @pytest.mark.parametrize("at", [0, 3, 6, 29])
 def test_who_assigns_to_a_variable_below_float32_is_obeyed(at, monkeypatch):
     """In any piece, of a long variable or of several short ones, of two types; the others keep their copies."""

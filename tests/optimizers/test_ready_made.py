@@ -296,7 +296,9 @@ def test_nadamw_is_not_nadam():
 NO_CLASS = [5, int, None, "lion", keras.optimizers.schedules.CosineDecay, keras.layers.Dense]
 
 
-@pytest.mark.parametrize("value", [*NO_CLASS, keras.optimizers.Lion()], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "value", [*NO_CLASS, keras.optimizers.Lion()], ids=lambda v: type(v).__name__
+)
 def test_what_is_no_optimizer_class(value):
     cure = (
         r"`decouple` needs a class.*Received: .*Give the class, decouple\(keras\.optimizers\.Lion\)"
