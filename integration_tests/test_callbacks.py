@@ -55,6 +55,15 @@ class RestartAt(keras.callbacks.Callback):
 
 
 @OPTIMIZERS
+def test_learning_rate_scheduler_moves_eta(cls):
+    model, record = compiled(cls(0.1, weight_decay=1e-3)), Record()
+    scheduler = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.1 / 2**epoch)
+    fit(model, scheduler, record, epochs=3)
+    np.testing.assert_allclose(record.etas, np.repeat([1, 0.5, 0.25], BATCHES), rtol=1e-6)
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.025)
+
+
+@OPTIMIZERS
 def test_reduce_on_plateau_composes_with_restarts(cls):
     schedule = CosineWarmRestarts(0.01, BATCHES)
     model, record = compiled(cls(schedule, weight_decay=1e-3)), Record()

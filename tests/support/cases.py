@@ -311,20 +311,6 @@ CASES = {
             **UNIFORM,
         },
     ),
-    "exact path beats later rules": Case(
-        {"weight_decays": {"head/bias": (0.01, 0.04), "bias": 0.02, "kernel": 0.03}},
-        {
-            "head/bias": (0.01, 0.04),
-            "encoder/dense_1/bias": (0.0, 0.02),
-            "scale": (0.0, 0.0),
-            **UNIFORM,
-        },
-    ),
-    "exclusions": Case(
-        {"weight_decay": 0.03, "weight_decays": {"encoder/dense_1/bias": 0.5}},
-        {"encoder/dense_1/bias": (0.0, 0.0), "head/bias": (0.0, 0.0), **UNIFORM},
-        exclude=("bias$",),
-    ),
     "l1 and l2": Case(
         {"weight_decays": {"kernel": (0.004, 0.02), "bias": (0.01, 0.0), "scale": 0.05}},
         {
@@ -364,15 +350,8 @@ CASES = {
         normalize=8,
         t_cur=5,
     ),
-    "autorestart=False": uniform(
-        0.03,
-        {"total_iterations": 7, "use_cosine_annealing": True, "normalize_weight_decay": False}
-        | {"eta_min": 0.25, "autorestart": False},
-        schedule=partial(oracle.cosine, first=7, eta_min=0.25, autorestart=False),
-    ),
     "t_mul, normalized per cycle": uniform(0.1, rate=cosine(4, normalized=True, t_mul=2)),
     "t_mul and m_mul": uniform(0.03, rate=cosine(3, t_mul=2, m_mul=0.7, eta_min=0.05)),
-    "fractional t_mul, endpoint=False": uniform(0.03, rate=cosine(4, t_mul=1.5, endpoint=False)),
     "warmup": uniform(0.1, rate=cosine(6, 5, True, eta_max=0.9), events={12: restart(2)}),
     "stable, then a decay": uniform(
         0.1,
