@@ -599,11 +599,7 @@ def test_it_converts_none_of_its_variables(schedule, accumulate, monkeypatch):
 def test_all_in_inference_mode(name):
     """Tensors made there have no version counter, and cannot tell that they were written to."""
     with torch.inference_mode():
-        sides = Situation(arguments=CYCLES).start(name)
-        for k in range(3):
-            sides.step(grads(k))
-        sides.do(WRITES["iterations"])
-        sides.step(grads(3))
+        SITUATIONS["iterations written"].run(name)
 
 
 @every_optimizer

@@ -156,10 +156,7 @@ ALL = {
 }
 OVERWRITING = {"gradient_accumulation_steps": 2, "use_ema": True, "ema_overwrite_frequency": 3}
 ARGUMENTS = {
-    "EMA": {"use_ema": True, "ema_momentum": 0.5},
     "EMA, overwriting": {"use_ema": True, "ema_momentum": 0.9, "ema_overwrite_frequency": 2},
-    "clipnorm": {"clipnorm": 0.5},
-    "global_clipnorm": {"global_clipnorm": 0.7},
     "clipvalue": {"clipvalue": 0.2},
     "loss_scale_factor": {"loss_scale_factor": 8.0},
     "accumulation, clipnorm, EMA": {"clipnorm": 0.5, **OVERWRITING},
