@@ -189,19 +189,6 @@ def test_a_config_has_the_schedule_and_no_state():
         )
 
 
-def test_goes_on_from_a_stock_optimizer():
-    stock = keras.optimizers.AdamW(WarmupStableDecay(ALPHA, None, 5, 2), weight_decay=0.1)
-    weights = variables()
-    for grads in gradients(4, SHAPES):
-        stock.apply([keras.ops.convert_to_tensor(g) for g in grads], weights)
-    optimizer, etas = AdamW.from_keras(stock), []
-    optimizer.begin_decay()
-    for grads in gradients(6, SHAPES):
-        etas.append(float(numpy(optimizer.eta_t)))
-        optimizer.apply([keras.ops.convert_to_tensor(g) for g in grads], weights)
-    np.testing.assert_allclose(etas, expected(10, stable=2)[4:], rtol=1e-6)
-
-
 @pytest.mark.parametrize(
     "rate", [0.1, lambda: 0.1, CosineWarmRestarts(0.1, 9), schedules.ExponentialDecay(0.1, 9, 0.5)]
 )

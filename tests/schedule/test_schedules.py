@@ -292,27 +292,11 @@ def test_stock_optimizers_follow_it_and_save_it(case, tmp_path):
 
 # --- saving -------------------------------------------------------------------------------------
 
-COSINE = {
-    "initial_learning_rate": 0.1,
-    "first_decay_steps": 7,
-    "t_mul": 1.5,
-    "m_mul": 0.9,
-    "eta_min": 0.01,
-    "eta_max": 2.0,
-    "warmup_steps": 3,
-    "endpoint": False,
-    "autorestart": True,
-    "name": "warm",
-}
-STABLE = {
-    "initial_learning_rate": 0.1,
-    "stable_steps": 7,
-    "decay_steps": 9,
-    "warmup_steps": 3,
-    "shape": "cosine",
-    "eta_min": 0.01,
-    "name": "wsd",
-}
+COSINE = {"initial_learning_rate": 0.1, "first_decay_steps": 7, "t_mul": 1.5, "m_mul": 0.9}
+COSINE |= {"eta_min": 0.01, "eta_max": 2.0, "warmup_steps": 3}
+COSINE |= {"endpoint": False, "autorestart": True, "name": "warm"}
+STABLE = {"initial_learning_rate": 0.1, "stable_steps": 7, "decay_steps": 9, "warmup_steps": 3}
+STABLE |= {"shape": "cosine", "eta_min": 0.01, "name": "wsd"}
 
 
 @pytest.mark.parametrize(
