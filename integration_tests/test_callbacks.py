@@ -8,6 +8,7 @@ import pytest
 
 from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, NadamW, WarmupStableDecay
 from keras_decoupled.callbacks import LogRates, SnapshotEnsemble
+from training import Weights
 
 BATCHES = 5  # per epoch
 OPTIMIZERS = pytest.mark.parametrize("cls", [AdamW, NadamW, SGDW])
@@ -135,17 +136,6 @@ class KillAfter(keras.callbacks.Callback):
         self.left -= 1
         if self.left == 0:
             raise Killed
-
-
-class Weights(keras.callbacks.Callback):
-    """The weights after each batch, from the first on."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = [None]
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.seen.append(self.model.get_weights())
 
 
 def run(wrapped, *callbacks):

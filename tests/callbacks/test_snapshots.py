@@ -13,6 +13,7 @@ import pytest
 from cases import BACKEND, numpy
 from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, WarmupStableDecay
 from keras_decoupled.callbacks import RestartOnPlateau, SnapshotEnsemble
+from training import Weights
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(12, 3)).astype("float32")
@@ -47,18 +48,6 @@ def fit(model, *callbacks, epochs=1, batches=4, **arguments):
     return model.fit(
         epochs=epochs, shuffle=False, verbose=0, callbacks=list(callbacks), **arguments
     )
-
-
-class Weights(keras.callbacks.Callback):
-    """The weights after each batch, from the first on, and how many updates there were."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen, self.updates = [None], [0]
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.seen.append(self.model.get_weights())
-        self.updates.append(int(self.model.optimizer.iterations))
 
 
 class At(keras.callbacks.Callback):

@@ -4,6 +4,7 @@
 first.
 """
 
+import itertools
 from functools import partial
 
 import keras
@@ -151,40 +152,38 @@ if BACKEND == "torch":
         theirs.param_groups[0]["eps"] = epsilon / np.sqrt(1 - 0.999 ** (k + 1))
 
     NADAM = partial(torch.optim.NAdam, decoupled_weight_decay=True)
+    ADAMW, SGD = torch.optim.AdamW, torch.optim.SGD
+    # Our class, its arguments, and torch's. SGD keeps the rate outside the buffer: the same as ours
+    # while the rate is constant and nothing decays.
+    TORCH = [
+        *(
+            ("NadamW", {"momentum_decay": d, "epsilon": e}, partial(NADAM, momentum_decay=d, eps=e))
+            for d, e in itertools.product([0.004, 1.0], [1e-8, 0.1])
+        ),
+        *(
+            ("AdamW", {"epsilon": e, "amsgrad": amsgrad}, partial(ADAMW, amsgrad=amsgrad))
+            for e, amsgrad in itertools.product([1e-8, 0.01], [False, True])
+        ),
+        *(
+            ("SGDW", {"momentum": m, "nesterov": n}, partial(SGD, momentum=m, nesterov=n))
+            for m, n in [(0.0, False), (0.9, False), (0.9, True)]
+        ),
+    ]
 
-    @pytest.mark.parametrize("epsilon", [1e-8, 0.1])
-    @pytest.mark.parametrize("momentum_decay", [0.004, 1.0])
-    def test_torch_nadam(momentum_decay, epsilon):
-        arguments = {"momentum_decay": momentum_decay, "epsilon": epsilon}
-        given = {"lr": ALPHA, "eps": epsilon, "weight_decay": W, "momentum_decay": momentum_decay}
+    @pytest.mark.parametrize(("cls", "arguments", "stock"), TORCH)
+    def test_torch(cls, arguments, stock):
+        w = 0.0 if cls == "SGDW" else W
         torch_beside(
-            ours("NadamW", weight_decay=ALPHA * W, **arguments),
-            partial(NADAM, **given),
-            run_of("NadamW", ALPHA * W, **arguments),
+            ours(cls, weight_decay=ALPHA * w, **arguments),
+            partial(stock, lr=ALPHA, weight_decay=w),
+            run_of(cls, ALPHA * w, **arguments),
+            *([partial(epsilon_of_ours, epsilon=arguments["epsilon"])] if cls == "AdamW" else []),
         )
-
-    @pytest.mark.parametrize("amsgrad", [False, True])
-    @pytest.mark.parametrize("epsilon", [1e-8, 0.01])
-    def test_torch_adamw(epsilon, amsgrad):
-        arguments = {"epsilon": epsilon, "amsgrad": amsgrad}
-        torch_beside(
-            ours("AdamW", weight_decay=ALPHA * W, **arguments),
-            partial(torch.optim.AdamW, lr=ALPHA, weight_decay=W, amsgrad=amsgrad),
-            run_of("AdamW", ALPHA * W, **arguments),
-            partial(epsilon_of_ours, epsilon=epsilon),
-        )
-
-    @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
-    def test_torch_sgd(momentum, nesterov):
-        """torch keeps the rate outside the buffer: the same as ours while the rate is constant."""
-        arguments = {"momentum": momentum, "nesterov": nesterov}
-        stock = partial(torch.optim.SGD, lr=ALPHA, **arguments)
-        torch_beside(ours("SGDW", **arguments), stock, run_of("SGDW", **arguments))
 
     @pytest.mark.parametrize("cls", ["AdamW", "NadamW"])
     def test_under_a_torch_schedule(cls):
         """torch's CosineAnnealingWarmRestarts is CosineWarmRestarts(endpoint=False), decay included."""
-        stock = {"AdamW": torch.optim.AdamW, "NadamW": NADAM}[cls]
+        stock = {"AdamW": ADAMW, "NadamW": NADAM}[cls]
         schedules = []
 
         def advance(theirs, k):

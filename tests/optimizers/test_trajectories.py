@@ -13,6 +13,7 @@ import oracle
 from cases import (
     ALGORITHMS,
     ALPHA,
+    ARITHMETIC,
     BACKEND,
     CASES,
     COMPILED,
@@ -35,18 +36,8 @@ from cases import (
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 # On torch, where each class has a kernel, every case for one optimizer of each class; elsewhere all classes run one
-# code, and every case is for one of them. For the others those that reach their own arithmetic.
+# code, and every case is for one of them.
 EVERY_CASE = ("adamw", "nadamw", "sgdw-momentum") if BACKEND == "torch" else ("adamw",)
-ARITHMETIC = [
-    "plain",
-    "l1 and l2",
-    "multipliers",
-    "t_mul, normalized per cycle",
-    "accumulation",
-    "learning rate set",
-    "restarts by hand",
-    "kinds by key",
-]
 MATRIX = [
     ("eager", name, case)
     for name in OPTIMIZERS

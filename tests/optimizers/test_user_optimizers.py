@@ -365,10 +365,8 @@ def test_the_name_of_a_class_of_this_package():
     assert keras.saving.get_registered_name(decouple(Lion)) == "keras_decoupled>other.Lion"
 
 
-class TwoWithoutNames(Base):
-    """Two kinds of state, made without names as Keras allows it; one starts at 1."""
-
-    names = (None, None)
+class TwoNamed(Base):
+    """Two kinds of state, perhaps made without `names` as Keras allows it; one starts at 1."""
 
     def build(self, variables):
         super().build(variables)
@@ -384,14 +382,6 @@ class TwoWithoutNames(Base):
         self.assign_sub(variable, rate * m / ops.sqrt(v))
 
 
-class TwoOfOneName(TwoWithoutNames):
-    names = ("state", "state")
-
-
-class TwoOfOurNames(TwoWithoutNames):
-    names = ("average", "reference")
-
-
 class AverageByHand(Base):
     """Has attributes that are called as our slots are."""
 
@@ -405,7 +395,11 @@ class AverageByHand(Base):
         self.assign_sub(variable, rate * average)
 
 
-@pytest.mark.parametrize("cls", [TwoWithoutNames, TwoOfOneName, TwoOfOurNames, AverageByHand])
+TWO = [(None, None), ("state", "state"), ("average", "reference")]
+TWO = [type("Two", (TwoNamed,), {"names": names}) for names in TWO]
+
+
+@pytest.mark.parametrize("cls", [*TWO, AverageByHand])
 @pytest.mark.parametrize("use_ema", [False, True])
 def test_two_slots_of_one_name_or_of_no_name_are_two(cls, use_ema):
     arguments = {"learning_rate": 0.1, "use_ema": use_ema}

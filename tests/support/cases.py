@@ -521,6 +521,11 @@ CASES |= {
     ),
 }
 
+# For the variants of a class: those that reach their own arithmetic.
+ARITHMETIC = ["plain", "l1 and l2", "multipliers", "accumulation", "learning rate set"]
+ARITHMETIC += ["t_mul, normalized per cycle", "restarts by hand", "annealing", "kinds by key"]
+ARITHMETIC += ["all kinds at once", "soft_threshold, l2", "eta_power=0, learning rate 0"]
+
 
 def allowance(run, ulp=2.0**-24, per_update=3, per_step=16):
     """How far float32 may be from float64 after `run.k` updates, for each weight: its rounding and nothing else.

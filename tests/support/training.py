@@ -63,6 +63,18 @@ def tensors(grads, dtype="float32"):
     return [None if g is None else keras.ops.convert_to_tensor(g, dtype) for g in grads]
 
 
+class Weights(keras.callbacks.Callback):
+    """The weights after each batch, from the first on, and how many updates there were."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.updates = [None], [0]
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen.append(self.model.get_weights())
+        self.updates.append(int(self.model.optimizer.iterations))
+
+
 # --- ways to train: name -> function of (optimizer, model, updates) ---
 
 
