@@ -18,7 +18,7 @@ import torch
 from cases import OPTIMIZERS, make_variable, make_variables, numpy, warm_restarts
 from keras_decoupled import Decay
 from side_by_side import PIECE, Sides, cut_into, normal, variables_in, variables_of, watched
-from training import X, Y, linear, make
+from training import X, Y, assert_no_graph, linear, make
 
 SHAPES = [(3, 2), (2,), ()]
 FOUR_D = [(2, 3, 4, 5)] * 3
@@ -69,12 +69,6 @@ class Situation:
                 given = self.gradients and partial(self.gradients, k)
                 sides.step(given or grads(k, shapes), rest=self.rest, order=order)
         assert_no_graph(*sides.fused)
-
-
-def assert_no_graph(optimizer, variables):
-    """The variables stay leaves, their values no part of any graph."""
-    assert all(v.value.is_leaf and v.value.requires_grad for v in variables)
-    assert not any(v.value.requires_grad for v in optimizer.variables)
 
 
 # --- gradients ---

@@ -10,6 +10,7 @@ from training import (
     LOOPS,
     X,
     Y,
+    assert_no_graph,
     by_fit,
     linear,
     make,
@@ -68,17 +69,6 @@ def test_every_way_to_train_is_the_same(name, way):
     assert_follows(model.trainable_variables, run, atol=1e-5)
     assert int(numpy(optimizer.iterations)) == 4
     assert_no_graph(optimizer, model.trainable_variables)
-
-
-def assert_no_graph(optimizer, variables):
-    """On torch: what an update leaves hangs on no autograd graph, which would grow from step to step."""
-    if BACKEND == "torch":
-        for variable in variables:
-            assert variable.value.is_leaf
-            assert variable.value.requires_grad
-        for variable in optimizer.variables:
-            assert not variable.value.requires_grad
-            assert variable.value.grad_fn is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

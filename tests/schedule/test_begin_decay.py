@@ -10,7 +10,7 @@ import pytest
 from keras.optimizers import schedules
 
 import oracle
-from cases import ALPHA, BACKEND, COMPILED, eager, gradients, make_variable, numpy
+from cases import ALPHA, COMPILED, eager, gradients, make_variable, numpy
 from keras_decoupled import AdamW, CosineWarmRestarts, WarmupStableDecay
 
 RUNNERS = {"eager": eager, **COMPILED}
@@ -147,24 +147,6 @@ def test_it_has_no_cycle_to_normalize_by():
 
 
 # --- who knows it -------------------------------------------------------------------------------
-
-
-if BACKEND == "torch":  # whose fused kernels take floats of the host
-
-    @pytest.mark.parametrize("stable", [None, 6])
-    def test_floats_of_the_host_are_the_tensors_numbers(stable):
-        from keras_decoupled.fast.torch_host_copy import OnHost
-
-        on, events = OnHost(), {4: begin, 9: lambda o: o.restart(), 11: begin}
-        optimizer, weights = make(stable), variables()
-        optimizer.build(weights)
-        for k, grads in enumerate(gradients(18, SHAPES)):
-            events.get(k, lambda o: None)(optimizer)
-            update = optimizer._kd.update
-            host, tensors = ([n.rate, *n.decays] for n in map(update.numbers, (on, update.on)))
-            assert all(isinstance(x, float) for x in host)
-            assert [np.float32(x) for x in host] == [np.float32(float(x)) for x in tensors]
-            optimizer.apply([keras.ops.convert_to_tensor(g) for g in grads], weights)
 
 
 def test_its_start_is_an_optimizer_variable():

@@ -63,6 +63,13 @@ def tensors(grads, dtype="float32"):
     return [None if g is None else keras.ops.convert_to_tensor(g, dtype) for g in grads]
 
 
+def assert_no_graph(optimizer, variables):
+    """On torch variables stay leaves; nothing hangs on a graph that would grow at each step."""
+    if BACKEND == "torch":
+        assert all(v.value.is_leaf and v.value.requires_grad for v in variables)
+        assert not any(v.value.requires_grad or v.value.grad_fn for v in optimizer.variables)
+
+
 class Weights(keras.callbacks.Callback):
     """The weights after each batch, from the first on, and how many updates there were."""
 
