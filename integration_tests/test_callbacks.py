@@ -161,7 +161,7 @@ def assert_same(found, wanted, where=""):
     ],
 )
 def test_a_killed_run_writes_the_repeated_epoch_again(kills, wrapped, ends):
-    """Under new numbers: what was there before the kill stays, and so does a file of another model."""
+    """Under new numbers: what was there before the kill stays, as does another model's file."""
     weights = Weights()
     run(wrapped, weights)
     snapshots = SnapshotEnsemble("snapshots/{cycle}.weights.h5")
