@@ -1,19 +1,25 @@
-"""Keras' callbacks, and restarts from everywhere, in real `fit` runs."""
+"""Keras' callbacks, ours, and restarts from everywhere, in real `fit` runs."""
+
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
-from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, NadamW
+from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, NadamW, WarmupStableDecay
+from keras_decoupled.callbacks import LogRates, SnapshotEnsemble
+from training import Weights
 
-BATCHES = 4  # per epoch
+BATCHES = 5  # per epoch
 OPTIMIZERS = pytest.mark.parametrize("cls", [AdamW, NadamW, SGDW])
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(2 * BATCHES, 3)).astype("float32")
+Y = X @ np.array([[1.0], [-2.0], [0.5]], "float32") + 1
 
 
-def data():
-    rng = np.random.default_rng(0)
-    x = rng.random((8 * BATCHES, 3), "float32")
-    return x, x @ np.array([[1.0], [-2.0], [0.5]], "float32")
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
 
 
 def compiled(optimizer):
@@ -22,8 +28,9 @@ def compiled(optimizer):
     return model
 
 
-def fit(model, epochs=1, **arguments):
-    return model.fit(*data(), batch_size=8, epochs=epochs, shuffle=False, verbose=0, **arguments)
+def fit(model, *callbacks, epochs=1):
+    arguments = {"batch_size": 2, "shuffle": False, "verbose": 0}
+    return model.fit(X, Y, epochs=epochs, callbacks=list(callbacks), **arguments)
 
 
 class Record(keras.callbacks.Callback):
@@ -52,7 +59,7 @@ class RestartAt(keras.callbacks.Callback):
 def test_learning_rate_scheduler_moves_eta(cls):
     model, record = compiled(cls(0.1, weight_decay=1e-3)), Record()
     scheduler = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.1 / 2**epoch)
-    fit(model, 3, callbacks=[scheduler, record])
+    fit(model, scheduler, record, epochs=3)
     np.testing.assert_allclose(record.etas, np.repeat([1, 0.5, 0.25], BATCHES), rtol=1e-6)
     assert float(model.optimizer.learning_rate) == pytest.approx(0.025)
 
@@ -65,7 +72,7 @@ def test_reduce_on_plateau_composes_with_restarts(cls):
         monitor="loss", factor=0.5, patience=0, min_delta=1e9, cooldown=0, min_lr=0
     )
     # The plateau sees an epoch end where the next update starts a cycle: η = r.
-    fit(model, 3, callbacks=[plateau, record])
+    fit(model, plateau, record, epochs=3)
     cosine = np.array([float(schedule.multiplier(i)) for i in range(BATCHES)])
     wanted = np.concatenate([cosine, cosine, cosine / 2])  # no plateau after the first epoch
     np.testing.assert_allclose(record.etas, wanted, rtol=1e-6)
@@ -75,86 +82,124 @@ def test_reduce_on_plateau_composes_with_restarts(cls):
 def test_restart_between_fits_batches_and_from_a_callback(cls):
     schedule, record = CosineWarmRestarts(0.01, 10, t_mul=2), Record()
     model = compiled(cls(schedule, weight_decay=1e-3))
-    fit(model, callbacks=[record])
+    fit(model, record)
     model.optimizer.restart()
-    fit(model, callbacks=[record])
+    fit(model, record)
     model.optimizer.t_cur = 7
-    fit(model, callbacks=[record])
-    x, y = data()
+    fit(model, record)
     model.optimizer.restart(2)
-    model.train_on_batch(x, y)
+    model.train_on_batch(X, Y)
     model.optimizer.restart(5)
-    model.train_on_batch(x, y)
+    model.train_on_batch(X, Y)
     assert int(model.optimizer.t_cur) == 6
-    fit(model, callbacks=[record, RestartAt(1, 3)])
-    assert record.positions == [0, 1, 2, 3, 0, 1, 2, 3, 7, 8, 9, 0, 6, 7, 3, 4]
+    fit(model, record, RestartAt(1, 3))
+    expected = [*range(5), *range(5), 7, 8, 9, 0, 1, 6, 7, 3, 4, 5]
+    assert record.positions == expected
 
 
-def test_restart_from_a_closure():
+@pytest.mark.parametrize(
+    ("schedule", "action", "eta"),
+    [
+        (CosineWarmRestarts(0.01, 10), AdamW.restart, 1),
+        (WarmupStableDecay(0.01, None, 6, 3, "linear"), AdamW.begin_decay, 0.6),
+    ],
+)
+def test_from_a_closure(schedule, action, eta):
     """On JAX the optimizer holds no state inside an epoch: say so, and change nothing."""
-    optimizer = AdamW(CosineWarmRestarts(0.01, 10), weight_decay=1e-3)
+    optimizer = AdamW(schedule, weight_decay=1e-3)
     model = compiled(optimizer)
-    fit(model)
 
     class Closure(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            optimizer.restart()
+            action(optimizer)
 
     if keras.backend.backend() == "jax":
         with pytest.raises(RuntimeError, match=r"go through `self\.model\.optimizer`"):
-            fit(model, callbacks=[Closure()])
+            fit(model, Closure())
     else:
-        fit(model, callbacks=[Closure()])
-        assert int(optimizer.t_cur) == 0
+        fit(model, Closure())  # the decay began after the warm-up of 3: two updates ago
+        assert float(optimizer.eta_t) == pytest.approx(eta)
 
 
-def test_checkpoint_and_backup_go_on_in_the_cycle(tmp_path):
-    def make():
-        keras.utils.clear_session(free_memory=False)
-        keras.utils.set_random_seed(2)
-        return compiled(
-            NadamW(0.01, weight_decay=1e-3, use_cosine_annealing=True, total_iterations=6)
-        )
+class Killed(BaseException):
+    pass
 
-    straight = make()
-    fit(straight, 4)
 
-    checkpointed = make()
-    fit(checkpointed, 2, callbacks=[keras.callbacks.ModelCheckpoint(str(tmp_path / "c.keras"))])
-    loaded = keras.models.load_model(tmp_path / "c.keras")
-    assert int(loaded.optimizer.t_cur) == 2
-    fit(loaded, 2)
+class KillAfter(keras.callbacks.Callback):
+    """Kills this run after its n-th batch."""
 
-    class Stop(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 2:
-                raise KeyboardInterrupt
+    def __init__(self, batches):
+        super().__init__()
+        self.left = batches
 
-    backup = tmp_path / "backup"
-    interrupted = make()
-    with pytest.raises(KeyboardInterrupt):
-        fit(interrupted, 4, callbacks=[keras.callbacks.BackupAndRestore(str(backup)), Stop()])
-    resumed = make()
-    fit(resumed, 4, callbacks=[keras.callbacks.BackupAndRestore(str(backup))])
-    for model in (loaded, resumed):
-        for a, b in zip(straight.trainable_variables, model.trainable_variables, strict=True):
-            np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5)
-        assert int(model.optimizer.iterations) == 4 * BATCHES
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+def run(wrapped, *callbacks):
+    """Cycles end after 3, 6, 9, 12 and 15 batches; epochs after 5, 10 and 15."""
+    keras.utils.set_random_seed(1)
+    optimizer = SGDW(CosineWarmRestarts(0.05, 3), momentum=0.9, weight_decay=1e-3)
+    model = compiled(keras.optimizers.LossScaleOptimizer(optimizer, 8.0) if wrapped else optimizer)
+    fit(model, *callbacks, epochs=3)
+    return model
+
+
+def assert_same(found, wanted, where=""):
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=where)
+
+
+@pytest.mark.parametrize(
+    ("kills", "wrapped", "ends"),
+    [  # each kill after so many batches of the run that it ends
+        # after 7, then after 13: the cycles of 6, and of 12, are trained twice
+        ([7, 8], False, [3, 6, 6, 9, 12, 12, 15]),
+        ([14], True, [3, 6, 9, 12, 12, 15]),
+    ],
+)
+def test_a_killed_run_writes_the_repeated_epoch_again(kills, wrapped, ends):
+    """Under new numbers: what was there before the kill stays, as does another model's file."""
+    weights = Weights()
+    run(wrapped, weights)
+    snapshots = SnapshotEnsemble("snapshots/{cycle}.weights.h5")
+    backup = keras.callbacks.BackupAndRestore("backup", double_checkpoint=True)
+    other, first = Path("snapshots/3.weights.h5"), 4
+    other.parent.mkdir()
+    other.write_bytes(b"of another run")
+    for batches in kills:
+        with pytest.raises(Killed):
+            run(wrapped, snapshots, backup, KillAfter(batches))
+    Path("snapshots/99.part.weights.h5").write_bytes(b"half")  # killed while it wrote
+    model = run(wrapped, snapshots, backup)
+    assert_same(model.get_weights(), weights.seen[-1])
+    names = [f"{i}.weights.h5" for i in range(first - 1, first + len(ends))]
+    assert [Path(file).name for file in snapshots.files()] == names
+    assert other.read_bytes() == b"of another run"
+    for file, end in zip(snapshots.files()[1:], ends, strict=True):
+        model.load_weights(file)
+        assert_same(model.get_weights(), weights.seen[end], f"{file}, after {end} batches")
 
 
 if keras.backend.backend() == "tensorflow":  # which Keras' TensorBoard needs
 
-    def test_tensorboard_logs_the_learning_rate(tmp_path):
+    @pytest.mark.parametrize("ours", [[], [LogRates()]], ids=["Keras alone", "LogRates"])
+    def test_tensorboard(ours):
         import tensorflow as tf
 
-        model = compiled(AdamW(CosineWarmRestarts(0.01, 2 * BATCHES), weight_decay=1e-3))
-        fit(model, callbacks=[keras.callbacks.TensorBoard(str(tmp_path), write_graph=False)])
-        logged = [
-            float(tf.make_ndarray(value.tensor))
-            for file in (tmp_path / "train").iterdir()
-            for event in tf.compat.v1.train.summary_iterator(str(file))
-            for value in event.summary.value
-            if value.tag == "epoch_learning_rate"
-        ]
-        assert logged == [float(model.optimizer.learning_rate)]
-        assert 0 < logged[0] < 0.01
+        model = compiled(AdamW(CosineWarmRestarts(0.05, 4), weight_decay=1e-3))
+        board, rates = keras.callbacks.TensorBoard("logs", write_graph=False), []
+        rate = lambda epoch, logs: rates.append(float(model.optimizer.learning_rate))  # noqa: E731
+        note = keras.callbacks.LambdaCallback(on_epoch_end=rate)
+        history = fit(model, *ours, board, note, epochs=2).history | {"learning_rate": rates}
+        for name in ("learning_rate", *(["eta", "t_cur", "weight_decay"] if ours else [])):
+            logged = [
+                float(tf.make_ndarray(value.tensor))
+                for file in Path("logs/train").iterdir()
+                for event in tf.compat.v1.train.summary_iterator(str(file))
+                for value in event.summary.value
+                if value.tag == f"epoch_{name}"
+            ]
+            np.testing.assert_allclose(logged, history[name], rtol=1e-6)

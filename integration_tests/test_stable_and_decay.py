@@ -116,23 +116,6 @@ def test_begun_by_a_callback_in_the_middle_of_an_epoch(accumulation):
     assert etas == pytest.approx(list(np.repeat(wanted, each)))
 
 
-def test_begun_from_a_closure():
-    """On JAX the optimizer holds no state inside an epoch: say so, and change nothing."""
-    model = make()
-    optimizer = model.optimizer
-
-    class Closure(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            optimizer.begin_decay()
-
-    if keras.backend.backend() == "jax":
-        with pytest.raises(RuntimeError, match=r"go through `self\.model\.optimizer`"):
-            model.fit(*data(), verbose=0, callbacks=[Closure()])
-    else:
-        model.fit(*data(), batch_size=8, verbose=0, callbacks=[Closure()])
-        assert float(optimizer.eta_t) == pytest.approx(0.8)  # began after the warm-up of 3
-
-
 def test_a_stable_part_made_longer(tmp_path):
     """The file keeps what `begin_decay` said, and not where the schedule's own decay begins."""
     short = make(stable_steps=5)

@@ -71,31 +71,18 @@ def test_tests_see_the_installed_package_and_not_the_checkout():
     assert folder.parent.name == "site-packages", RUN_IT
 
 
-def test_wheel_holds_the_package_and_nothing_else():
+def test_what_the_wheel_holds_and_says():
     top = {file.parts[0] for file in files_of_the_wheel() if "__pycache__" not in file.parts}
     version = importlib.metadata.version("keras_decoupled")
     assert top == {"keras_decoupled", f"keras_decoupled-{version}.dist-info"}, RUN_IT
-
-
-def test_one_version():
+    assert "keras_decoupled/py.typed" in {file.as_posix() for file in files_of_the_wheel()}
+    assert any(file.name == "LICENSE" for file in files_of_the_wheel())
     citation = (Path(__file__).parents[1] / "CITATION.cff").read_text(encoding="utf-8")
-    version = importlib.metadata.version("keras_decoupled")
     assert keras_decoupled.__version__ == version
     assert f"\nversion: {version}\n" in citation
-
-
-def test_wheel_says_that_it_is_typed():
-    assert "keras_decoupled/py.typed" in {file.as_posix() for file in files_of_the_wheel()}
-
-
-def test_wheel_carries_the_license():
     metadata = importlib.metadata.metadata("keras_decoupled")
     assert metadata["License-Expression"] == "MIT"
-    assert any(file.name == "LICENSE" for file in files_of_the_wheel())
-
-
-def test_wheel_asks_for_no_backend_but_by_extra():
-    metadata = importlib.metadata.metadata("keras_decoupled")
+    # No backend but by an extra.
     assert sorted(metadata.get_all("Provides-Extra")) == sorted([*BACKENDS, "plot"])
     required = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert sorted(required) == ["keras>=3.12", "numpy"]

@@ -560,9 +560,8 @@ def test_no_blocks_to_find(make):
 
 def test_several_kinds_of_blocks():
     model = functional(["left_0", "left_1", "right_0", "right_1"])
-    with pytest.raises(
-        ValueError, match=r"`layers` must be given .*'right_0', 'left_0'.*layers=\["
-    ):
+    words = r"`layers` must be given .*'right_0', 'left_0'.*layers=\["
+    with pytest.raises(ValueError, match=words):
         layerwise_weight_decays(model, 0.1, 0.5)
 
 
@@ -571,7 +570,6 @@ FUNCTIONS = {
     "layerwise_weight_decays": {"decay": 0.5, "weight_decay": 0.1},
     "no_decay": {},
 }
-LAYERWISE = tuple(FUNCTIONS)[:2]
 
 
 def call(name, model, **arguments):
@@ -581,9 +579,8 @@ def call(name, model, **arguments):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_wrong_models(name):
     for model in (None, "net", [keras.Sequential()], layers.Dense(2)):
-        with pytest.raises(
-            TypeError, match=r"`model` must be a keras\.Model\. Received: .*Give the"
-        ):
+        words = r"`model` must be a keras\.Model\. Received: .*Give the"
+        with pytest.raises(TypeError, match=words):
             call(name, model)
     for model in (keras.Sequential(), keras.Sequential([layers.Dense(2)]), Subclassed()):
         with pytest.raises(ValueError, match=r"`model` must be built.*Received: .*\.build\(input"):
@@ -599,7 +596,6 @@ def test_wrong_models(name):
         ({"decay": 0}, ValueError, r"`decay` must be in \(0, 1\]. Received: decay=0\..*start"),
         ({"decay": 1.01}, ValueError, r"`decay` must be in \(0, 1\]. Received: decay=1\.01"),
         ({"decay": -0.5}, ValueError, r"`decay`"),
-        ({"decay": float("nan")}, ValueError, r"`decay`.*Received: decay=nan"),
         ({"decay": "0.5"}, TypeError, r"`decay`.*Received: decay='0.5'"),
         ({"decay": True}, TypeError, r"`decay`"),
         ({"layers": []}, ValueError, r"`layers` must name at least one.*Received.*layers=\["),
@@ -607,7 +603,6 @@ def test_wrong_models(name):
         ({"layers": {"head": 1}}, TypeError, r"`layers` must be a list"),
         ({"layers": ["heda"]}, ValueError, r"`layers`.*'heda'.*'net_head/head/kernel'"),
         ({"layers": [3]}, TypeError, r"`layers\[0\]` must be a string or a layer.*=3 of type"),
-        ({"layers": [["head"]]}, TypeError, r"`layers\[0\]` must be a string or a layer"),
         ({"layers": [""]}, ValueError, r"`layers`"),
         ({"layers": ["head", Block()]}, ValueError, r"`layers\[1\]` must be.*without weights"),
         ({"layers": [small()]}, ValueError, r"`layers\[0\]`.*'net_head', none of whose.*\.layers"),

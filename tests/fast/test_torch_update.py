@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from cases import CASES, OPTIMIZERS, gradients, make_variables, warm_restarts
+from cases import ARITHMETIC, CASES, OPTIMIZERS, gradients, make_variables, warm_restarts
 from keras_decoupled import Decay
 from keras_decoupled.fast import torch_pieces
 from side_by_side import PIECE, Sides, cut_into, normal, variables_of
@@ -22,18 +22,6 @@ every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 # --- rules, schedules, restarts, accumulation: the cases of the trajectory tests ---
 
-# Every case for one optimizer of each class; for the variants those that reach their own arithmetic.
-ARITHMETIC = [
-    "l1 and l2",
-    "multipliers",
-    "accumulation",
-    "learning rate set",
-    "annealing",
-    "kinds by key",
-    "all kinds at once",
-    "soft_threshold, l2",
-    "eta_power=0, learning rate 0",
-]
 MATRIX = [
     (name, case)
     for name in OPTIMIZERS
@@ -156,10 +144,7 @@ ALL = {
 }
 OVERWRITING = {"gradient_accumulation_steps": 2, "use_ema": True, "ema_overwrite_frequency": 3}
 ARGUMENTS = {
-    "EMA": {"use_ema": True, "ema_momentum": 0.5},
     "EMA, overwriting": {"use_ema": True, "ema_momentum": 0.9, "ema_overwrite_frequency": 2},
-    "clipnorm": {"clipnorm": 0.5},
-    "global_clipnorm": {"global_clipnorm": 0.7},
     "clipvalue": {"clipvalue": 0.2},
     "loss_scale_factor": {"loss_scale_factor": 8.0},
     "accumulation, clipnorm, EMA": {"clipnorm": 0.5, **OVERWRITING},

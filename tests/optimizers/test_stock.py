@@ -16,9 +16,11 @@ from cases import (
     assert_within,
     case,
     cosine,
+    each,
     eager,
     eager_with_cond,
     kind,
+    l2,
     make_decay,
     make_variable,
     numpy,
@@ -51,22 +53,10 @@ CASES = {
     "rules": Case(
         {
             "weight_decay": 0.03,
-            "weight_decays": {
-                "encoder": (0.004, 0.02),
-                "bias": 0,
-                "dense_10": 0.1,
-                "scale": (0.01, 0.0),
-                "embeddings": 0.5,
-            },
+            "weight_decays": {"encoder": (0.004, 0.02), "bias": 0, "dense_10": 0.1}
+            | {"scale": (0.01, 0.0), "embeddings": 0.5},
         },
-        {
-            "encoder/dense_1/kernel": (0.004, 0.02),
-            "encoder/dense_1/bias": (0.0, 0.0),
-            "encoder/dense_10/kernel": (0.0, 0.1),
-            "embedding/embeddings": (0.0, 0.0),
-            "scale": (0.01, 0.0),
-            "*": (0.0, 0.03),
-        },
+        l2((0.004, 0.02), 0.0, 0.1, 0.03, 0.0, 0.03, (0.01, 0.0), paths=PATHS),
         exclude=("^embedding",),
         updates=SHORT,
     ),
@@ -76,14 +66,7 @@ CASES = {
             "lr_multipliers": {"encoder": 0.1, "head": 3, "dense_10": 0, "scale": 0, "conv": 0},
             "clipnorm": 0.5,
         },
-        multipliers={
-            "encoder/dense_1/kernel": 0.1,
-            "encoder/dense_1/bias": 0.1,
-            "encoder/dense_10/kernel": 0.0,
-            "conv/kernel": 0.0,
-            "head/kernel": 3.0,
-            "scale": 0.0,
-        },
+        multipliers=each(0.1, 0.1, 0.0, 0.0, 1.0, 3.0, 0.0, paths=PATHS),
         updates=SHORT,
     ),
     "kinds by key": case(
@@ -96,14 +79,16 @@ CASES = {
                 "head": make_decay(kind(0.06, 0.02, soft_threshold=True)),
             },
         },
-        {
-            "encoder/dense_1/kernel": kind(0.002, 0.1, towards="initial"),
-            "encoder/dense_1/bias": kind(l2=0.05, eta_power=0),
-            "encoder/dense_10/kernel": kind(0.002, 0.1, towards="initial"),
-            "conv/kernel": kind(l2=0.05, eta_power=2),
-            "head/kernel": kind(0.06, 0.02, soft_threshold=True),
-            "*": kind(0.004, 0.05, cautious=True),
-        },
+        each(
+            kind(0.002, 0.1, towards="initial"),
+            kind(l2=0.05, eta_power=0),
+            kind(0.002, 0.1, towards="initial"),
+            kind(l2=0.05, eta_power=2),
+            kind(0.004, 0.05, cautious=True),
+            kind(0.06, 0.02, soft_threshold=True),
+            kind(0.004, 0.05, cautious=True),
+            paths=PATHS,
+        ),
         TO_A_TENTH,
         updates=4,
     ),
@@ -132,26 +117,26 @@ CASES = {
     "soft_threshold": uniform(kind(0.06, 0.02, soft_threshold=True), updates=SHORT),
 }
 
-each = pytest.mark.parametrize("name", STOCK)
+every_optimizer = pytest.mark.parametrize("name", STOCK)
 fast_or_not = pytest.mark.parametrize("fast", FAST)
 
 
 @fast_or_not
 @pytest.mark.parametrize("case", CASES)
-@each
+@every_optimizer
 def test_every_update(name, case, fast):
     follow(CASES[case], *pair(name, fast), fast=fast)
 
 
 @pytest.mark.parametrize("runner", COMPILED)
-@each
+@every_optimizer
 def test_compiled(name, runner):
     """With rules and, for what no key names, the plain decay."""
     follow(CASES["rules"], *pair(name), COMPILED[runner])
 
 
 @fast_or_not
-@each
+@every_optimizer
 def test_a_plain_decay_and_moving_averages(name, fast):
     """They start at the weights after the first update, decay included, and become the weights in the end."""
     case = uniform(0.03, {"use_ema": True, "ema_momentum": 0.75}, updates=SHORT)
@@ -255,7 +240,7 @@ def loss_scaled(optimizer, variables):
 
 
 @fast_or_not
-@each
+@every_optimizer
 def test_in_a_loss_scale_optimizer(name, fast):
     follow(CASES["rules"], *pair(name, fast), loss_scaled, fast)
 

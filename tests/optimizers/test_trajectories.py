@@ -7,18 +7,18 @@ import hypothesis.strategies as st
 import keras
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 
 import oracle
 from cases import (
     ALGORITHMS,
     ALPHA,
+    ARITHMETIC,
     BACKEND,
     CASES,
     COMPILED,
     OPTIMIZERS,
     PATHS,
-    Case,
     allowance,
     assert_within,
     eager,
@@ -29,7 +29,6 @@ from cases import (
     numpy,
     restart,
     scale_rate,
-    set_rate,
     uniform,
     warm_restarts,
 )
@@ -37,18 +36,8 @@ from cases import (
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 # On torch, where each class has a kernel, every case for one optimizer of each class; elsewhere all classes run one
-# code, and every case is for one of them. For the others those that reach their own arithmetic.
+# code, and every case is for one of them.
 EVERY_CASE = ("adamw", "nadamw", "sgdw-momentum") if BACKEND == "torch" else ("adamw",)
-ARITHMETIC = [
-    "plain",
-    "l1 and l2",
-    "multipliers",
-    "t_mul, normalized per cycle",
-    "accumulation",
-    "learning rate set",
-    "restarts by hand",
-    "kinds by key",
-]
 MATRIX = [
     ("eager", name, case)
     for name in OPTIMIZERS
@@ -206,54 +195,17 @@ def test_zero_gradient(name, schedule):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-# --- random hyperparameters, and learning rates and restarts at random moments ---
-
-many_times = settings(max_examples=200, deadline=None)
-any_optimizer = st.sampled_from(list(OPTIMIZERS))
-alphas = st.floats(1e-4, 0.5)
-
-
-def lists_of(*events, **size):
-    return st.lists(st.none() | st.one_of(events), min_size=1, **size)
+# --- random schedules, and learning rates and restarts at random moments ---
 
 
 def factors(low, high):
     return st.floats(low, high).map(lambda x: round(x, 3))
 
 
-@many_times
+@settings(max_examples=200, deadline=None)
 @given(
-    name=any_optimizer,
-    alpha=alphas,
-    l1=st.floats(0, 0.05),
-    l2=st.floats(0, 0.3),  # with η < 6 no |1 − η·λ| is above 1: rounding errors stay what they are
-    multiplier=st.sampled_from([0.0, 0.1, 1.0, 3.0]),
-    total=st.none() | st.integers(1, 100),
-    happens=lists_of(st.tuples(st.sampled_from(["set", "scale"]), factors(0.0, 1.2)), max_size=7),
-)
-@example(
-    *("sgdw-momentum", 0.1, 0.0, 0.1, 1.0, None),
-    [None, ("set", 0.0), None, ("set", 0.5), ("scale", 1.2)],
-)
-def test_any_sequence_of_learning_rates(name, alpha, l1, l2, multiplier, total, happens):
-    arguments = {
-        "learning_rate": alpha,
-        "weight_decay": 0,
-        "weight_decays": {"v": (l1, l2)},
-        "lr_multipliers": {"v": multiplier},
-        "total_iterations_wd": total,
-    }
-    events = [
-        e and (set_rate(e[1] * alpha) if e[0] == "set" else scale_rate(e[1])) for e in happens
-    ]
-    meaning = {"alpha": alpha, "multipliers": {"v": multiplier}, "normalize": total}
-    follow_events(Case(arguments, {"v": (l1, l2)}, **meaning), name, events)
-
-
-@many_times
-@given(
-    name=any_optimizer,
-    alpha=alphas,
+    name=st.sampled_from(list(OPTIMIZERS)),
+    alpha=st.floats(1e-4, 0.5),
     l2=st.floats(0, 0.5),
     first=st.integers(2, 6),
     warmup=st.integers(0, 3),
@@ -267,7 +219,8 @@ def test_any_sequence_of_learning_rates(name, alpha, l1, l2, multiplier, total, 
             "autorestart": st.booleans(),
         }
     ),
-    happens=lists_of(st.integers(0, 5), factors(0.1, 1.0), max_size=6),  # where to; by how much
+    # Where to, or by how much.
+    happens=st.lists(st.none() | st.integers(0, 5) | factors(0.1, 1.0), min_size=1, max_size=6),
     normalized=st.booleans(),
 )
 def test_any_sequence_of_restarts(name, alpha, l2, first, warmup, schedule, happens, normalized):
@@ -283,10 +236,6 @@ def test_any_sequence_of_restarts(name, alpha, l2, first, warmup, schedule, happ
         warmup=warmup,
     )
     events = [restart(e % first) if isinstance(e, int) else e and scale_rate(e) for e in happens]
-    follow_events(case, name, events)
-
-
-def follow_events(case, name, events):
     start = np.array([1.0, -0.5, 0.0], "float32")
     variable, optimizer = keras.Variable(start, name="v"), case.optimizer(name)
     cls, hyperparameters = OPTIMIZERS[name]
@@ -299,9 +248,5 @@ def follow_events(case, name, events):
             event(run)
         step(grads)
         run.step(grads)
-        # relative to all of the variable: where θ crosses 0, sign θ is decided by rounding, so l1 is left out there
-        most = allowance(run)[0]
-        if run.decays[0][0] and np.any(np.abs(run.values[0]) < 4 * most):
-            return
-        assert_within(variable, run.values[0], most, f"after {run.k} updates")
+        assert_within(variable, run.values[0], allowance(run)[0], f"after {run.k} updates")
         np.testing.assert_allclose(numpy(optimizer.eta_t), run.eta, rtol=2e-6, atol=1e-7)

@@ -10,8 +10,8 @@ import pytest
 from keras.optimizers import schedules
 
 import oracle
-from cases import ALPHA, BACKEND, COMPILED, eager, gradients, make_variable, numpy
-from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Muon, WarmupStableDecay
+from cases import ALPHA, COMPILED, eager, gradients, make_variable, numpy
+from keras_decoupled import AdamW, CosineWarmRestarts, WarmupStableDecay
 
 RUNNERS = {"eager": eager, **COMPILED}
 SHAPES = [(3, 2), (2,)]
@@ -62,12 +62,6 @@ def test_begun_after_n_updates_is_a_stable_part_of_n(runner):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_allclose(told[0], expected(14, stable=4, eta_min=0.125), rtol=1e-6)
     assert told[1] == [0, 0, *range(12)]
-
-
-@pytest.mark.parametrize("cls", [AdamW, SGDW, Muon])
-def test_without_a_call_it_stays_stable(cls):
-    etas, _, _ = run(make(cls=cls), 5)
-    assert etas[2:] == [1.0] * 3
 
 
 @pytest.mark.parametrize(
@@ -155,33 +149,6 @@ def test_it_has_no_cycle_to_normalize_by():
 # --- who knows it -------------------------------------------------------------------------------
 
 
-if BACKEND == "torch":  # whose fused kernels take floats of the host
-
-    @pytest.mark.parametrize("stable", [None, 6])
-    def test_floats_of_the_host_are_the_tensors_numbers(stable):
-        from keras_decoupled.fast.torch_host_copy import OnHost
-
-        on, events = OnHost(), {4: begin, 9: lambda o: o.restart(), 11: begin}
-        optimizer, weights = make(stable), variables()
-        optimizer.build(weights)
-        for k, grads in enumerate(gradients(18, SHAPES)):
-            events.get(k, lambda o: None)(optimizer)
-            update = optimizer._kd.update
-            host, tensors = ([n.rate, *n.decays] for n in map(update.numbers, (on, update.on)))
-            assert all(isinstance(x, float) for x in host)
-            assert [np.float32(x) for x in host] == [np.float32(float(x)) for x in tensors]
-            optimizer.apply([keras.ops.convert_to_tensor(g) for g in grads], weights)
-
-
-def test_fast_and_slow_go_one_way():
-    events = {4: begin, 12: lambda o: o.restart(), 14: begin}
-    slow = make()
-    slow.fast = False
-    fast, slow = run(make(), 20, events), run(slow, 20, events)
-    assert fast[:2] == slow[:2]
-    np.testing.assert_allclose(fast[2], slow[2], rtol=2e-5)
-
-
 def test_its_start_is_an_optimizer_variable():
     optimizer = make()
     (start,) = (v for v in optimizer.variables if v.path.endswith("decay_start"))
@@ -202,19 +169,6 @@ def test_a_config_has_the_schedule_and_no_state():
             expected(12, stable=4, decay=7, shape="cosine", eta_min=0.25),
             rtol=1e-6,
         )
-
-
-def test_goes_on_from_a_stock_optimizer():
-    stock = keras.optimizers.AdamW(WarmupStableDecay(ALPHA, None, 5, 2), weight_decay=0.1)
-    weights = variables()
-    for grads in gradients(4, SHAPES):
-        stock.apply([keras.ops.convert_to_tensor(g) for g in grads], weights)
-    optimizer, etas = AdamW.from_keras(stock), []
-    optimizer.begin_decay()
-    for grads in gradients(6, SHAPES):
-        etas.append(float(numpy(optimizer.eta_t)))
-        optimizer.apply([keras.ops.convert_to_tensor(g) for g in grads], weights)
-    np.testing.assert_allclose(etas, expected(10, stable=2)[4:], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

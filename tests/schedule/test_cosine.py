@@ -6,8 +6,6 @@ import math
 import keras
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from keras import ops
 
 from keras_decoupled import CosineWarmRestarts
@@ -48,30 +46,6 @@ def test_growing_cycles_by_hand():
     np.testing.assert_allclose(numpy(schedule.multiplier(steps[:10])), eta, rtol=1e-6)
 
 
-@given(
-    first=st.integers(2, 20) | st.sampled_from([100, 299]),
-    t_mul=st.sampled_from([1.0, 1.1, 1.5, math.e, 3.0]),
-    levels=st.tuples(st.just(0.0) | st.floats(0.0, 0.3), st.just(1.0) | st.floats(0.3, 3.0)),
-    endpoint=st.booleans(),
-    autorestart=st.booleans(),
-)
-def test_stays_within_its_bounds_and_only_falls_within_a_cycle(
-    first, t_mul, levels, endpoint, autorestart
-):
-    schedule = CosineWarmRestarts(
-        0.01, first, t_mul, 1.0, *levels, endpoint=endpoint, autorestart=autorestart
-    )
-    eta, cycle, position = (
-        numpy(method(np.arange(400)))
-        for method in (schedule.multiplier, schedule.cycle, schedule.position)
-    )
-    low, high = np.float32(levels)
-    assert eta.min() >= low
-    assert eta.max() <= high
-    assert np.all((eta[1:] <= eta[:-1] + 2e-7 * high) | (position[1:] == 0))
-    np.testing.assert_array_equal(cycle, np.cumsum(position == 0) - 1)
-
-
 @pytest.mark.parametrize("endpoint", [True, False])
 @pytest.mark.parametrize("span", [100, 10_001, 3_000_000, 2**30, 2**31 - 2])
 def test_keeps_its_digits_at_the_end_of_a_long_cycle(span, endpoint):
@@ -99,26 +73,23 @@ def test_peaks_beyond_float32():
     assert numpy(zero.multiplier(steps)).tolist() == [0.0, 0.0]
 
 
-def test_without_autorestart_it_stays_at_the_end():
-    for endpoint, t_mul in itertools.product([True, False], [1.0, 2.0]):
-        schedule = CosineWarmRestarts(
-            1.0, 4, t_mul, eta_min=0.25, endpoint=endpoint, autorestart=False, warmup_steps=3
-        )
-        after = np.array([7, 8, 11, 12, 1000, LAST])
-        assert numpy(schedule.multiplier(after)).tolist() == [0.25] * 6
-        assert numpy(schedule.position(after)).tolist() == [3] * 6
-        assert numpy(schedule.cycle(after)).tolist() == [0] * 6
-        assert numpy(schedule.cycle_steps(after)).tolist() == [4] * 6
-        assert (float(schedule.multiplier(6)) == 0.25) is endpoint
-
-
 # --- boundaries ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 13])
 @pytest.mark.parametrize(
     ("first", "t_mul"),
-    [(2, 1.1), (2, 1.5), (2, 2), (3, 2), (10, 1.01), (7, 1.001), (1000, 3), (5, math.pi), (2, 1e9)],
+    [
+        (2, 1.1),
+        (2, 1.5),
+        (2, 2),
+        (3, 2),
+        (10, 1.01),
+        (10, 1.0002),
+        (1000, 3),
+        (5, math.pi),
+        (2, 1e9),
+    ],
 )
 def test_every_boundary_is_exact(first, t_mul, warmup_steps):
     table = list(starts_and_lengths(first, t_mul, warmup_steps))
@@ -164,34 +135,6 @@ def test_equal_cycles_are_exact_up_to_2_31(first, warmup_steps):
     np.testing.assert_allclose(at(schedule.multiplier, steps), expected, rtol=2e-6)
 
 
-def test_tens_of_thousands_of_cycles():
-    table = list(starts_and_lengths(10, 1.0002))
-    assert 50_000 < len(table) <= 100_000
-    starts = np.array([start for start, _ in table])
-    schedule = CosineWarmRestarts(1.0, 10, 1.0002, m_mul=0.9999)
-    np.testing.assert_array_equal(numpy(schedule.cycle(starts)), np.arange(len(table)))
-    np.testing.assert_array_equal(numpy(schedule.cycle(starts[1:] - 1)), np.arange(len(table) - 1))
-    expected = 0.9999 ** np.arange(len(table))
-    np.testing.assert_allclose(numpy(schedule.multiplier(starts)), expected, rtol=3e-7)
-
-
-# XLA flushes float32's subnormal numbers to 0
-LEVELS = st.just(0.0) | st.floats(1e-37, 10.0)
-
-
-@given(LEVELS, LEVELS, st.integers(2, 10**6), st.booleans())
-def test_the_ends_of_a_cycle_are_exact(a, b, first, endpoint):
-    eta_min, eta_max = sorted((a, b))
-    t_mul = 1.5 if first % 2 else 1.0
-    schedule = CosineWarmRestarts(1.0, first, t_mul, 1.0, eta_min, eta_max, endpoint=endpoint)
-    start = np.array([0, first, first + round(first * t_mul)])
-    np.testing.assert_array_equal(numpy(schedule.multiplier(start)), np.float32(eta_max))
-    if endpoint:
-        np.testing.assert_array_equal(
-            numpy(schedule.multiplier(start[1:] - 1)), np.float32(eta_min)
-        )
-
-
 def test_one_is_one():
     schedule = CosineWarmRestarts(1e-3, 7, t_mul=1.3, eta_min=0.1, m_mul=1.0)
     starts = np.array([start for start, _ in starts_and_lengths(7, 1.3)])
@@ -218,19 +161,6 @@ def test_agrees_with_keras(first, t_mul, m_mul, alpha):
     np.testing.assert_allclose(numpy(ours(steps)), expected, rtol=3e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("T_0", "T_mult"), [(1, 1), (7, 1), (7, 2), (3, 3)])
-def test_agrees_with_torch(T_0, T_mult):
-    # The loop and the formula of torch.optim.lr_scheduler.CosineAnnealingWarmRestarts.step().
-    base, eta_min, T_cur, T_i, expected = 0.3, 0.03, 0, T_0, []
-    for _ in range(200):
-        expected.append(eta_min + (base - eta_min) * (1 + math.cos(math.pi * T_cur / T_i)) / 2)
-        T_cur += 1
-        if T_cur >= T_i:
-            T_cur, T_i = T_cur - T_i, T_i * T_mult
-    ours = CosineWarmRestarts(base, T_0, T_mult, eta_min=eta_min / base, endpoint=False)
-    np.testing.assert_allclose(numpy(ours(np.arange(200))), expected, rtol=1e-6)
-
-
 # --- errors -------------------------------------------------------------------------------------
 
 
@@ -244,18 +174,15 @@ def test_first_decay_steps_of_1_needs_no_endpoint():
 
 
 def test_eta_min_above_eta_max():
-    with pytest.raises(
-        ValueError,
-        match=r"`eta_min` must be ≤ `eta_max`.*Received: eta_min=0.5, eta_max=0.4\. Lower",
-    ):
+    words = r"`eta_min` must be ≤ `eta_max`.*Received: eta_min=0.5, eta_max=0.4\. Lower"
+    with pytest.raises(ValueError, match=words):
         CosineWarmRestarts(0.1, 10, eta_min=0.5, eta_max=0.4)
 
 
 @pytest.mark.parametrize("t_mul", [1 + 1e-15, 1.00001])
 def test_too_many_cycles(t_mul):
-    with pytest.raises(
-        ValueError, match=r"`t_mul` > 1 .* at most 100,000 cycles.*Received: t_mul=.*Pass t_mul=1"
-    ):
+    words = r"`t_mul` > 1 .* at most 100,000 cycles.*Received: t_mul=.*Pass t_mul=1"
+    with pytest.raises(ValueError, match=words):
         CosineWarmRestarts(0.1, 10, t_mul)
     CosineWarmRestarts(0.1, 10, t_mul, autorestart=False)  # one cycle is not too many
 

@@ -117,10 +117,13 @@ def cases(**others):
 @example(cosine(m_mul=0.0), [0])
 @given(st.one_of(*cases()), st.lists(st.integers(0, 3000), min_size=20, max_size=20))
 def test_agrees_with_the_oracle(case, steps):
-    schedule = case.schedule
-    eta, expected = check(case, np.array([*steps, *range(44)]))
+    schedule, steps = case.schedule, np.array([*steps, *range(44)])
+    eta, expected = check(case, steps)
     ends = np.isin(expected, [schedule.eta_max, schedule.eta_min])  # these are exact
     np.testing.assert_array_equal(eta[ends], expected[ends].astype("float32"))
+    assert eta.max() <= np.float32(schedule.eta_max)
+    if getattr(schedule, "m_mul", 1) == 1:  # else a peak may be below eta_min
+        assert np.all((eta >= np.float32(schedule.eta_min)) | (steps < schedule.warmup_steps))
 
 
 LONG = st.integers(0, LAST)
@@ -154,6 +157,50 @@ def test_warm_up(make, warmup):
     assert set(numpy(schedule.position(steps)).tolist()) == {0}
     if warmup <= LAST:
         assert float(schedule.multiplier(warmup)) == schedule.eta_max
+
+
+@pytest.mark.parametrize(
+    ("shape", "falling"),
+    [
+        ("1-sqrt", [1, 1 - 0.5, 1 - math.sqrt(0.5), 1 - math.sqrt(0.75), 0]),
+        ("linear", [1, 0.75, 0.5, 0.25, 0]),
+        ("cosine", [1, 0.5 + 0.25 * math.sqrt(2), 0.5, 0.5 - 0.25 * math.sqrt(2), 0]),
+    ],
+)
+def test_a_stable_one_by_hand(shape, falling):
+    schedule = WarmupStableDecay(0.2, 3, 5, warmup_steps=2, shape=shape, eta_min=0.1)
+    eta = [1 / 3, 2 / 3, 1, 1, 1, *(0.1 + 0.9 * np.array(falling)), 0.1, 0.1]
+    steps = np.arange(len(eta))
+    np.testing.assert_allclose(numpy(schedule.multiplier(steps)), eta, rtol=1e-6)
+    np.testing.assert_allclose(numpy(schedule(steps)), 0.2 * np.array(eta), rtol=1e-6)
+    assert numpy(schedule.position(steps)).tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("shape", ["1-sqrt", "linear", "cosine"])
+@pytest.mark.parametrize("span", [100, 10_001, 3_000_000, 2**30, 2**31 - 2])
+def test_keeps_its_digits_at_the_end_of_a_long_decay(span, shape):
+    """Relative to an η that falls to 1e-19: 1 − x in float32 has no digit left there."""
+    schedule = WarmupStableDecay(1.0, 0, span + 1, shape=shape)
+    steps = np.array([1, span // 3, span // 2, span - 99, span - 2, span - 1, LAST])
+    left = np.maximum(span - steps, 0) / span
+    expected = {
+        "1-sqrt": left / (1 + np.sqrt(1 - left)),
+        "linear": left,
+        "cosine": np.sin(np.pi / 2 * left) ** 2,
+    }[shape]
+    np.testing.assert_allclose(numpy(schedule.multiplier(steps)), expected, rtol=2e-6)
+
+
+def test_another_start_counts_if_it_comes_earlier():
+    schedule = WarmupStableDecay(0.01, 20, 5, 3, "linear")
+    for start in (9, ops.convert_to_tensor(9), ops.convert_to_tensor(np.array(9))):
+        np.testing.assert_allclose(
+            numpy(schedule.starting(start).multiplier(np.arange(8, 15))),
+            [1, 1, 0.75, 0.5, 0.25, 0, 0],
+        )
+        later = schedule.starting(start + 15)
+        assert float(later.multiplier(24)) == 0.75
+    assert float(schedule.multiplier(10)) == 1  # it is another one
 
 
 # --- steps, dtypes, compilers -------------------------------------------------------------------
@@ -219,9 +266,8 @@ def test_is_never_computed_below_float32(case, dtype):
 )
 def test_refuses_a_step_that_is_none(case, step):
     for method in (case.schedule, case.schedule.multiplier, case.schedule.position):
-        with pytest.raises(
-            ValueError, match=r"`step` must be an integer from 0 to 2\*\*31 - 2.*Rec"
-        ):
+        words = r"`step` must be an integer from 0 to 2\*\*31 - 2.*Rec"
+        with pytest.raises(ValueError, match=words):
             method(step)
 
 
@@ -246,27 +292,11 @@ def test_stock_optimizers_follow_it_and_save_it(case, tmp_path):
 
 # --- saving -------------------------------------------------------------------------------------
 
-COSINE = {
-    "initial_learning_rate": 0.1,
-    "first_decay_steps": 7,
-    "t_mul": 1.5,
-    "m_mul": 0.9,
-    "eta_min": 0.01,
-    "eta_max": 2.0,
-    "warmup_steps": 3,
-    "endpoint": False,
-    "autorestart": True,
-    "name": "warm",
-}
-STABLE = {
-    "initial_learning_rate": 0.1,
-    "stable_steps": 7,
-    "decay_steps": 9,
-    "warmup_steps": 3,
-    "shape": "cosine",
-    "eta_min": 0.01,
-    "name": "wsd",
-}
+COSINE = {"initial_learning_rate": 0.1, "first_decay_steps": 7, "t_mul": 1.5, "m_mul": 0.9}
+COSINE |= {"eta_min": 0.01, "eta_max": 2.0, "warmup_steps": 3}
+COSINE |= {"endpoint": False, "autorestart": True, "name": "warm"}
+STABLE = {"initial_learning_rate": 0.1, "stable_steps": 7, "decay_steps": 9, "warmup_steps": 3}
+STABLE |= {"shape": "cosine", "eta_min": 0.01, "name": "wsd"}
 
 
 @pytest.mark.parametrize(

@@ -286,9 +286,20 @@ def _scheduled(**fields):
     return Decay(schedules.PolynomialDecay(0.2, 6, 0.01), **fields)
 
 
-UNIFORM = {"*": (0.0, 0.03)}
 kind = oracle.Decay
 schedules = keras.optimizers.schedules
+
+
+def each(*numbers, paths=PATHS):
+    """{path: number}, in the order of `paths`."""
+    return dict(zip(paths, numbers, strict=True))
+
+
+def l2(*decays, paths=PATHS):
+    """A decay for each path, by its l2 where that is all it has."""
+    pairs = ((0.0, decay) if isinstance(decay, float) else decay for decay in decays)
+    return each(*pairs, paths=paths)
+
 
 CASES = {
     "no decay": Case({"weight_decay": 0}),
@@ -296,54 +307,19 @@ CASES = {
     "rules": Case(
         {
             "weight_decay": 0.03,
-            "weight_decays": {
-                "encoder": 0.01,
-                "encoder/dense_10/kernel": 0.05,
-                "dense_1": 0.02,
-                "bias": 0,
-            },
+            "weight_decays": {"encoder": 0.01, "encoder/dense_10/kernel": 0.05}
+            | {"dense_1": 0.02, "bias": 0},
         },
-        {
-            "encoder/dense_1/kernel": (0.0, 0.02),
-            "encoder/dense_1/bias": (0.0, 0.0),
-            "encoder/dense_10/kernel": (0.0, 0.05),
-            "head/bias": (0.0, 0.0),
-            **UNIFORM,
-        },
-    ),
-    "exact path beats later rules": Case(
-        {"weight_decays": {"head/bias": (0.01, 0.04), "bias": 0.02, "kernel": 0.03}},
-        {
-            "head/bias": (0.01, 0.04),
-            "encoder/dense_1/bias": (0.0, 0.02),
-            "scale": (0.0, 0.0),
-            **UNIFORM,
-        },
-    ),
-    "exclusions": Case(
-        {"weight_decay": 0.03, "weight_decays": {"encoder/dense_1/bias": 0.5}},
-        {"encoder/dense_1/bias": (0.0, 0.0), "head/bias": (0.0, 0.0), **UNIFORM},
-        exclude=("bias$",),
+        l2(0.02, 0.0, 0.05, 0.03, 0.0, 0.03),
     ),
     "l1 and l2": Case(
         {"weight_decays": {"kernel": (0.004, 0.02), "bias": (0.01, 0.0), "scale": 0.05}},
-        {
-            "encoder/dense_1/bias": (0.01, 0.0),
-            "head/bias": (0.01, 0.0),
-            "scale": (0.0, 0.05),
-            "*": (0.004, 0.02),
-        },
+        l2(*[(0.004, 0.02), (0.01, 0.0), (0.004, 0.02)] * 2) | {"scale": (0.0, 0.05)},
     ),
     "multipliers": uniform(
         0.03,
         {"lr_multipliers": {"dense_1": 0.5, "head": 2, "head/bias": 0, "scale": 0.0}},
-        multipliers={
-            "encoder/dense_1/kernel": 0.5,
-            "encoder/dense_1/bias": 0.5,
-            "head/kernel": 2.0,
-            "head/bias": 0.0,
-            "scale": 0.0,
-        },
+        multipliers=each(0.5, 0.5, 1.0, 2.0, 0.0, 0.0),
     ),
     "normalized": Case(
         {"weight_decays": {"kernel": (0.01, 0.1)}, "total_iterations": 16},
@@ -364,15 +340,8 @@ CASES = {
         normalize=8,
         t_cur=5,
     ),
-    "autorestart=False": uniform(
-        0.03,
-        {"total_iterations": 7, "use_cosine_annealing": True, "normalize_weight_decay": False}
-        | {"eta_min": 0.25, "autorestart": False},
-        schedule=partial(oracle.cosine, first=7, eta_min=0.25, autorestart=False),
-    ),
     "t_mul, normalized per cycle": uniform(0.1, rate=cosine(4, normalized=True, t_mul=2)),
     "t_mul and m_mul": uniform(0.03, rate=cosine(3, t_mul=2, m_mul=0.7, eta_min=0.05)),
-    "fractional t_mul, endpoint=False": uniform(0.03, rate=cosine(4, t_mul=1.5, endpoint=False)),
     "warmup": uniform(0.1, rate=cosine(6, 5, True, eta_max=0.9), events={12: restart(2)}),
     "stable, then a decay": uniform(
         0.1,
@@ -411,11 +380,8 @@ CASES = {
     "a callable": uniform(0.03, {"learning_rate": lambda: ALPHA}),
     "weight_decay as a schedule": case(
         {"weight_decay": schedules.PolynomialDecay(0.06, 15, 0.01), "weight_decays": {"bias": 0}},
-        {
-            "encoder/dense_1/bias": (0.0, 0.0),
-            "head/bias": (0.0, 0.0),
-            "*": (0.0, lambda k: 0.06 - 0.05 * min(k, 15) / 15),
-        },
+        {"*": (0.0, lambda k: 0.06 - 0.05 * min(k, 15) / 15)}
+        | dict.fromkeys(["encoder/dense_1/bias", "head/bias"], (0.0, 0.0)),
         cosine(6),
         events={8: restart(3)},  # moves s, not k
     ),
@@ -496,14 +462,14 @@ CASES |= {
                 "head/bias": (0.002, 0.01),
             },
         },
-        {
-            "encoder/dense_1/kernel": kind(l1=0.05, soft_threshold=True),
-            "encoder/dense_1/bias": (0.0, 0.02),
-            "encoder/dense_10/kernel": kind(l2=0.04, eta_power=0),
-            "head/kernel": kind(0.002, 0.05, towards="initial"),
-            "head/bias": (0.002, 0.01),
-            "*": kind(0.001, 0.03, cautious=True),
-        },
+        l2(
+            kind(l1=0.05, soft_threshold=True),
+            0.02,
+            kind(l2=0.04, eta_power=0),
+            kind(0.002, 0.05, towards="initial"),
+            (0.002, 0.01),
+            kind(0.001, 0.03, cautious=True),
+        ),
         cosine(4, t_mul=2),
     ),
     "kinds with multipliers": case(
@@ -512,19 +478,12 @@ CASES |= {
             "weight_decays": {"dense_1": make_decay(kind(l1=0.01, soft_threshold=True))},
             "lr_multipliers": {"dense_1/kernel": 0.5, "dense_1/bias": 0, "head": 2, "scale": 0},
         },
-        {
-            "encoder/dense_1/kernel": kind(l1=0.01, soft_threshold=True),
-            "encoder/dense_1/bias": kind(l1=0.01, soft_threshold=True),
-            "*": kind(l2=0.05, cautious=True, eta_power=0),
-        },
+        each(
+            *[kind(l1=0.01, soft_threshold=True)] * 2,
+            *[kind(l2=0.05, cautious=True, eta_power=0)] * 4,
+        ),
         cosine(5, t_mul=2),
-        multipliers={
-            "encoder/dense_1/kernel": 0.5,
-            "encoder/dense_1/bias": 0.0,
-            "head/kernel": 2.0,
-            "head/bias": 2.0,
-            "scale": 0.0,
-        },
+        multipliers=each(0.5, 0.0, 1.0, 2.0, 2.0, 0.0),
     ),
     "a kind, normalized": uniform(
         kind(0.02, 0.3, towards="initial", eta_power=2), rate=cosine(4, normalized=True, t_mul=2)
@@ -539,9 +498,8 @@ CASES |= {
             "gradient_accumulation_steps": 3,
         },
         {
-            "encoder/dense_1/bias": kind(0.1, soft_threshold=True),
+            **dict.fromkeys(["encoder/dense_1/bias", "head/bias"], kind(0.1, soft_threshold=True)),
             "head/kernel": kind(0.0, falling, towards="initial"),
-            "head/bias": kind(0.1, soft_threshold=True),
             "*": kind(0.0, falling, cautious=True, eta_power=2),
         },
         cosine(3, normalized=True, t_mul=2),
@@ -562,6 +520,11 @@ CASES |= {
         events={3: set_decay(0.1), 10: set_decay(0.05), 12: set_rate(0.02)},
     ),
 }
+
+# For the variants of a class: those that reach their own arithmetic.
+ARITHMETIC = ["plain", "l1 and l2", "multipliers", "accumulation", "learning rate set"]
+ARITHMETIC += ["t_mul, normalized per cycle", "restarts by hand", "annealing", "kinds by key"]
+ARITHMETIC += ["all kinds at once", "soft_threshold, l2", "eta_power=0, learning rate 0"]
 
 
 def allowance(run, ulp=2.0**-24, per_update=3, per_step=16):

@@ -6,6 +6,8 @@ made, `rate` is η·α·m_v, and `state` is a dict that the algorithm keeps its 
 
 import math
 from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -202,6 +204,7 @@ def decayed(theta, u, decay, h, l2, ref):
     return theta - u - c
 
 
+@dataclass(eq=False)
 class Run:
     """A run of `algorithm` over several weights, each with its decay and its learning-rate multiplier.
 
@@ -211,34 +214,28 @@ class Run:
     package's are, so that one piece of test code drives both; restart skips `warmup`.
     """
 
-    def __init__(
-        self,
-        algorithm,
-        values,
-        alpha,
-        decays,
-        multipliers=None,
-        schedule=constant,
-        normalize=None,
-        t_cur=0,
-        warmup=0,
-        weight_decay=None,
-    ):
-        self.algorithm, self.alpha, self.schedule, self.normalize, self.warmup = (
-            algorithm,
-            alpha,
-            schedule,
-            normalize,
-            warmup,
-        )
-        self.values = [np.array(value, "float64") for value in values]
+    algorithm: Callable
+    values: list
+    alpha: float
+    decays: list
+    multipliers: list | None = None
+    schedule: Callable = constant
+    normalize: int | str | None = None
+    t_cur: int = 0
+    warmup: int = 0
+    weight_decay: float | None = None
+
+    def __post_init__(self):
+        self.values = [np.array(value, "float64") for value in self.values]
         self.initial = [value.copy() for value in self.values]
-        self.decays, self.multipliers = list(decays), multipliers or [1.0] * len(values)
-        self.weight_decay = weight_decay
-        self.states = [{} for _ in values]
+        self.decays, self.multipliers = (
+            list(self.decays),
+            self.multipliers or [1.0] * len(self.values),
+        )
+        self.states = [{} for _ in self.values]
         self.path = [np.zeros_like(value) for value in self.values]  # Σ|Δθ|, for the tolerance
-        self.k, self.cycle_start, self.r = 0, -t_cur, 1.0
-        self.first_schedule = schedule
+        self.k, self.cycle_start, self.r = 0, -self.t_cur, 1.0
+        self.first_schedule = self.schedule
 
     @property
     def at(self):

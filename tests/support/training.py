@@ -63,6 +63,25 @@ def tensors(grads, dtype="float32"):
     return [None if g is None else keras.ops.convert_to_tensor(g, dtype) for g in grads]
 
 
+def assert_no_graph(optimizer, variables):
+    """On torch variables stay leaves; nothing hangs on a graph that would grow at each step."""
+    if BACKEND == "torch":
+        assert all(v.value.is_leaf and v.value.requires_grad for v in variables)
+        assert not any(v.value.requires_grad or v.value.grad_fn for v in optimizer.variables)
+
+
+class Weights(keras.callbacks.Callback):
+    """The weights after each batch, from the first on, and how many updates there were."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.updates = [None], [0]
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen.append(self.model.get_weights())
+        self.updates.append(int(self.model.optimizer.iterations))
+
+
 # --- ways to train: name -> function of (optimizer, model, updates) ---
 
 
