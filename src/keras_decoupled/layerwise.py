@@ -235,7 +235,7 @@ def _steps_of_layers(
         keys.append(key)
     # Reversed: of the keys that hit a variable, the last one decides.
     unique = list(dict.fromkeys(reversed(keys)))
-    deciding = match.deciding_keys(unique, names, argument="layers")
+    deciding, _ = match.decide(unique, names, argument="layers")
     hit = ((v, key) for v, key in zip(variables, deciding, strict=True) if key is not None)
     return {id(v): keys.index(key) for v, key in hit}, len(keys) - 1
 

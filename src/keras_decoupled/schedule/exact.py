@@ -39,13 +39,15 @@ class ExactSchedule(keras.optimizers.schedules.LearningRateSchedule):
         k = int32(step)
         if not self.warmup_steps:
             return self._eta(k)
-        eta = self._eta(ops.maximum(k - self.warmup_steps, 0))
+        eta = self._eta(ops.maximum(k - self.warmup_steps, ops.zeros_like(k)))
         ramp = self.eta_max / (self.warmup_steps + 1) * ops.cast(k + 1, eta.dtype)
         return ops.where(k < self.warmup_steps, ramp, eta)
 
     def position(self, step: Any) -> Any:
         """The position at `step`, counted from the end of the warm-up; 0 in the warm-up."""
-        return ops.maximum(int32(step) - self.warmup_steps, 0)
+        k = int32(step)
+        # Not a Python 0: with floatx bfloat16, JAX would return bfloat16.
+        return ops.maximum(k - self.warmup_steps, ops.zeros_like(k))
 
     def _eta(self, s: Any) -> Any:
         """η at an int32 step that is counted from the end of the warm-up."""
