@@ -204,7 +204,7 @@ def _names_itself(key: str | tuple[str, ...], label: str) -> bool:
 
 
 def _check_siblings(key: str, paths: _Paths, argument: str) -> None:
-    """Refuse "dense" beside "dense_1": Keras numbers layers, so it may be another layer next time."""
+    """Refuse "dense" beside "dense_1": Keras' numbers differ from run to run."""
     if key in paths.siblings:
         refuse(
             f"a key of `{argument}`",
@@ -221,9 +221,9 @@ def _refuse_unknown(key: str, paths: _Paths, argument: str) -> NoReturn:
         f"a key of `{argument}`",
         Seen(repr(key)),
         "must match the path of at least one variable",
-        f"{paths.nearest(key)} A key is a path, whole components of one, or a part of one that does "
-        "not cut a number in two: correct this key or leave it out. A frozen layer "
-        "can be the key itself. So can a model inside the model, whose name is in no path: "
+        f"{paths.nearest(key)} A key is a path, whole components of one, or a part of one that "
+        "does not cut a number in two: correct this key or leave it out. A frozen layer can be the "
+        "key itself. So can a model inside the model, whose name is in no path: "
         "{model.get_layer('backbone'): …}.",
     )
 
