@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import keras
 import numpy as np
 
-FLOAT32 = 1e38  # below it, what an update computes with is finite in float32
+FLOAT32 = 1e38  # a number below it is finite in float32
 _SHOWN = 500  # characters of what was received
 
 
@@ -22,7 +22,7 @@ def real(
     below: float | None = None,
     cure: str,
 ) -> float:
-    """`value` as a float: a finite real number, `minimum` ≤ value < `below`."""
+    """Return `value`, a finite number with `minimum` ≤ value < `below`, as a float."""
     bounds = [f"≥ {minimum:g}"] if minimum is not None else []
     bounds += [f"< {below:g}"] if below is not None else []
     rule = " ".join(["a finite number", " and ".join(bounds)]).rstrip()
@@ -35,40 +35,40 @@ def real(
 
 
 def integer(name: str, value: Any, *, minimum: int, below: int | None = None, cure: str) -> int:
-    """`value` as an int, `minimum` ≤ value < `below`; a float that holds one, as in 10.0, will do."""
+    """Return `value`, an integer or 10.0 with `minimum` ≤ value < `below`, as an int."""
     rule = f"an integer ≥ {minimum}" + (f" and < {below}" if below is not None else "")
     number = _number(name, value, rule, cure)
     too_high = below is not None and number >= below
-    if not number.is_integer() or number < minimum or too_high:  # inf and nan are no integers
+    if not number.is_integer() or number < minimum or too_high:  # inf and nan are not integers
         refuse(name, value, f"must be {rule}", cure)
     return int(value)
 
 
 def flag(name: str, value: Any, *, cure: str) -> bool:
-    """`value` as a bool; 0 and 1 are numbers."""
+    """Return `value`, a Python or NumPy bool, as a bool. 0 and 1 are numbers."""
     if not isinstance(value, (bool, np.bool_)):
         refuse(name, value, "must be True or False", cure, TypeError)
     return bool(value)
 
 
 def of_one_number(name: str, schedule: Any) -> None:
-    """Refuse a schedule that returns an array; one that fails says itself what is wrong with it."""
+    """Refuse a schedule that returns an array. A schedule that raises an error does so later."""
     try:
         shape = np.shape(keras.ops.convert_to_numpy(schedule(0)))
     except Exception:
         return
     if shape != ():
-        rule = f"must be a schedule that returns one number, and no array of shape {shape}"
+        rule = f"must be a schedule that returns one number, not an array of shape {shape}"
         refuse(name, schedule, rule, "Give one schedule for each number.")
 
 
-# What a file holds. It may be anything, so each part is checked before it is used.
+# A file may hold anything, so each part of it is checked before it is used.
 
 OF_A_FILE = "It is part of a saved config or state, and not as this package writes it."
 
 
 def fields(name: str, value: Any, keys: Sequence[str]) -> list[Any]:
-    """The entries of a dict that has these keys at least."""
+    """Return the entries of a dict under these keys."""
     if not isinstance(value, Mapping) or not all(key in value for key in keys):
         rule = f"must be a dict with {', '.join(map(repr, keys))}" if keys else "must be a dict"
         refuse(name, value, rule)
@@ -76,33 +76,33 @@ def fields(name: str, value: Any, keys: Sequence[str]) -> list[Any]:
 
 
 def listed(name: str, value: Any, *, length: int | None = None) -> list[Any]:
-    """`value` as a list, itself if it is one; of that length where one is given."""
+    """Return `value`, a list or a tuple (of that length, if given), as a list."""
     if not isinstance(value, (list, tuple)) or length not in (None, len(value)):
         refuse(name, value, "must be a list" if length is None else f"must be a list of {length}")
     return value if isinstance(value, list) else list(value)
 
 
 def text(name: str, value: Any, *, cure: str = OF_A_FILE) -> str:
-    """`value`, a string."""
+    """Return `value`, a string."""
     if not isinstance(value, str):
         refuse(name, value, "must be a string", cure)
     return value
 
 
 def texts(name: str, value: Any) -> list[str]:
-    """`value`, a list of strings."""
+    """Return `value`, a list of strings."""
     return [text(f"{name}[{i}]", part) for i, part in enumerate(listed(name, value))]
 
 
 def shape(name: str, value: Any) -> tuple[int, ...]:
-    """`value`, a list of sizes, as a tuple."""
+    """Return `value`, a list of sizes, as a tuple."""
     sizes = listed(name, value)
     return tuple(integer(f"{name}[{i}]", n, minimum=0, cure=OF_A_FILE) for i, n in enumerate(sizes))
 
 
 def _number(name: str, value: Any, rule: str, cure: str) -> float:
-    """`value` as a float, infinite where float64 cannot hold it."""
-    if isinstance(value, bool) or not isinstance(value, Real):  # Python counts a bool as an int
+    """Return `value` as a float, or inf if float64 cannot hold it."""
+    if isinstance(value, bool) or not isinstance(value, Real):  # in Python a bool is an int
         refuse(name, value, f"must be {rule}", cure, TypeError)
     try:
         return float(value)
@@ -111,7 +111,7 @@ def _number(name: str, value: Any, rule: str, cure: str) -> float:
 
 
 class Seen(str):
-    """Words about what was received, where the value itself would say too little or too much."""
+    """Words about what was received, if the value itself would say too little or too much."""
 
 
 def refuse(
@@ -121,12 +121,12 @@ def refuse(
     cure: str = OF_A_FILE,
     error: type[Exception] = ValueError,
 ) -> NoReturn:
-    """Raise "`name` rule. Received: value. cure": every error of the package is written here.
+    """Raise "`name` rule. Received: value. cure". It writes every error of the package.
 
     Args:
-        name: the argument or method that is wrong, or some words.
+        name: the wrong argument or method, or some words.
         value: what was received, or `Seen` words about it.
-        rule: what has to hold, beginning with a verb: "must be a number".
+        rule: what must hold, beginning with a verb: "must be a number".
         cure: a sentence that says what to do.
         error: the class of the error. A TypeError also names the type of the value.
     """

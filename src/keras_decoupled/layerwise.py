@@ -1,4 +1,4 @@
-"""Rules for `weight_decays` and `lr_multipliers` as plain dicts, made from a model."""
+"""Makes rules for `weight_decays` and `lr_multipliers` from a model, as plain dicts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from keras_decoupled.paths import blocks, match
 class ModelRules(dict[str, float]):
     """A dict of rules that remembers which variables its model has.
 
-    A key may then hit no variable that the optimizer trains, if the model has it: its layer is
-    frozen, and the rule waits until it is not. `a | b` remembers the variables of both.
+    A key may then hit only a frozen variable: a later build uses its rule when the variable is
+    trained. `a | b` remembers the variables of both.
     """
 
     def __init__(self, rules: Mapping[str, Any], paths: Iterable[str]) -> None:
@@ -54,15 +54,15 @@ def no_decay(model: keras.Model, embeddings: bool = False) -> dict[str, float]:
 
     These are the variables of fewer than two dimensions (biases, scales of normalization layers)
     and biases of any rank, as with `decay_vectors=False`. Frozen ones are listed too: their rules
-    wait until they are trained. Each key is a whole path, so it beats every other key. `a | b`
-    unites such dicts and keeps what they know of the model.
+    count when they are trained later. Each key is a whole path, so it beats every other key.
+    `a | b` unites such dicts and remembers the variables of both.
 
     Args:
         model: a built `keras.Model`.
         embeddings: also list embeddings: tables of `Embedding` layers, position embeddings, class
             tokens and the like, found by name. As in BEiT and timm, the kernel that projects
-            patches is not one of them. An output layer that is not tied to the embedding is not
-            one either. Defaults to `False`.
+            patches is not listed, nor is an output layer that is not tied to the embedding.
+            Defaults to `False`.
 
     Raises:
         TypeError: `model` is not a `keras.Model`, or `embeddings` is not a bool.
@@ -95,8 +95,8 @@ def layerwise_lr_multipliers(
     The last of `layers` has the multiplier 1. Each layer before it has `decay` times the multiplier
     of the next. Without `layers`, the depth of a variable is found from the model, as in BEiT.
     Embeddings (of patches, positions, classes) or a stem have depth 0. Block i, counted from 0, has
-    i + 1. The rest (final norm, head) has L + 1, with L blocks. What stands between two blocks
-    belongs to the later one. So
+    depth i + 1. With L blocks, the rest (final norm, head) has depth L + 1. A layer between two
+    blocks belongs to the later one. So
 
         multiplier = decay^(L + 1 − depth)
 
@@ -139,7 +139,7 @@ def layerwise_lr_multipliers(
     """
     variables, names = _variables(model)
     cure = (
-        "Each layer has `decay` times the next one's multiplier; 0.75 is a start, 1 changes none."
+        "Each layer has `decay` times the next layer's multiplier; 0.75 is a start, 1 changes none."
     )
     number = checks.real("decay", decay, cure=cure)
     if not 0 < number <= 1:
@@ -167,7 +167,7 @@ def layerwise_weight_decays(
     embedding would be decayed 42 times as hard, compared with its step. These decays have the
     proportions of the recipes.
 
-    The dict names every variable by its whole path, biases too, and so beats `decay_vectors=False`.
+    The dict names every variable by its whole path, also biases, so it beats `decay_vectors=False`.
     Add `| no_decay(model)` to leave biases and scales undecayed.
 
     Args:
@@ -206,7 +206,8 @@ def _variables(model: Any) -> tuple[list[Any], list[str]]:
     return variables, match.labels([v.path for v in variables])
 
 
-# Steps: where each variable stands from input to output, by id, and the number of the last step.
+# The next two return the step of each variable, by its id, and the number of the last step. Steps
+# are counted from input to output.
 
 
 def _steps_of_layers(
@@ -233,9 +234,9 @@ def _steps_of_layers(
                 f"layers[{i}]", key, "must be a string or a layer", blocks.CURE, TypeError
             )
         keys.append(key)
-    # Reversed: of the keys that hit a variable, the last one decides.
+    # Reversed, because the last key decides, and a variable belongs to the first of `layers`.
     unique = list(dict.fromkeys(reversed(keys)))
-    deciding = match.deciding_keys(unique, names, argument="layers")
+    deciding, _ = match.decide(unique, names, argument="layers")
     hit = ((v, key) for v, key in zip(variables, deciding, strict=True) if key is not None)
     return {id(v): keys.index(key) for v, key in hit}, len(keys) - 1
 

@@ -21,13 +21,13 @@ from keras_decoupled.schedule.rates import CallableRate, ConstantRate
 def plot_schedule(schedule_or_optimizer: Any, steps: int, ax: Any = None) -> Any:
     """Plot the learning rate of the updates 0 … steps − 1.
 
-    An optimizer is shown as it was made, whatever it has done since: from update 0 on, without
-    rates that were set later, restarts or `begin_decay`. The axes' first line has the rates.
-    matplotlib comes with `pip install "keras_decoupled[plot]"`.
+    An optimizer is shown as it was made: from update 0 on, without rates that were set later,
+    restarts or `begin_decay`. The axes' first line has the rates. matplotlib comes with
+    `pip install "keras_decoupled[plot]"`.
 
     Args:
         schedule_or_optimizer: a `LearningRateSchedule`, or an optimizer of this package or of
-            Keras. Of a `LossScaleOptimizer`, pass its `inner_optimizer`.
+            Keras. In place of a `LossScaleOptimizer`, pass its `inner_optimizer`.
         steps: number of updates; ≥ 1.
         ax: matplotlib Axes to draw into, to compare several schedules. Defaults to `None`: a new
             figure.
@@ -38,7 +38,7 @@ def plot_schedule(schedule_or_optimizer: Any, steps: int, ax: Any = None) -> Any
     Raises:
         ImportError: matplotlib is not installed.
         TypeError: an argument has the wrong type.
-        ValueError: `steps` is no integer ≥ 1, or the learning rate is a callable, which has no
+        ValueError: `steps` is not an integer ≥ 1, or the learning rate is a callable, which has no
             future values to plot.
 
     Example:
@@ -64,11 +64,11 @@ def plot_schedule(schedule_or_optimizer: Any, steps: int, ax: Any = None) -> Any
         ax.grid(alpha=0.25)
         ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    # Each update has one rate: the line is made of steps, without slopes.
+    # Each update has one rate, so the line has steps and no slopes.
     ax.plot(np.arange(steps), rates, drawstyle="steps-mid", label=name)
     ax.set_xlabel("weight update (from 0)")
     ax.set_ylabel("learning rate")
-    ax.update_datalim([(0, 0)])  # show 0, and leave the limits to what else is drawn
+    ax.update_datalim([(0, 0)])  # show 0; whatever else is drawn may still move the limits
     ax.autoscale_view()
     return ax
 
@@ -83,7 +83,7 @@ def _rates(given: Any, steps: int) -> tuple[np.ndarray, str]:
         name = getattr(given, "name", None) or name
     elif hasattr(given, "inner_optimizer") or hasattr(given, "optimizers"):
         rule = "has no learning rate of its own"
-        refuse(name, Seen(repr(given)), rule, "Plot an optimizer inside of it.")
+        refuse(name, Seen(repr(given)), rule, "Plot an optimizer inside it.")
     elif isinstance(given, keras.optimizers.Optimizer):
         rate = Inside(given).rate
     else:
@@ -102,8 +102,8 @@ def _rates(given: Any, steps: int) -> tuple[np.ndarray, str]:
     def ask(step: Any) -> Any:
         return ops.cast(rate(step), "float32")
 
-    # A schedule is made for one step at a time. On JAX a call for each takes many seconds.
+    # A Keras schedule takes one step at a time. On JAX a call for each step takes many seconds.
     try:
         return ops.convert_to_numpy(ops.vectorized_map(ask, counts)), name
-    except (TypeError, ValueError, RuntimeError):  # it branches in Python, or reads the step
+    except (TypeError, ValueError, RuntimeError):  # it needs the step's value in Python
         return np.array([as_number(ask(step)) for step in counts]), name

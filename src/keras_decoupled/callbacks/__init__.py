@@ -1,4 +1,4 @@
-"""Callbacks for `fit`: rates in the logs, a snapshot at each cycle's end, restarts on a plateau."""
+"""Callbacks for `fit`: log the rates, save a snapshot for each cycle, restart on a plateau."""
 
 from .plateau import RestartOnPlateau as RestartOnPlateau
 from .rates import LogRates as LogRates

@@ -16,23 +16,24 @@ from .position import check_schedule, optimizer_of
 class RestartOnPlateau(keras.callbacks.Callback):
     """Restart the learning rate's schedule when a metric has stopped getting better.
 
-    After `patience` epochs without a better value it calls `optimizer.restart()`: the next update
+    After `patience` epochs without a better value, `optimizer.restart()` is called: the next update
     is the first one of the first cycle, without the warm-up. The arguments are those of
     `keras.callbacks.ReduceLROnPlateau`.
 
-    The schedule's position is saved with the optimizer. The best value and the epochs since then
-    are forgotten when `fit` ends, as in Keras' callbacks: a run that `BackupAndRestore` resumes
-    continues at its position and starts to wait anew. Put this callback before `BackupAndRestore`,
-    so that a backup has the restart.
+    The schedule's position is saved with the optimizer. As with Keras' callbacks, the best value
+    and the count of epochs are lost when `fit` ends. A run that `BackupAndRestore` resumes
+    continues at its position and counts from 0. Put this callback before `BackupAndRestore`, so
+    that a backup has the restart.
 
     Args:
         monitor: name of the metric in the logs. Default "val_loss".
         patience: number of epochs without a better value before a restart; ≥ 0. Default 10.
         verbose: 1 prints a line at each restart. Default 0.
-        mode: "min" if lower is better, "max" if higher is; "auto" (default) asks the metric.
-        min_delta: by how much a value has to be better; ≥ 0. Default 1e-4.
-        cooldown: as in `ReduceLROnPlateau`: after a restart the next cooldown − 1 epochs do not
-            count; ≥ 0. Default 0. A loss rises after a restart, and needs some epochs to fall again.
+        mode: "min" if lower is better, "max" if higher is better, "auto" to ask the metric.
+            Default "auto".
+        min_delta: how much better a value has to be; ≥ 0. Default 1e-4.
+        cooldown: as in `ReduceLROnPlateau`, the next cooldown − 1 epochs after a restart do not
+            count; ≥ 0. Default 0. A loss rises after a restart. It needs some epochs to fall again.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -45,7 +46,8 @@ class RestartOnPlateau(keras.callbacks.Callback):
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     >>> model.compile(AdamW(CosineWarmRestarts(0.1, 100), weight_decay=1e-3), loss="mse")
     >>> restart = RestartOnPlateau("loss", patience=1, min_delta=1e9)  # nothing is that much better
-    >>> history = model.fit(np.ones((6, 3)), np.ones((6, 1)), epochs=3, verbose=0, callbacks=[restart])
+    >>> x, y = np.ones((6, 3)), np.ones((6, 1))
+    >>> history = model.fit(x, y, epochs=3, verbose=0, callbacks=[restart])
     >>> int(model.optimizer.t_cur)
     0
     """
@@ -69,7 +71,7 @@ class RestartOnPlateau(keras.callbacks.Callback):
             cure = "It says whether the metric gets better downwards or upwards."
             checks.refuse("mode", mode, 'must be "auto", "min" or "max"', cure)
         min_delta = checks.real("min_delta", min_delta, minimum=0, cure="0 takes any gain.")
-        # Keras knows in which direction a metric gets better. This one watches and never stops.
+        # Keras' callback knows in which direction a metric gets better. This one never stops.
         self._watch = keras.callbacks.EarlyStopping(
             monitor, min_delta=min_delta, mode=mode, patience=math.inf
         )
@@ -86,7 +88,7 @@ class RestartOnPlateau(keras.callbacks.Callback):
         """Restart if the metric has not got better for `patience` epochs."""
         if logs.get(self.monitor) is None:
             warnings.warn(
-                f"`RestartOnPlateau` looks at '{self.monitor}', which this epoch did not give. "
+                f"`RestartOnPlateau` looks at '{self.monitor}', which is not in this epoch's logs. "
                 f"There are: {', '.join(logs)}. The epoch does not count.",
                 UserWarning,
                 stacklevel=2,
@@ -102,6 +104,6 @@ class RestartOnPlateau(keras.callbacks.Callback):
         self._waited, self._cooling = 0, self.cooldown
         if self.verbose:
             print(
-                f"\nEpoch {epoch + 1}: RestartOnPlateau restarts the schedule, as '{self.monitor}' "
-                "has not got better."
+                f"\nEpoch {epoch + 1}: RestartOnPlateau restarts the schedule, because "
+                f"'{self.monitor}' has not got better."
             )

@@ -1,4 +1,4 @@
-"""What the callbacks read of an optimizer of this package: no other file here looks inside one."""
+"""What the callbacks read of an optimizer of this package. No other file here looks inside one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keras_decoupled.schedule.rates import CosineRate
 
 
 def optimizer_of(model: Any) -> Any:
-    """Return the model's optimizer, out of the `LossScaleOptimizer` that mixed_float16 puts on."""
+    """Return the model's optimizer, without the `LossScaleOptimizer` of mixed_float16."""
     optimizer = model.optimizer
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return optimizer.inner_optimizer
@@ -22,7 +22,7 @@ def optimizer_of(model: Any) -> Any:
 
 
 def is_ours(optimizer: Any) -> bool:
-    """Tell whether an optimizer is one of this package."""
+    """Tell whether an optimizer is of this package."""
     return isinstance(optimizer, Decoupled)
 
 
@@ -32,7 +32,7 @@ def check_schedule(optimizer: Any) -> None:
         rule = "needs an optimizer of keras_decoupled with a schedule"
         cure = "Compile the model with AdamW(CosineWarmRestarts(...)), say."
         refuse("RestartOnPlateau", Seen(f"optimizer={optimizer!r}"), rule, cure)
-    optimizer._kd.timing.step_at(0)  # as restart() asks: it says what is missing
+    optimizer._kd.timing.step_at(0)  # restart() asks this too; the error says what is missing
 
 
 def check_cosine(optimizer: Any) -> None:
@@ -47,26 +47,26 @@ def check_cosine(optimizer: Any) -> None:
 
 
 def batches_seen(optimizer: Any) -> int:
-    """Return how often the optimizer was called, also where gradients accumulate."""
+    """Return how many batches the optimizer has had, also if gradients accumulate."""
     return int(optimizer._kd.clock.counter)
 
 
 def batches_at_end(optimizer: Any) -> float:
-    """Return what `batches_seen` will be after the cycle's last update, infinity after the only cycle."""
+    """Return `batches_seen` as it will be when the cycle is over; inf after the only cycle."""
     each = optimizer.gradient_accumulation_steps or 1
     return (batches_seen(optimizer) // each + _updates_left(optimizer)) * each
 
 
 def cycle_is_over(optimizer: Any) -> bool:
-    """Tell whether the next update is the first of a cycle, or follows the only one."""
+    """Tell whether the next update begins a cycle, or comes after the only one."""
     return _updates_left(optimizer) == math.inf or int(optimizer.t_cur) == 0
 
 
 def _updates_left(optimizer: Any) -> float:
-    """Return the number of updates to the end of the cycle, infinity after the only one."""
+    """Return the number of updates to the end of the cycle; inf after the only cycle."""
     schedule = optimizer._kd.timing.rate.schedule
     s = int(optimizer._kd.clock.counts(optimizer._kd.update.on)[1])
-    first = max(s, schedule.warmup_steps)  # a warm-up is a part of the first cycle
+    first = max(s, schedule.warmup_steps)  # the warm-up is part of the first cycle
     if not schedule.autorestart and first - schedule.warmup_steps >= schedule.first_decay_steps:
         return math.inf
     return first - s + int(schedule.cycle_steps(first)) - int(schedule.position(first))

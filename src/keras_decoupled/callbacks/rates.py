@@ -14,13 +14,13 @@ from .position import as_number, is_ours, optimizer_of
 class LogRates(keras.callbacks.Callback):
     """Put the rates that the next update uses into the logs of each epoch.
 
-    History, `CSVLogger`, `TensorBoard` and the progress bar then have `learning_rate`, `eta` (η,
-    which also scales the decay), `t_cur` (the position in the cycle) and `weight_decay` (the uniform
-    λ, before η; absent if the optimizer was given none). A stock Keras optimizer has only
+    History, `CSVLogger`, `TensorBoard` and the progress bar then show `learning_rate`, `eta` (η,
+    which also scales the decay), `t_cur` (the position in the cycle) and `weight_decay` (the
+    uniform λ, before η; absent if the optimizer has none). A stock Keras optimizer has only
     `learning_rate`. The rates are read once an epoch, when it ends.
 
-    In the list of callbacks, put it before those that write the logs, `CSVLogger` and
-    `TensorBoard`, and after those that move the rate when an epoch ends, as `RestartOnPlateau` does.
+    In the list of callbacks, put `LogRates` before `CSVLogger` and `TensorBoard`, which write the
+    logs. Put it after callbacks that move the rate when an epoch ends, such as `RestartOnPlateau`.
     A `LearningRateScheduler` moves the rate later: when the next epoch begins.
 
     Raises:

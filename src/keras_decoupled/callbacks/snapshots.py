@@ -1,4 +1,4 @@
-"""`SnapshotEnsemble`: the weights at the end of each cosine cycle, and the mean of what they say."""
+"""`SnapshotEnsemble`: the weights at each cycle's end, and the mean of their predictions."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ class SnapshotEnsemble(keras.callbacks.Callback):
     the next one. A warm-up is part of the first cycle. The files are those of `model.save_weights`,
     with the optimizer's state. A file gets its name only when it is complete.
 
-    The position in the cycle is read when an epoch begins. From there on, each batch counts as one
-    call of the optimizer: on JAX, `fit` has to bring its state back only where a cycle ends. There
-    the position is read again. If a `LossScaleOptimizer` skipped updates, the cycle lasts longer. A
+    The position in the cycle is read when an epoch begins. After that, each batch counts as one
+    call of the optimizer. So on JAX `fit` brings the state back only where a cycle ends, where the
+    position is read again. If a `LossScaleOptimizer` skipped updates, the cycle lasts longer. A
     restart by hand or by another callback counts from the next epoch on.
 
-    `fit` numbers the files from the next number that is free, and never overwrites a file. If
+    `fit` numbers the files from the next free number, and never overwrites a file. If
     `BackupAndRestore` resumes a run that was killed, an epoch is run again. Its snapshots are then
-    written again, under new numbers: the ones from before the kill stay, and `predict` uses both.
-    Delete them if you want each cycle once. Put `BackupAndRestore` after this callback, so that a
-    kill between the two loses no snapshot.
+    written again under new numbers. The older ones stay, and `predict` uses both. Delete the older
+    ones if you want each cycle once. Put `BackupAndRestore` after this callback, so that a kill
+    between the two loses no snapshot.
 
     Args:
-        filepath: path of the files, with "{cycle}" or, say, "{cycle:03d}" for the number, and
-            ".weights.h5" at its end. Folders that do not exist are made.
+        filepath: path of the files, with "{cycle}" (or "{cycle:03d}", for example) for the number.
+            It ends in ".weights.h5". Folders that do not exist are made.
 
     Raises:
-        TypeError: `filepath` is no path.
-        ValueError: `filepath` has no "{cycle}" or another end. When `fit` begins: the optimizer has no
-            cosine cycles. In `fit`: a cycle ends inside the batches that `steps_per_execution` takes
-            together.
+        TypeError: `filepath` is not a path.
+        ValueError: `filepath` has no "{cycle}", or does not end in ".weights.h5". When `fit`
+            begins: the optimizer has no cosine cycles. In `fit`: a cycle ends among batches that
+            `steps_per_execution` runs together.
 
     Example:
     >>> import keras, numpy as np
@@ -71,11 +71,11 @@ class SnapshotEnsemble(keras.callbacks.Callback):
         super().__init__()
         self._files = _Files(filepath)
         self._number = 0
-        self._end = math.inf  # batches that the optimizer will have seen when the cycle is over
-        self._batches = math.inf  # the same, counted in this epoch
+        self._end = math.inf  # what `batches_seen` is when the cycle is over
+        self._batches = math.inf  # the same, counted from the beginning of this epoch
 
     def files(self) -> list[str]:
-        """Return the paths of the snapshots that there are, in the order of their numbers."""
+        """Return the paths of the snapshots, in the order of their numbers."""
         return list(self._files.found().values())
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -87,8 +87,8 @@ class SnapshotEnsemble(keras.callbacks.Callback):
         """Read the position."""
         self._plan(0)
 
-    # Not on_train_batch_end: on JAX and torch Keras runs that in a thread beside the next batch
-    # unless a callback has one. Having one would make each batch wait for its metrics.
+    # Not `on_train_batch_end`: if a callback has one, then on JAX and torch each batch waits for
+    # its metrics. Otherwise Keras ends a batch in a thread while the next one runs.
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Save if the batch before this one was the last of a cycle."""
         if batch >= self._batches:
@@ -100,13 +100,13 @@ class SnapshotEnsemble(keras.callbacks.Callback):
         self._look()
 
     def _plan(self, batch: int) -> None:
-        """Find where the present cycle ends; that many batches of the epoch are done."""
+        """Find where the cycle ends; `batch` batches of the epoch are done."""
         optimizer = optimizer_of(self.model)
         self._end = batches_at_end(optimizer)
         self._batches = batch + self._end - batches_seen(optimizer)
 
     def _look(self) -> None:
-        """Save if the cycle has just ended, and not if updates were skipped or it was restarted."""
+        """Save if the cycle has just ended. Skipped updates or a restart may have moved its end."""
         optimizer = optimizer_of(self.model)
         seen = batches_seen(optimizer)
         if seen > self._end:
@@ -114,7 +114,7 @@ class SnapshotEnsemble(keras.callbacks.Callback):
             refuse(
                 "steps_per_execution",
                 Seen(f"steps_per_execution={steps}, and a cycle that ended {ago} batches ago"),
-                "must not take batches of two cycles together: the weights between them are lost",
+                "must not run batches of two cycles together: the weights between them are lost",
                 "Compile with steps_per_execution=1, or with a divisor of the number of batches in "
                 "a cycle and in an epoch. A `train_step` of your own must call the optimizer once.",
             )
@@ -132,12 +132,12 @@ class SnapshotEnsemble(keras.callbacks.Callback):
     def predict(self, model: keras.Model, x: Any, **kwargs: Any) -> Any:
         """Return the mean of the predictions that the model makes with each snapshot's weights.
 
-        All files of the pattern take part, those of earlier runs too. The model then has its own
-        weights again, also after an error. To leave a snapshot out, move its file away.
+        All files of the pattern are used, also those of earlier runs. Afterwards the model has its
+        own weights again, also after an error. To leave a snapshot out, move its file away.
 
         Args:
             model: a built model like the one that was trained.
-            x: what `model.predict` takes, if it can be read more than once: no generator.
+            x: what `model.predict` takes, except generators: it is read once for each snapshot.
             **kwargs: further arguments of `model.predict`.
 
         Returns:
@@ -149,14 +149,14 @@ class SnapshotEnsemble(keras.callbacks.Callback):
         """
         files = self.files()
         if not files:
-            received = Seen(f"filepath={self._files.pattern!r}, of which there is no file")
+            received = Seen(f"filepath={self._files.pattern!r}, which no file matches")
             cure = "Train with this callback, for a whole cycle."
             refuse("predict()", received, "needs at least one snapshot", cure)
         if isinstance(x, Iterator):
             rule = "must be data that can be read once for each snapshot"
             refuse("x", x, rule, "Pass arrays, a `PyDataset` or a dataset.", TypeError)
         mean: Any = None
-        optimizer = getattr(model, "optimizer", None)  # it may be another one, or none
+        optimizer = getattr(model, "optimizer", None)  # perhaps another one than in training
         with _kept(model.variables):
             for n, path in enumerate(files, start=1):
                 model.load_weights(path, objects_to_skip=[optimizer])
@@ -193,20 +193,17 @@ class _Files:
         if not isinstance(pattern, (str, os.PathLike)):
             cure = f'Pass "{{cycle}}{_ENDING}", say.'
             refuse("filepath", pattern, "must be a path", cure, TypeError)
-        self.pattern = os.path.normpath(os.fspath(pattern))  # as glob has it, on Windows too
+        self.pattern = os.path.normpath(os.fspath(pattern))  # as glob writes paths, on Windows too
         self._glob = self._regex = ""
         try:
             for text, name, _, _ in Formatter().parse(self.pattern):
                 self._glob += glob.escape(text) + ("*" if name is not None else "")
                 self._regex += re.escape(text) + (r"(\d+)" if name is not None else "")
             known = all(self._number(self.path(number)) == number for number in (0, 12345))
-        except (ValueError, KeyError, IndexError):  # no such format; another field
+        except (ValueError, KeyError, IndexError):  # a wrong format, or another field
             known = False
         if not known or not self.pattern.endswith(_ENDING):
-            rule = (
-                f'must have "{{cycle}}" in it, for a number, no other field, and "{_ENDING}" at '
-                "its end"
-            )
+            rule = f'must have "{{cycle}}" for a number, no other field, and "{_ENDING}" at its end'
             cure = f'Pass "{{cycle}}{_ENDING}" or "{{cycle:03d}}{_ENDING}", say.'
             refuse("filepath", os.fspath(pattern), rule, cure)
 
@@ -215,12 +212,12 @@ class _Files:
         return self.pattern.format(cycle=number)
 
     def found(self) -> dict[int, str]:
-        """Return the files that there are, lowest number first."""
+        """Return the existing files by number, lowest first."""
         numbers = map(self._number, glob.glob(self._glob))
         return {number: self.path(number) for number in sorted(n for n in numbers if n is not None)}
 
     def _number(self, path: str) -> int | None:
-        """Return the number of a path, None if it is not one of these."""
+        """Return the number in a path, or None if the path does not match."""
         match = re.fullmatch(self._regex, path)
         number = int(match[1]) if match and match.groups() else None
         return number if number is not None and self.path(number) == path else None

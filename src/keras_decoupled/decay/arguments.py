@@ -1,4 +1,4 @@
-"""Reading what users give: a decay in any of its forms, and dicts by string, layer or model."""
+"""Reads what users give: a decay in any of its forms, and dicts by string, layer or model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import keras
 from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.decay.kinds import Decay, checked_l1, checked_l2
 
-# A string; a layer; or labels of variables, which a layer becomes in a config.
+# A string, a layer, or the labels of a layer's variables: a config has these for a layer.
 Key: TypeAlias = str | keras.Layer | tuple[str, ...]
-Labeled: TypeAlias = dict[str | tuple[str, ...], Any]  # with labels in the place of layers
-_JOINT = "\n"  # joins labels where a config needs one string: no path has it
+Labeled: TypeAlias = dict[str | tuple[str, ...], Any]  # with labels in place of layers
+_JOINT = "\n"  # joins labels to the one string that a config needs: no path has it
 
 
 class LayerLabels(tuple[str, ...]):
@@ -24,7 +24,7 @@ class LayerLabels(tuple[str, ...]):
 
 
 def mapping(name: str, value: Any, check: Callable[[str, Any], Any]) -> dict[Key, Any]:
-    """Return an argument `{key: entry}` with its keys and entries checked."""
+    """Return the argument `{key: entry}` with its keys and entries checked."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -43,7 +43,9 @@ def as_decay(name: str, value: Any) -> Decay:
     if isinstance(value, Mapping):
         fields = {field.name for field in dataclasses.fields(Decay)}
         if not value or not value.keys() <= fields:
-            rule = f"must be a decay; a dict has the fields of `Decay`: {', '.join(sorted(fields))}"
+            rule = (
+                f"must be a decay; a dict needs the fields of `Decay`: {', '.join(sorted(fields))}"
+            )
             refuse(name, value, rule, "Write Decay(...).")
         return Decay(**value)
     if not isinstance(value, tuple | list):
@@ -79,11 +81,11 @@ def as_labels(
 
     Args:
         rules: `{key: entry}` of the argument.
-        label: the label of each variable, by Keras' identity of it.
-        key_of: gives that identity.
+        label: the label of each variable, by Keras' identity of the variable.
+        key_of: returns that identity.
         argument: the argument's name, for the message.
-        strict: whether a layer that has none of these variables is an error. A layer with frozen
-            variables never is: its rule waits for a later build.
+        strict: whether a layer without any of these variables is an error. A layer with frozen
+            variables is never an error: a later build may use its rule.
     """
     found: Labeled = {}
     for key, entry in rules.items():
@@ -94,17 +96,17 @@ def as_labels(
                 refuse(
                     f"a key of `{argument}`",
                     Seen(f"the layer {key.name!r}, which has none of them"),
-                    "must be a layer that has variables which the optimizer trains",
+                    "must be a layer with variables that the optimizer trains",
                     "Take a layer of the model that is trained, or leave this key out.",
                 )
             key = hits
-        found.pop(key, None)  # a key that is given twice stands where it was given last
+        found.pop(key, None)  # two layers may have the same labels: the later one counts
         found[key] = entry
     return found
 
 
 def after_load(rules: Labeled, names: Sequence[str]) -> Labeled:
-    """Return the rules with whole paths as a load leaves them: without leading components."""
+    """Return the rules with whole paths shortened as a load shortens them, at the front."""
     known = set(names)
 
     def shortened(path: str) -> str:
@@ -118,7 +120,7 @@ def after_load(rules: Labeled, names: Sequence[str]) -> Labeled:
 
 
 def shown(key: str | tuple[str, ...]) -> str:
-    """Return a key as a user knows it: a layer by its name, or by what its paths have in common."""
+    """Return a key as the user knows it: a layer by its name, or by its paths' common part."""
     if isinstance(key, str):
         return key
     paths = [label.split("/") for label in key]

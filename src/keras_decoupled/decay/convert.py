@@ -1,4 +1,4 @@
-"""The number for a weight decay: from another library's number, and from a timescale."""
+"""Converts other libraries' weight decays and timescales to this package's number."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def convert_weight_decay(
 
         λ = α·w
 
-    In tfa a schedule of the learning rate does not change the decay. Here `Decay(λ, eta_power=0)`
-    does the same.
+    In tfa a learning-rate schedule does not change the decay. `Decay(λ, eta_power=0)` does the same
+    here.
 
     Args:
         weight_decay: as given to the source's AdamW or SGDW; ≥ 0.
-        learning_rate: α, the base learning rate (the peak of a schedule); > 0.
+        learning_rate: α, the base learning rate (a schedule's peak); > 0.
         source: "keras", "torch", "optax", "tfa", "composer" or "keras_decoupled". Defaults to
             `"keras"`.
         target: one of the same names. Defaults to `"keras_decoupled"`.
 
     Raises:
-        ValueError: a number is out of its range, or a library is not one of these.
+        ValueError: a number is out of range, or a library is unknown.
         TypeError: an argument has the wrong type.
 
     Example:
@@ -51,7 +51,7 @@ def convert_weight_decay(
     cure = "It is the base learning rate, the peak of a schedule."
     rate = checks.real("learning_rate", learning_rate, minimum=1e-38, cure=cure)
     for name, library in (("source", source), ("target", target)):
-        cure = "For others: 'torch' if the learning rate multiplies their decay, else 'composer'."
+        cure = "For others: 'torch' if the learning rate multiplies the decay, else 'composer'."
         checks.text(name, library, cure=cure)
         if library not in _LIBRARIES:
             checks.refuse(name, library, f"must be one of {', '.join(map(repr, _LIBRARIES))}", cure)
@@ -73,7 +73,7 @@ def decay_from_timescale(epochs: float, steps_per_epoch: int) -> float:
         steps_per_epoch: weight updates per epoch; ≥ 1.
 
     Raises:
-        ValueError: a number is out of its range.
+        ValueError: a number is out of range.
         TypeError: an argument has the wrong type.
 
     Example:

@@ -1,4 +1,4 @@
-"""What `exclude_from_weight_decay` says: variables, and regular expressions of their paths."""
+"""What `exclude_from_weight_decay` excludes: variables, and regular expressions of paths."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from keras_decoupled import checks
 from keras_decoupled.paths.match import nearest, path_in, path_of
 
-_SYNTAX = re.compile(r"\\[A-Za-z]|[^\w/]")  # in a pattern: what is no part of a path
+_SYNTAX = re.compile(r"\\[A-Za-z]|[^\w/]")  # the parts of a pattern that no path has
 
 
 class Exclusions:
-    """What the last call of `exclude_from_weight_decay` said."""
+    """What the last call of `exclude_from_weight_decay` excludes."""
 
     def __init__(
         self,
@@ -44,20 +44,20 @@ class Exclusions:
         )
 
     def check(self, labels: Iterable[str]) -> None:
-        """Refuse a path from a config that several variables have: it meant one of them."""
+        """Refuse a path from a config that several variables have: it stood for one of them."""
         labels = set(labels)
         for path in self.paths:
             if f"{path}#2" in labels:
                 checks.refuse(
                     "exclude_from_weight_decay(var_list=...)",
                     checks.Seen(path),
-                    "was saved before the optimizer was built, by a path that several variables "
+                    "was saved before the optimizer was built, as a path that several variables "
                     "have",
                     "Call exclude_from_weight_decay() again with the variable.",
                 )
 
     def warn_of_missed(self, labels: Sequence[str]) -> None:
-        """Warn, once, of the patterns that match no variable's path."""
+        """Give one warning of all patterns that match no variable's path."""
         missed = [
             f"{pattern!r}. {nearest(_SYNTAX.sub('', pattern), labels)}"
             for pattern, search in zip(self.patterns, self._searches, strict=True)
@@ -73,13 +73,13 @@ class Exclusions:
             )
 
     def get_config(self) -> dict[str, list[str]]:
-        """Return the exclusions as JSON; variables by their paths."""
+        """Return the exclusions as JSON, with paths in place of variables."""
         paths = [*self.paths, *map(path_of, self.variables)]
         return {"var_list": paths, "var_names": self.patterns}
 
     @classmethod
     def from_config(cls, config: Any, *, name: str) -> Exclusions:
-        """Read `get_config`'s dict, of a file; `name` is for messages."""
+        """Read the dict of `get_config` from a file; `name` is for messages."""
         keys = ("var_list", "var_names")
         paths, patterns = (
             checks.texts(f"{name}[{key!r}]", part)
@@ -95,5 +95,5 @@ def _compiled(pattern: Any) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        cure = f"Escape what is meant literally, with re.escape(): {error}."
+        cure = f"Escape literal text with re.escape(): {error}."
         checks.refuse("var_names", pattern, rule, cure)

@@ -1,4 +1,4 @@
-"""What `explain()` returns: who is decayed by how much, and why, as data, text and HTML."""
+"""What `explain()` returns: how much each variable decays, and why, as data, text and HTML."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from keras_decoupled.decay.rows import Row
 from keras_decoupled.paths import match
 
 _SHOWN = 3  # variables in a warning
-_ALWAYS = object()  # the usual value of a column that is always shown
+_ALWAYS = object()  # equals no value: a column with it is always shown
 
 
 def _amount(x: float) -> str:
@@ -33,8 +33,8 @@ def _count(x: float | None) -> str:
     return f"{x:,.0f}" if 100 <= x < 1e7 else f"{x:.3g}"
 
 
-# Title, key of a row, how an entry is written, and the usual value. A column is shown only if one
-# of its values is not the usual one.
+# Each column: its title, its key in a row, how to write a value, and the usual value. A column is
+# shown only if it has another value than the usual one.
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str], Any], ...] = (
     ("variable", "path", str, _ALWAYS),
     ("shape", "shape", lambda shape: "×".join(map(str, shape)) or "scalar", _ALWAYS),
@@ -48,16 +48,16 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], str], Any], ...] = (
     ("rate", "multiplier", lambda x: f"×{x:.3g}", 1.0),
     ("part", "part", str, ""),
 )
-_TEXT = ("variable", "shape", "dtype", "rule", "kind", "part")  # the other columns are numbers
+_TEXT = ("variable", "shape", "dtype", "rule", "kind", "part")  # other columns have numbers
 _LEGEND = "decay: the fraction removed per update; half-life: updates, if no gradient acts"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Explanation:
-    """A table of what each variable gets, with warnings; `print` it, or show it in a notebook.
+    """A table of what each variable gets, with warnings. `print` it, or show it in a notebook.
 
     Attributes:
-        title: which optimizer this is about.
+        title: the table's first line, which names the optimizer.
         rows: one dict per variable, with path, shape, dtype, rule, l1, l2, decay_per_update,
             half_life_updates, half_life_epochs, multiplier and kind; for Muon also part.
         warnings: sentences about what may be a mistake.
@@ -69,7 +69,7 @@ class Explanation:
 
     @property
     def _table(self) -> tuple[list[str], list[list[str]]]:
-        """The titles of the columns that are shown, and the entries of each line."""
+        """The titles of the columns to show, and the entries of each line."""
         shown = [c for c in _COLUMNS if any(row.get(c[1], c[3]) != c[3] for row in self.rows)]
         lines = [[write(row.get(key, x)) for _, key, write, x in shown] for row in self.rows]
         return [title for title, *_ in shown], lines
@@ -96,7 +96,7 @@ class Explanation:
             table.add_column(
                 title,
                 justify="left" if title in _TEXT else "right",
-                no_wrap=title not in ("variable", "kind"),  # these are long: they are folded first
+                no_wrap=title not in ("variable", "kind"),  # long ones, which fold first
                 overflow="fold",
             )
         for line in lines:
@@ -116,7 +116,7 @@ class Explanation:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        """Return the table for a notebook, which gives it its own colours."""
+        """Return the table for a notebook, which has its own colours."""
 
         def cells(tag: str, entries: Sequence[str]) -> str:
             start = f'<{tag} style="text-align: left; white-space: pre-wrap">'
@@ -148,11 +148,11 @@ def explain(
     Args:
         title: the table's first line.
         variables: in the order of the rows.
-        rows: with the uniform decay as it is now.
-        uniform: that decay.
+        rows: the variables' rows, with the uniform decay as it is now.
+        uniform: the uniform decay as it is now.
         normalization: √(1/T) of the first cycle.
         updates_per_epoch: for half-lives in epochs.
-        overridden: (argument, key) of each key that decides for no variable it hits.
+        overridden: (argument, key) of each key that hits variables and decides for none.
     """
     entries = []
     for variable, row in zip(variables, rows, strict=True):
@@ -211,7 +211,7 @@ def _warnings(
             [e["path"] for v, e in decayed if _is_penalized(v)],
         ),
         (
-            "Biases or scales of a normalization are decayed: {}. Usually they are not: "
+            "Biases or scales of a normalization are decayed: {}. Usually they are not decayed: "
             "decay_vectors=False leaves them out.",
             [e["path"] for _, e in decayed if match.is_vector(e["path"], e["shape"])],
         ),
@@ -248,11 +248,11 @@ def _is_penalized(variable: Any) -> bool:
 
 
 def _half_ulp(dtype: str) -> float:
-    return 2.0**-53 if dtype == "float64" else 2.0**-24  # below float32 there is a float32 copy
+    return 2.0**-53 if dtype == "float64" else 2.0**-24  # bfloat16 has a float32 copy
 
 
 def variables_of(given: Any) -> list[Any]:
-    """Return the variables that `explain()` was asked about: a model's, or a list."""
+    """Return the variables that `explain()` was given: a model's, or a list."""
     cure = "Call optimizer.explain(model)."
     if given is None:
         rule = "needs a model or variables before the optimizer is built"

@@ -1,6 +1,6 @@
 """The decay rule and its kinds: `Decay` says what is subtracted, `decayed` subtracts it.
 
-The rule is written here, once. The kernels in fast/ do its linear case, θ − l2·θ, themselves.
+The rule is written here, once. Only the kernels in fast/ have their own code, for θ − l2·θ.
 To add a kind, add a field to `Decay`, a line to `decayed` and a line to the tests' oracle.
 """
 
@@ -38,7 +38,8 @@ class Decay:
         x = d − u − h·l2·d
         θ ← ref + sign(x)·max(|x| − h·l1, 0)
 
-    A number λ where a decay is expected means `Decay(λ)`, a pair (l1, l2) means `Decay(l2, l1)`.
+    Wherever a decay is expected, a number λ means `Decay(λ)` and a pair (l1, l2) means
+    `Decay(l2, l1)`.
 
     Args:
         l2: fraction of the weight removed per update at η = 1; ≥ 0. A number, or a
@@ -47,7 +48,7 @@ class Decay:
             ≥ 0. Defaults to `0.0`.
         towards: "zero", or "initial": the weight's value when the optimizer was first built on it
             (L2-SP, for fine-tuning). Defaults to `"zero"`.
-        cautious: decay only where it does not work against the step. Defaults to `False`.
+        cautious: decay only where the decay does not work against the step. Defaults to `False`.
         eta_power: power of η in the decay; ≥ 0. 1 is the paper's, 2 the corrected decay of AdamC,
             0 a decay that no schedule moves. Defaults to `1`.
         soft_threshold: apply l1 last, as a proximal step: weights become exactly ref, and stay.
@@ -75,7 +76,7 @@ class Decay:
     soft_threshold: bool = False
 
     def __post_init__(self) -> None:
-        """Check the fields, and keep them in one type each."""
+        """Check the fields, and give each field its type."""
         power = checks.real("eta_power", self.eta_power, minimum=0.0, below=100.0, cure="1 is λ·η.")
         checked = {
             "l2": checked_l2("l2", self.l2),
@@ -104,12 +105,12 @@ class Decay:
 
     @property
     def plain(self) -> bool:
-        """Whether the decay is just (l1, l2)."""
+        """Whether l1 and l2 say everything."""
         return self._changed() <= {"l1", "l2"}
 
-    @functools.cached_property  # asked at each update
+    @functools.cached_property  # every update asks
     def linear(self) -> bool:
-        """Whether the decay depends on θ alone: fast/ may do its l2 before the step."""
+        """Whether the decay depends on θ alone: fast/ may then apply l2 before the step."""
         return self._changed() <= {"l1", "l2", "eta_power"}
 
     @property
@@ -118,7 +119,7 @@ class Decay:
         return self.l1 == 0 and not isinstance(self.l2, LearningRateSchedule) and self.l2 == 0
 
     def with_amounts(self, l2: Number, l1: float | None = None) -> Decay:
-        """Return the same kind of decay with another l2, and with another l1 where it is given."""
+        """Return the same kind of decay with this l2, and with this l1 if it is given."""
         return dataclasses.replace(self, l2=l2, l1=self.l1 if l1 is None else l1)
 
     kind = functools.cached_property(lambda self: self.with_amounts(0.0, 0.0))
@@ -130,21 +131,23 @@ class Decay:
     @functools.cached_property
     def _config(self) -> dict[str, Any]:
         config = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return config | {"l2": _number_to_config(self.l2)}
+        if not isinstance(self.l2, float):
+            config["l2"] = keras.saving.serialize_keras_object(self.l2)
+        return config
 
     def changes(self) -> dict[str, Any]:
         """Return the fields that are not the default, as JSON, and l2 always."""
         return {k: v for k, v in self._config.items() if k == "l2" or k in self._changed()}
 
     def to_config(self, pair: bool = False) -> Any:
-        """Return JSON that `as_decay` reads: a number, a list (l1, l2) where asked for, or a dict."""
+        """Return JSON that `as_decay` reads: a number, a dict, or if `pair` a list (l1, l2)."""
         if not self.plain:
             return self.get_config()
         l2 = self._config["l2"]
         return [self.l1, l2] if pair or self.l1 else l2
 
     def __repr__(self) -> str:
-        """Return the call that makes it, without defaults."""
+        """Return the call that makes this decay, without defaults."""
         names = [field.name for field in dataclasses.fields(self) if field.name in self._changed()]
         return f"Decay({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
@@ -167,7 +170,7 @@ class Decay:
 
 
 class Operations:
-    """The operations of `decayed`, with `keras.ops`; torch does them in place, in fast/."""
+    """The operations of `decayed`, in `keras.ops`. fast/ has some that work in place on torch."""
 
     @staticmethod
     def add(x: Any, y: Any, factor: Any) -> Any:
@@ -186,7 +189,7 @@ class Operations:
 
     @staticmethod
     def shrink(x: Any, amount: Any) -> Any:
-        """Return x moved towards 0 by the amount, and 0 where |x| is less."""
+        """Return x moved towards 0 by the amount, but not beyond 0."""
         return x - ops.clip(x, -amount, amount)
 
 
@@ -199,14 +202,14 @@ def decayed(
     reference: Any = None,
     using: type[Operations] = Operations,
 ) -> Any:
-    """Return the new weight: θ less the optimizer's step u and the decay.
+    """Return the new weight: θ minus the optimizer's step u and the decay.
 
-    `l2` is h·l2, `l1` is h·l1 and `reference` is ref; None is 0. θ and the step may be
-    overwritten, if `using` does that.
+    `l2` is h·l2, `l1` is h·l1 and `reference` is ref. None means 0. If `using` works in place, θ
+    and the step may be overwritten.
     """
     d = theta if reference is None else theta - reference
     decaying = using.agreeing(d, step) if decay.cautious else d
-    # The decay is added to the step first: beside θ, a small one would be lost to rounding.
+    # The decay is added to the step, not to θ: there a small decay would be lost to rounding.
     change = step if l2 is None else using.add(step, decaying, l2)
     if l1 is not None and not decay.soft_threshold:
         change = using.add(change, ops.sign(decaying), l1)
@@ -219,7 +222,7 @@ def decayed(
 
 
 def checked_l2(name: str, value: Any) -> Number:
-    """Return an l2 as the package keeps it: a float or a schedule."""
+    """Return an l2, checked, as a float or a schedule."""
     if isinstance(value, LearningRateSchedule):
         checks.of_one_number(name, value)
         return value
@@ -234,16 +237,12 @@ def checked_l2(name: str, value: Any) -> Number:
 
 
 def checked_l1(name: str, value: Any) -> float:
-    """Return an l1 as the package keeps it: a float."""
+    """Return an l1, checked, as a float."""
     return checks.real(
         name, value, minimum=0.0, below=checks.FLOAT32, cure="It is the l1 of a decay, a number."
     )
 
 
 def half_life(decay: float) -> float:
-    """Return the number of updates at η = 1 in which a weight loses half of its value."""
+    """Return the number of updates in which a weight loses half of its value, at η = 1."""
     return math.log(0.5) / math.log1p(-decay) if decay < 1 else 0.0
-
-
-def _number_to_config(number: Number) -> Any:
-    return number if isinstance(number, float) else keras.saving.serialize_keras_object(number)

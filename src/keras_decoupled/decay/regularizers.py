@@ -18,7 +18,7 @@ import numpy as np
 from keras_decoupled import checks
 from keras_decoupled.paths.match import labels
 
-# Exactly these types: (l1, l2) does not say what a subclass computes.
+# Exactly these types: a subclass may compute something else than (l1, l2).
 _KINDS = (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
 Penalty: TypeAlias = tuple[float, float]  # (l1, l2)
 
@@ -31,7 +31,7 @@ def get_weight_decays(model: keras.Model, zero_penalties: bool = False) -> dict[
 
     Args:
         model: a built `keras.Model`.
-        zero_penalties: also remove the penalties from the loss, those of frozen variables too.
+        zero_penalties: also remove the penalties from the loss, also those of frozen variables.
             Call this before `model.compile`: a training function keeps the loss it was compiled
             with. The penalties stay out after saving and loading. Activity regularizers stay. A
             layer that two models share loses its penalty in both. A layer that makes its own
@@ -85,12 +85,12 @@ def fill_dict_in_order(wd_dict: Mapping[str, Any], values: Iterable[Any]) -> dic
     """Return a new dict: the keys of `wd_dict` with the decays in `values`, in order.
 
     Args:
-        wd_dict: what `get_weight_decays` returned; it is not changed.
-        values: for each key a pair `(l1, l2)` or a number l2; fractions of the weight removed per
-            update at η = 1; ≥ 0.
+        wd_dict: what `get_weight_decays` returned. It is not changed.
+        values: a pair `(l1, l2)` or a number l2 for each key; ≥ 0. l2 is the fraction of the weight
+            removed per update at η = 1.
 
     Raises:
-        TypeError: `wd_dict` is not a dict, or `values` not a list of numbers and pairs of numbers.
+        TypeError: `wd_dict` is not a dict, or `values` is not a list of numbers and pairs.
         ValueError: `values` and `wd_dict` differ in length, or a number is negative or not finite.
 
     Example:
@@ -123,7 +123,7 @@ def _decay(name: str, value: Any) -> float | Penalty:
 
 
 def read_penalty(variable: Any) -> Penalty | None:
-    """Return (l1, l2) of a variable's L1, L2 or L1L2 regularizer, also of one that was removed."""
+    """Return (l1, l2) of a variable's L1, L2 or L1L2 regularizer, also if it was removed."""
     regularizer = getattr(variable, "regularizer", None)  # a raw tf.Variable has none
     if regularizer is None:
         return getattr(variable, "_keras_decoupled_penalty", None)
@@ -152,8 +152,8 @@ def remove_penalties(model: keras.Model) -> None:
         for name, value in list(vars(layer).items()):
             if type(value) not in _KINDS or name.endswith("activity_regularizer"):
                 continue
-            # Remove the variable's regularizer under any name, and a copy of it that the layer may
-            # give to its sublayers. Others may be penalties that the layer adds in `call`.
+            # Remove the variable's regularizer under any name, and any copy that the layer may give
+            # to its sublayers. Another regularizer may be a penalty that the layer adds in `call`.
             is_copy = name.endswith("_regularizer") and _factors(value) in penalties
             if is_copy or id(value) in objects:
                 emptied[name] = value
@@ -162,7 +162,7 @@ def remove_penalties(model: keras.Model) -> None:
             try:
                 layer.get_config()
             except (AttributeError, TypeError, NotImplementedError):
-                # It reads `self.regularizer.l2`, for example, and needs an object there.
+                # It may read `self.regularizer.l2`: then it needs an object there.
                 for name, value in emptied.items():
                     setattr(layer, name, type(value)(0.0))
 
@@ -175,11 +175,11 @@ def check_model(model: Any) -> None:
     if not model.built:
         received = checks.Seen(f"the unbuilt model {model.name!r}")
         cure = "Call model.build(input_shape), or pass data through it once."
-        checks.refuse("model", received, "must be built: before, it has no variables", cure)
+        checks.refuse("model", received, "must be built: before that it has no variables", cure)
 
 
 def _layers(model: keras.Model) -> list[keras.Layer]:
-    """Return the model and every layer inside it. Not every layer with sublayers has `layers`."""
+    """Return the model and every layer inside it, also layers that no `layers` attribute lists."""
     stack: list[Any] = [model]
     seen: dict[int, Any] = {}
     while stack:
@@ -198,5 +198,5 @@ def _factors(regularizer: Any) -> Penalty | None:
     config = regularizer.get_config()  # floats; the attribute of L1 is a tensor
     l1, l2 = float(config.get("l1", 0.0)), float(config.get("l2", 0.0))
     if isinstance(regularizer, keras.regularizers.L1):
-        l1 = float(str(np.float32(l1)))  # Keras makes it float32: 0.10000000149 means 0.1
+        l1 = float(str(np.float32(l1)))  # Keras has rounded it to float32: 0.10000000149 is 0.1
     return l1, l2

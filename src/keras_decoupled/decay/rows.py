@@ -1,4 +1,4 @@
-"""What one variable gets, its decay and its learning-rate multiplier; and how a file holds that."""
+"""`Row`: what one variable gets, its decay and its multiplier, also as a file stores it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from keras_decoupled.decay.kinds import Decay, checked_l1, checked_l2
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one variable gets. Its decay is not normalized."""
+    """What one variable gets. The decay is the one before normalization."""
 
-    path: str  # its label: "path#2" where variables share a path
+    path: str  # its label: "path#2" if variables share a path
     shape: tuple[int, ...]
     decay: Decay
     multiplier: float = 1.0
-    uniform: bool = False  # no key and no regularizer decides: it gets `weight_decay`
-    removed_penalty: tuple[float, float] | None = None  # of the loss, by `model=`
-    part: str = ""  # of Muon: "muon" or "adam"
+    uniform: bool = False  # it gets `weight_decay`: no key and no regularizer decides
+    removed_penalty: tuple[float, float] | None = None  # the (l1, l2) that `model=` took out
+    part: str = ""  # in Muon: "muon" or "adam"
     rule: str = ""  # the key that decided, "model", "excluded" or "decay_vectors"
 
     def get_config(self) -> dict[str, Any]:
-        """Return the row as JSON: path, shape, and what is not the uniform decay's or a default."""
+        """Return the row as JSON: path, shape, and all that is not uniform or the default."""
         config: dict[str, Any] = {"path": self.path, "shape": list(self.shape)}
         if not self.uniform:
             config |= self.decay.changes() | {"uniform": False}
@@ -39,15 +39,15 @@ class Row:
 def read_rows(
     config: Any, read: Callable[[Any], Any], uniform: Decay | None, *, name: str
 ) -> list[Row]:
-    """Read the rows of a config. It may come from a file, so it may hold anything.
+    """Read the rows of a config. The config may come from a file, so it may hold anything.
 
     Args:
         config: the list of rows.
-        read: reads a number or schedule.
+        read: reads a number or a schedule.
         uniform: the uniform decay.
-        name: what to call the list in a message.
+        name: the list's name in a message.
     """
-    made: dict[str, Decay] = {}  # rows share their decays, so that a schedule is checked once
+    made: dict[str, Decay] = {}  # equal decays are made once, so a schedule is checked once
     return [
         _read_row(f"{name}[{i}]", row, read, uniform or Decay(), made)
         for i, row in enumerate(checks.listed(name, config))
@@ -84,7 +84,7 @@ def _read_row(
         multiplier=field(
             "multiplier", 1.0, checks.real, minimum=0.0, below=checks.FLOAT32, **of_a_file
         ),
-        # A file of 0.1 does not say which rows follow the uniform decay: those with the same one.
+        # A file of 0.1 does not say which rows are uniform: those that have the uniform decay.
         uniform=field("uniform", decay == uniform, checks.flag, **of_a_file),
         removed_penalty=penalty,
         part=field("part", "", checks.text),

@@ -1,11 +1,11 @@
-"""Who is decayed, and who has a learning-rate multiplier: the rules, as the user gave them.
+"""Which decay and which learning-rate multiplier a variable gets, by the user's rules.
 
-The first of these that speaks for a variable decides its decay: an exclusion, a key (a whole path
-before any other), `decay_vectors=False`, the model's regularizer, `weight_decay`. With
-`decay_vectors=False` only a key that ends in the variable's own name makes an exception.
+The first of these that applies to a variable decides its decay: an exclusion, a key (a whole path
+before any other key), `decay_vectors=False`, the model's regularizer, `weight_decay`. With
+`decay_vectors=False`, only a key that ends in the variable's own name is an exception.
 
-Rules are read once for each variable. The row that comes out stays with the variable, through
-builds, saves and loads: see `core/registry.py`.
+Rules are read once for each variable. The resulting row stays with the variable through builds,
+saves and loads: see `core/registry.py`.
 """
 
 from __future__ import annotations
@@ -56,29 +56,31 @@ class Rules:
         self.exclusions = Exclusions()
         self.key_of = key_of
         self._part_of = part_of
-        # Labels of variables that may not be built on: of the model of `no_decay`, or of a file.
+        # Labels of variables that exist, but may never be built on: `no_decay(model)` knows the
+        # model's, and a file may have some.
         self.paths = {
             path
             for given in (weight_decays, lr_multipliers)
             for path in getattr(given, "paths", ())
         }
-        self.from_file = False  # then paths may have changed
-        # From `model=`: its variables (trainable ones first), and what their regularizers say.
+        self.from_file = False  # if so, paths may have changed
+        # From `model=`: the variables, trainable ones first, and the decays of their regularizers.
         self.model: tuple[Any, ...] = ()
-        self.trainable = 0  # how many of them
+        self.trainable = 0  # how many of them are trainable
         self._of_model: dict[Any, Decay] = {}  # by identity
-        self._removed: dict[Any, Penalty] = {}  # of these, the ones that are no longer in the loss
+        self._removed: dict[Any, Penalty] = {}  # penalties that are no longer in the loss
 
     def extract(self, model: keras.Model, remove: bool, normalization: float) -> None:
         """Read a model's regularizers, and check every key against the model's variables.
 
-        Frozen variables are read too: their keys and decays wait for a later build.
-        `normalization` is the √(1/T) of the first cycle.
+        Frozen variables are read too: a later build uses their keys and decays. `normalization`
+        is √(1/T) of the first cycle.
         """
-        regularizers.get_weight_decays(model)  # checks the model, warns of other regularizers
+        regularizers.get_weight_decays(model)  # checks the model, and warns of other regularizers
         variables = (*model.trainable_variables, *model.non_trainable_variables)
         names = match.labels([v.path for v in variables])
-        decided = self._decide(names, variables, names, (), strict=True)
+        vectors = self._vectors(names, variables)
+        by_key, _, _ = self._decide(names, vectors, variables, names)
         penalties = [regularizers.read_penalty(v) or (0.0, 0.0) for v in variables]
         self.model, self.trainable = variables, len(model.trainable_variables)
         found = {
@@ -86,7 +88,6 @@ class Rules:
         }
         self._of_model = {key: Decay(l2, l1) for key, (l1, l2) in found.items()}
         self._removed = found if remove else {}
-        by_key, _ = decided["weight_decays"]
         without_key = [
             (name, pair)
             for name, pair, (_, decay) in zip(names, penalties, by_key, strict=True)
@@ -102,21 +103,21 @@ class Rules:
         left: Sequence[str] = (),
         first: bool = True,
     ) -> tuple[list[Row], list[tuple[str, str]]]:
-        """Return the rows of the variables at these positions, and the keys that decide for none.
+        """Return the rows of the variables at these positions, and the overridden keys.
 
         Args:
-            positions: which of the variables are asked for.
-            variables: all that the optimizer is built on.
+            positions: positions of the variables to make rows for.
+            variables: all variables that the optimizer is built on.
             names: their labels.
-            left: labels of variables that were built on before.
-            first: whether it is the first build, and no file preceded it. A key that hits nothing
-                is then an error.
+            left: labels of variables that only an earlier build had.
+            first: whether this is the first build, without a file before it. A key that hits
+                nothing is then an error.
 
         Returns:
-            The rows; and (argument, key) of each key that others override wherever it hits.
+            The rows, and (argument, key) of each key that hits variables and decides for none.
         """
         self._check_models(variables, names, first)
-        # A key that names a layer means that layer wherever it is, and no part of another path.
+        # A key that is a layer's name means that layer, whether it is built on or not.
         of_model = match.labels([match.path_of(v) for v in self.model])
         self.exclusions.check(names)
         if first:
@@ -124,14 +125,15 @@ class Rules:
         targets = [names[i] for i in positions]
         others = sorted({*names, *of_model, *self.paths, *left} - set(targets))
         asked = [variables[i] for i in positions]
-        decided = self._decide(targets, variables, names, others, first, asked)
-        (decays, _), (multipliers, _) = decided.values()
         vectors = self._vectors(targets, asked)
+        decays, multipliers, overridden = self._decide(
+            targets, vectors, variables, names, others, first
+        )
         rows = []
         for i, (variable, name) in enumerate(zip(asked, targets, strict=True)):
             (key, decay), (_, multiplier) = decays[i], multipliers[i]
             identity, rule = self.key_of(variable), arguments.shown(key or "")
-            # Keras itself overwrites such a variable with its "gradient" (float8 scales, say).
+            # Keras overwrites such a variable with its "gradient" (float8 scales, for example).
             out = getattr(variable, "overwrite_with_gradient", False)
             if out or self.exclusions.hits(name, identity, self.key_of):
                 decay, rule = Decay(), "excluded"
@@ -151,40 +153,36 @@ class Rules:
                     rule=rule,
                 )
             )
-        overridden = [
-            (argument, arguments.shown(key))
-            for argument, (_, keys) in decided.items()
-            for key in keys
-        ]
         return rows, overridden
 
     def _decide(
         self,
         targets: Sequence[str],
+        vectors: set[int],
         variables: Sequence[Any],
         names: Sequence[str],
-        others: Sequence[str],
-        strict: bool,
-        asked: Sequence[Any] | None = None,
-    ) -> dict[str, tuple[list[tuple[Any, Any]], list[Any]]]:
-        """Return, by argument: (key, entry) of each target, and the keys that decide for none."""
+        others: Sequence[str] = (),
+        strict: bool = True,
+    ) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]], list[tuple[str, str]]]:
+        """Return each target's (key, decay) and (key, multiplier), and the overridden keys."""
         label = dict(zip(map(self.key_of, variables), names, strict=True))
-        found = {}
-        for argument, rules, vectors in (
-            ("weight_decays", self.weight_decays, self._vectors(targets, asked or variables)),
+        found, overridden = [], []
+        for argument, rules, by_own_name in (
+            ("weight_decays", self.weight_decays, vectors),
             ("lr_multipliers", self.lr_multipliers, set[int]()),
         ):
             labeled = arguments.as_labels(rules, label, self.key_of, argument, strict=strict)
             if self.from_file:
                 labeled = arguments.after_load(labeled, targets)
-            options: Any = {"argument": argument, "strict": strict, "by_own_name": vectors}
-            keys, overridden = match.decide(labeled, targets, others=others, **options)
-            entries = [(key, None if key is None else labeled[key]) for key in keys]
-            found[argument] = entries, overridden
-        return found
+            options: Any = {"argument": argument, "strict": strict, "by_own_name": by_own_name}
+            keys, beaten = match.decide(labeled, targets, others=others, **options)
+            found.append([(key, None if key is None else labeled[key]) for key in keys])
+            overridden += [(argument, arguments.shown(key)) for key in beaten]
+        decays, multipliers = found
+        return decays, multipliers, overridden
 
     def _vectors(self, names: Sequence[str], variables: Sequence[Any]) -> set[int]:
-        """Return the positions of the variables that only a key of their own name decays."""
+        """Return the positions of the variables that `decay_vectors=False` is about."""
         if self.decay_vectors:
             return set()
         pairs = enumerate(zip(names, variables, strict=True))
@@ -196,7 +194,7 @@ class Rules:
         if self._of_model and not any(self.key_of(v) in known for v in self.model):
             checks.refuse(
                 "model",
-                checks.Seen(f"{len(names)} variables of which none is that model's"),
+                checks.Seen(f"{len(names)} variables: none is that model's"),
                 "must be the model that is trained: the optimizer took its decays from it",
                 "Make the optimizer with the model that it trains.",
             )
@@ -211,18 +209,17 @@ class Rules:
             )
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments as given, as JSON, less those that are the default."""
+        """Return the arguments that are not the default, as given, as JSON."""
         pairs = zip(self.weight_decays.items(), self.weight_decays_as_given.values(), strict=True)
-        config: dict[str, Any] = {} if self.decay_vectors else {"decay_vectors": False}
+        as_key = arguments.key_to_config
         decays = {
-            arguments.key_to_config(key): decay.to_config(pair=isinstance(given, tuple | list))
+            as_key(key): decay.to_config(pair=isinstance(given, tuple | list))
             for (key, decay), given in pairs
         }
-        multipliers = {
-            arguments.key_to_config(key): number for key, number in self.lr_multipliers.items()
-        }
-        given = {"weight_decays": decays, "lr_multipliers": multipliers}
-        return config | {name: rules for name, rules in given.items() if rules}
+        multipliers = {as_key(key): number for key, number in self.lr_multipliers.items()}
+        config: dict[str, Any] = {} if self.decay_vectors else {"decay_vectors": False}
+        config |= {"weight_decays": decays} if decays else {}
+        return config | ({"lr_multipliers": multipliers} if multipliers else {})
 
 
 def _multiplier(name: str, value: Any) -> float:
@@ -244,7 +241,7 @@ def _warn_of_strong(extracted: Sequence[tuple[str, Penalty]], normalization: flo
     warnings.warn(
         f"The regularizer of {name} becomes a weight decay of {strongest:g} per update (at η = 1): "
         f"{meaning} when no gradient acts. A penalty's factor is multiplied by the learning rate; "
-        "a decoupled decay is not. If that is not meant, name the variable in `weight_decays` "
+        "a decoupled decay is not. If this is too much, name the variable in `weight_decays` "
         "(learning rate × factor is a start), or give `total_iterations`.",
         UserWarning,
         stacklevel=6,  # where the optimizer is made

@@ -1,1 +1,1 @@
-"""Variable paths. Pure Python: which key means which path, which saved entry a variable continues."""
+"""Variable paths, in pure Python: what a key hits, and which saved entry a variable continues."""

@@ -1,8 +1,8 @@
 """Which saved entry a variable continues, although Keras changes paths between saving and loading.
 
-`load_model` and `clone_model` drop leading components ("sequential/dense_1/kernel" comes back as
-"dense_1/kernel"). A wrapping model adds some. Automatic numbers depend on what else the process has
-made ("sub/dense_4" becomes "sub_1/dense_6"). Order and shapes stay. So:
+`load_model` and `clone_model` drop leading components ("sequential/dense_1/kernel" becomes
+"dense_1/kernel"). A wrapping model adds some. Automatic numbers depend on the other layers that the
+process has made ("sub/dense_4" becomes "sub_1/dense_6"). Order and shapes stay. So:
 
     1. same shapes in the same order    by position; by label if the same labels were reordered
     2. else                             the same label; then a unique suffix of the path;
@@ -10,8 +10,8 @@ made ("sub/dense_4" becomes "sub_1/dense_6"). Order and shapes stay. So:
     3. still several candidates         an error: a wrong choice would give a layer the moments
                                         and the decay of another
 
-Knows nothing of Keras. No `:=` here: AutoGraph reads this file when a TensorFlow step builds the
-optimizer, and warns about it.
+Knows nothing of Keras. There is no `:=` here: if a TensorFlow step builds the optimizer, AutoGraph
+reads this file, and warns of `:=`.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ def align(
 ) -> list[int | None]:
     """For each new variable, return the index of the saved entry that it continues, or None.
 
-    No saved entry is used twice. A variable may differ in shape from the entry of its own label:
-    its layer was resized. Every other pair has equal shapes.
+    No saved entry is used twice. Paired variables and entries have equal shapes, except if their
+    labels are equal: then the layer was resized.
 
     Args:
         saved: label and shape of each saved entry, in the order of saving.
         new: label and shape of each variable now.
         what: what was saved, for the message ("the saved weight decays").
-        by_order: whether the same shapes in the same order are enough (rule 1). They are not if
-            `saved` is a loose collection rather than the whole list of an optimizer's variables.
+        by_order: whether the same shapes in the same order are enough (rule 1). They are not
+            enough if `saved` is not the whole list of an optimizer's variables.
 
     Raises:
         ValueError: paths and shapes allow several entries for a variable.
@@ -58,7 +58,7 @@ def align(
     found = {i: by_label[label] for i, (label, _) in enumerate(new) if label in by_label}
 
     if by_order and shapes == old_shapes:
-        # A layer that moved took its shape along. Else automatic names have changed places.
+        # If each label has its old shape, layers were reordered. Else automatic names were swapped.
         moved = len(found) == len(new) and all(shapes[i] == old_shapes[found[i]] for i in found)
         return [found[i] if moved else i for i in range(len(new))]
 
@@ -68,7 +68,7 @@ def align(
             break
         old_places, places = ([_place(e, numbers) for e in entries] for entries in (saved, new))
         everything = _Index(old_places)
-        matched = [(0, 0)]  # anything but empty
+        matched = [(0, 0)]  # not empty, so that the loop begins
         while matched:
             new_of = {j: i for i, j in found.items()}
             open_saved, open_new = _Index(old_places, new_of), _Index(places, found)
@@ -139,10 +139,10 @@ def _only_candidates(new: _Index, saved: _Index) -> list[tuple[int, int]]:
 def _against_the_order(
     i: int, j: int, places: Sequence[_Place], new_of: Mapping[int, int], saved: _Index
 ) -> int | None:
-    """Return a variable whose entry i could take instead of j, so that both are in order again.
+    """Return a variable that could swap entries with i, if that would put both in order.
 
-    Saved are dense_1, dense_2; new are dense_2, dense_3. The label says that the new dense_2
-    continues dense_2. The order says dense_1. If dense_3 took what is left, the layers would swap.
+    Example: dense_1, dense_2 are saved; dense_2, dense_3 are new. By its label the new dense_2
+    continues dense_2, by its order dense_1. If dense_3 took dense_1, the layers would be swapped.
     """
     for b in saved.agreeing(places[i]):
         a = new_of.get(b)
@@ -154,7 +154,7 @@ def _against_the_order(
 def _refuse(what: str, variable: Entry, olds: Sequence[Entry], rivals: Sequence[Entry]) -> NoReturn:
     old, new = (listed([label for label, _ in entries]) for entries in (olds, rivals))
     received = f"{variable[0]!r} of shape {tuple(variable[1])}, which may continue the saved {old}"
-    rule = f"must each continue one entry of {what}, but paths and shapes leave open which"
+    rule = f"must each continue one entry of {what}, but paths and shapes do not say which"
     checks.refuse(
         "variables", checks.Seen(received + (f", as may {new}" if new else "")), rule, _CURE
     )

@@ -1,4 +1,4 @@
-"""Which block of a network a variable is in, as its path says. Knows nothing of Keras.
+"""Which block of a network a variable is in, by its path. Knows nothing of Keras.
 
 A path is cut into components, and a component is cut after the block in it: "conv2_block1_1_conv"
 is the layer "1_conv" of "conv2_block1". Components are a series if they hold layers, stand in the
@@ -22,10 +22,10 @@ CURE = (
 )
 Parts: TypeAlias = tuple[str, ...]  # components
 
-# In "block_1_expand" a layer's name follows the block. In "block_1_2" both numbers are the block's.
+# In "block_1_expand" a layer's name follows the block. In "block_1_2" the block has two numbers.
 _BLOCK_IN_NAME = re.compile(r"((?:block|layer)s?_?\d+[a-z]?)_(?=.*[a-zA-Z])")
 _NUMBER = re.compile(r"\d+[a-z]?(?![a-zA-Z])|\d+")  # "2a" too
-# Layers with numbers that are parts of a block, or beside the blocks. A `Sequential` may be both.
+# Numbered layers that are no blocks: they are parts of one, or stand beside the blocks.
 _NO_BLOCK = re.compile(r"(attention|sequential|head|heads)$|downsampl|upsampl|transition")
 _STAGE = re.compile(r"(stage|stack|group|level)s?$")  # holds blocks
 _EMBEDDING = re.compile(r"embed|position|tokens?$")
@@ -33,7 +33,7 @@ _NO_EMBEDDING = re.compile(r"^reverse_|kernel|(bias|gamma|beta|scale)$")
 
 
 def is_embedding(label: str) -> bool:
-    """Tell from its name whether a variable is an embedding, of positions too, or a class token.
+    """Tell from its name whether a variable is an embedding (also of positions) or a class token.
 
     Keras' `Embedding` calls its table "embeddings". "reverse_embeddings" of a `ReversibleEmbedding`
     is the kernel of an output layer.
@@ -44,14 +44,14 @@ def is_embedding(label: str) -> bool:
 
 
 def depths(paths: Sequence[str]) -> tuple[list[int], int]:
-    """Return the depth of each variable, and the number L of blocks, which is 0 if there are none.
+    """Return the depth of each variable, and the number L of blocks, 0 if there are none.
 
-    Block i, counted from 0, has depth i + 1. Embeddings and all that comes before the blocks have
-    depth 0. All that comes after the blocks has L + 1. What stands between two blocks has the depth
-    of the later one.
+    Block i, counted from 0, has depth i + 1. Embeddings and all variables before the blocks have
+    depth 0. All variables after the blocks have depth L + 1. A variable between two blocks has the
+    depth of the later block.
 
     Args:
-        paths: of a network's variables, from input to output.
+        paths: paths of a network's variables, from input to output.
 
     Raises:
         ValueError: there are several series of blocks, so the user has to name `layers`.
@@ -73,7 +73,7 @@ def depths(paths: Sequence[str]) -> tuple[list[int], int]:
 
 
 def _layers_in(path: str) -> Parts:
-    """Return the names of the layers in a path, outermost first; a block apart from its layer."""
+    """Return the names of the layers in a path, outermost first, a block apart from its layer."""
     return tuple(
         part
         for component in match.components(path)[:-1]
@@ -82,9 +82,9 @@ def _layers_in(path: str) -> Parts:
 
 
 def _blocks(layers: Sequence[Parts]) -> list[Parts]:
-    """Return the block that each of these is in, or ()."""
+    """Return the block that each of these is in, or () for no block."""
     holders = dict.fromkeys(p[:i] for p in layers for i in range(1, len(p)))
-    # A series has two members in at least one place; elsewhere ("stage_3") it may have one.
+    # A series has two members in at least one place. In another ("stage_3") it may have one.
     siblings = Counter((holder[:-1], _pattern(holder)) for holder in holders)
     series = {pattern for (_, pattern), count in siblings.items() if count > 1}
     series = {s for s in series if not _NO_BLOCK.search(_word(s[-1]))}
@@ -101,7 +101,7 @@ def _blocks(layers: Sequence[Parts]) -> list[Parts]:
 
 
 def _pattern(parts: Parts) -> Parts:
-    """Return the components with # for numbers; Keras calls the first "block", not "block_0"."""
+    """Return the components with # for numbers. Keras' first "block" counts as "block_0"."""
     return tuple(p if "#" in p else f"{p}_#" for p in (_NUMBER.sub("#", part) for part in parts))
 
 

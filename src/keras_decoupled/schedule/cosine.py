@@ -1,4 +1,4 @@
-"""`CosineWarmRestarts`: cosine annealing with warm restarts, its boundaries exact integers."""
+"""`CosineWarmRestarts`: cosine annealing with warm restarts at exact integer boundaries."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from keras import ops
 
 from keras_decoupled.checks import Seen, flag, real, refuse
 
-from .exact import INT32_MAX, ExactSchedule, int32, length, real_tensor, tensor
+from .exact import INT32_MAX, ExactSchedule, length, real_tensor, tensor
 
 _MAX_CYCLES = 100_000
-_RADIX = 2048  # of the cycle index, for m_mul^i: at most 3 digits
+_RADIX = 2048  # m_mul^i is computed from the digits of i: at most three to this base
 
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")
 class CosineWarmRestarts(ExactSchedule):
     r"""Cosine annealing with warm restarts (SGDR), exact at every boundary.
 
-    Cycle i lasts `T_i = round(first_decay_steps · t_mul^i)` updates, at most 2³¹ − 1. At its update
-    s, counted from 0,
+    Cycle i lasts `T_i = round(first_decay_steps · t_mul^i)` updates, at most 2³¹ − 1. At update s
+    of the cycle, counted from 0,
 
         learning rate = initial_learning_rate · η
         η = eta_min + ½(eta_max·m_mul^i − eta_min)(1 + cos(π·s/(T_i − 1)))      endpoint=True
         η = eta_min + ½(eta_max·m_mul^i − eta_min)(1 + cos(π·s/T_i))            endpoint=False
 
-    and once, before the first cycle, `η = eta_max·(k + 1)/(warmup_steps + 1)` for the steps
+    Once, before the first cycle, `η = eta_max·(k + 1)/(warmup_steps + 1)` for the steps
     `k < warmup_steps`. The boundaries come from integer arithmetic, for steps up to 2³¹ − 2.
 
-    Every method takes an integer or an array of them, also a variable or a traced tensor, and
-    returns a tensor: η and the rate in float32 (float64 under that floatx), counts in int32.
+    Every method takes an integer, an array of integers, a variable or a traced tensor, and returns
+    a tensor. η and the rate are float32, or float64 if floatx is float64. Counts are int32.
 
     Args:
         initial_learning_rate: learning rate at η = 1, the base learning rate α; ≥ 0.
@@ -44,13 +44,14 @@ class CosineWarmRestarts(ExactSchedule):
         eta_max: η at the start of the first cycle; ≥ `eta_min`. Default 1.
         warmup_steps: updates of linear warm-up before the first cycle; ≥ 0. Default 0.
         endpoint: True (default): the last update of a cycle is at `eta_min` exactly. False: the
-            restart comes where `eta_min` would be reached, as in SGDR, Keras and torch.
+            restart comes when `eta_min` would be reached, as in SGDR, Keras and torch.
         autorestart: False: one cycle only, after which η stays at `eta_min`. Default True.
-        name: a label, kept in the config.
+        name: a label, saved in the config.
 
     Raises:
-        TypeError: an argument of a wrong type; booleans are no numbers here.
-        ValueError: an argument out of range or not finite; `t_mul` > 1 with over 100,000 cycles.
+        TypeError: an argument has the wrong type; a bool is not a number here.
+        ValueError: an argument is out of range or not finite, or `t_mul` > 1 makes more than
+            100,000 cycles.
 
     Example:
     >>> from keras_decoupled import AdamW, CosineWarmRestarts
@@ -59,7 +60,7 @@ class CosineWarmRestarts(ExactSchedule):
     [0.1, 0.05, 0.0, 0.1, 0.09, 0.065, 0.035, 0.01, 0.0, 0.1]
     >>> int(schedule.cycle(8)), int(schedule.position(8)), int(schedule.cycle_steps(8))
     (1, 5, 6)
-    >>> optimizer = AdamW(schedule, weight_decay=1e-4)  # or any optimizer of Keras
+    >>> optimizer = AdamW(schedule, weight_decay=1e-4)  # or any Keras optimizer
 
     References:
         Loshchilov & Hutter: https://arxiv.org/abs/1608.03983, eq. 5; 1711.05101, Appendix B.2
@@ -99,10 +100,11 @@ class CosineWarmRestarts(ExactSchedule):
         limit = INT32_MAX - self.warmup_steps
         starts, lengths = self._cycles(limit)
         self._starts, self._lengths = np.array(starts, "int32"), np.array(lengths, "int32")
-        self._equal = self.autorestart and self.t_mul == 1  # the one length is that of all cycles
+        self._equal = self.autorestart and self.t_mul == 1  # then the first length is that of all
         last_cycle = max(limit - 1, 0) // lengths[0] if self._equal else len(starts) - 1
-        # m_mul^i is a product with one factor per digit of i, each a float64 rounded once: good to
-        # the last bits for any of the 2³¹ cycles of t_mul=1. A power in float32 is not.
+        # m_mul^i is a product with one factor for each digit of i. Each factor is a float64 that is
+        # rounded once, so the product is right to the last bits, also at cycle 2³¹ − 1. A power
+        # computed in float32 is not.
         self._m_powers = []
         for unit in (1, _RADIX, _RADIX**2):
             if self.m_mul != 1 and unit <= last_cycle:
@@ -111,7 +113,10 @@ class CosineWarmRestarts(ExactSchedule):
                     self._m_powers.append((unit, self.m_mul ** (unit * digits)))
 
     def _cycles(self, limit: int) -> tuple[list[int], list[int]]:
-        """Starts and lengths of the cycles that start before `limit`; the first of equal ones."""
+        """Return starts and lengths of the cycles that start before `limit`.
+
+        If all cycles are equal, only the first is returned.
+        """
         starts, lengths = [0], [self.first_decay_steps]
         growing = self.autorestart and self.t_mul > 1
         while growing and (start := starts[-1] + lengths[-1]) < limit:
@@ -126,35 +131,34 @@ class CosineWarmRestarts(ExactSchedule):
             lengths.append(round(min(lengths[0] * self.t_mul ** len(lengths), INT32_MAX)))
         return starts, lengths
 
-    def _place(self, step: Any) -> tuple[Any, Any, Any]:
-        """(i, s, T) at an int32 step; s is 0 in the warm-up, and passes T after the only cycle."""
-        k = self._after_warmup(step)
-        if self._equal:
-            T = int(self._lengths[0])
-            return k // T, k % T, ops.full_like(k, T)
-        starts, lengths = tensor(self._starts), tensor(self._lengths)
-        vector = ops.reshape(k, (-1,))  # TensorFlow searches for nothing else
-        i = ops.reshape(ops.searchsorted(starts, vector, side="right") - 1, ops.shape(k))
-        return i, k - ops.take(starts, i), ops.take(lengths, i)
-
     def cycle(self, step: Any) -> Any:
         """The index i of the cycle at `step`, from 0."""
-        return self._place(int32(step))[0]
+        return self._cycle_at(super().position(step))[0]
 
     def position(self, step: Any) -> Any:
         """The position s in the cycle at `step`: 0 in the warm-up, T − 1 after the only cycle."""
-        _, elapsed, T = self._place(int32(step))
+        _, elapsed, T = self._cycle_at(super().position(step))
         return ops.minimum(elapsed, T - 1)
 
     def cycle_steps(self, step: Any) -> Any:
         """T of the cycle at `step`, in updates."""
-        return self._place(int32(step))[2]
+        return self._cycle_at(super().position(step))[2]
 
-    def multiplier(self, step: Any) -> Any:
-        """η at `step`: the learning rate over `initial_learning_rate`."""
-        step = int32(step)
-        i, elapsed, T = self._place(step)
+    def _cycle_at(self, s: Any) -> tuple[Any, Any, Any]:
+        """Return the cycle's index i, the updates since it began, and T; `s` is as in `_eta`.
 
+        After the only cycle, the updates since it began are T or more.
+        """
+        if self._equal:
+            T = int(self._lengths[0])
+            return s // T, s % T, ops.full_like(s, T)
+        starts, lengths = tensor(self._starts), tensor(self._lengths)
+        vector = ops.reshape(s, (-1,))  # TensorFlow searches for vectors only
+        i = ops.reshape(ops.searchsorted(starts, vector, side="right") - 1, ops.shape(s))
+        return i, s - ops.take(starts, i), ops.take(lengths, i)
+
+    def _eta(self, s: Any) -> Any:
+        i, elapsed, T = self._cycle_at(s)
         eta_min = real_tensor(self.eta_min)
         dtype = keras.backend.standardize_dtype(eta_min.dtype)
         peak = self.eta_max * ops.ones_like(i, dtype)
@@ -163,14 +167,13 @@ class CosineWarmRestarts(ExactSchedule):
             peak = peak * ops.take(tensor(powers), i // unit % _RADIX)
 
         # ½(1 + cos(π·s/span)) = sin²(½π·(span − s)/span): near the end of a cycle, where 1 + cos
-        # has no digits left in float32, the integer span − s keeps them all.
+        # has no digits left in float32, the integer span − s is still exact.
         span = T - int(self.endpoint)
         left = span - elapsed
         wave = ops.square(ops.sin(math.pi / 2 * (ops.cast(left, dtype) / ops.cast(span, dtype))))
         eta = eta_min + (peak - eta_min) * wave
-        # exact ends, however XLA rounds; nothing is left after the only cycle either
-        eta = ops.where(elapsed == 0, peak, ops.where(left <= 0, eta_min, eta))
-        return self._warmed_up(step, eta)
+        # The two ends are exact, however XLA rounds. After the only cycle, left is negative.
+        return ops.where(elapsed == 0, peak, ops.where(left <= 0, eta_min, eta))
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments, as `from_config` takes them."""

@@ -1,8 +1,8 @@
-"""What a learning rate is here: schedule(s), and η's multiplier schedule(s)/α.
+"""The kinds of `learning_rate` argument: each gives schedule(s) and the multiplier schedule(s)/α.
 
-The optimizer keeps one factor r that callbacks move; the rate of an update is r·schedule(s) and
-η is r·multiplier(s). Each class below is one kind of `learning_rate` argument. Our own schedules
-know their multiplier. A division of float32 numbers would give 1.00000005 where it is 1.
+The optimizer keeps one factor r that callbacks move. The rate of an update is r·schedule(s), and η
+is r times the multiplier. Our own schedules compute the multiplier themselves: a division of
+float32 numbers could give 1.00000005 in place of 1.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from .cosine import CosineWarmRestarts
 from .exact import ExactSchedule
 from .stable import WarmupStableDecay
 
-# A rising schedule is asked at these steps for its peak. They grow by 7%.
+# The peak of a rising schedule is searched at these steps. They grow by 7%.
 _STEPS = sorted({0, *(round(10 ** (6 * i / 199)) for i in range(200))})
-_FEW = sorted(_STEPS[::-20])  # whether it rises, where it names its first rate
+_FEW = sorted(_STEPS[::-20])  # enough to see whether a schedule rises above its first rate
 
-# What a schedule may raise beyond its end: a table that is over, a formula that overflows.
+# What a schedule may raise after its end: its table is over, or its formula overflows.
 _ENDED: tuple[type[Exception], ...] = (LookupError, ArithmeticError, ValueError)
 _eager: Any = contextlib.nullcontext
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
     _ENDED += (tf.errors.InvalidArgumentError,)  # a table that is a tensor
-    # TensorFlow builds inside a traced step, where a tensor has no value. Here it has one.
+    # TensorFlow builds inside a traced step. Only in this scope do tensors have values there.
     _eager = tf.init_scope
 
 
 class Rate(LearningRateSchedule):
-    """Base of all kinds, called with s. Keras' constructor takes only a schedule of its own."""
+    """Base of all kinds. It is a schedule of s because Keras' constructor takes only these."""
 
     def __init__(self, base: float | None) -> None:
-        self.known_base = base  # α; None while a callable was not asked
+        self.known_base = base  # α; None until a callable is asked
 
     @property
     def base(self) -> float:
@@ -60,22 +60,13 @@ class Rate(LearningRateSchedule):
         rate = self(step)
         return rate, rate / self.base
 
-    @property
-    def peak(self) -> float:
-        """The highest rate that the schedule is known to reach."""
-        return self.base
-
-    def get_config(self) -> dict[str, Any]:
-        """Return nothing: the optimizer's config has the argument as given."""
-        return {}
-
 
 class ConstantRate(Rate):
     """A number: α at every step."""
 
     def __init__(self, base: float, given: float) -> None:
         super().__init__(base)
-        self.given = given  # where `base_learning_rate` is another number
+        self.given = given  # differs from α if `base_learning_rate` does
 
     def __call__(self, step: Any) -> Any:
         """Return α."""
@@ -91,7 +82,7 @@ class CallableRate(Rate):
 
     @property
     def base(self) -> float:
-        """α; before build, what the callable says now."""
+        """α; before build, the callable's value now."""
         if self.known_base is not None:
             return self.known_base
         with _eager():
@@ -106,7 +97,7 @@ class CallableRate(Rate):
         self.known_base = self.base
 
     def __call__(self, step: Any) -> Any:
-        """Return what the callable says now."""
+        """Return the callable's value now."""
         return self.function()
 
 
@@ -121,8 +112,8 @@ class ScheduleRate(Rate):
             if rises:
                 warnings.warn(
                     "`learning_rate` is a schedule that rises, and no `base_learning_rate` says at "
-                    f"which rate η is 1 and the weight decay acts in full. {base:g} is taken: "
-                    f"{source}. Pass this or another rate as `base_learning_rate`.",
+                    f"which rate η is 1 and the weight decay acts in full. It is taken to be "
+                    f"{base:g}, {source}. Pass this or another rate as `base_learning_rate`.",
                     UserWarning,
                     stacklevel=7,  # where the optimizer is made
                 )
@@ -134,17 +125,17 @@ class ScheduleRate(Rate):
 
     @property
     def peak(self) -> float:
-        """The rate that would be α, had no other been given."""
+        """The rate that is α if no `base_learning_rate` is given."""
         return _top(self.schedule)[0]
 
 
 class ExactRate(ScheduleRate):
-    """A schedule of our own, which knows its multiplier exactly."""
+    """A schedule of our own, which computes its multiplier exactly."""
 
     schedule: ExactSchedule
 
     def at(self, step: Any) -> tuple[Any, Any]:
-        """Return schedule(s) and schedule(s)/α, without a division of rounded numbers."""
+        """Return schedule(s) and the multiplier, without a division of rounded numbers."""
         eta, initial = self.schedule.multiplier(step), self.schedule.initial_learning_rate
         return initial * eta, eta * (initial / self.base)
 
@@ -161,22 +152,22 @@ class CosineRate(ExactRate):
 
 
 class StableRate(ExactRate):
-    """A stable part, whose end may be an optimizer variable."""
+    """A stable part and a decay, whose start may be an optimizer variable."""
 
     schedule: WarmupStableDecay
 
     def starting(self, start: Any) -> Self:
-        """Return the rate with a decay that starts at this step, if that comes earlier."""
+        """Return this rate with its decay from the step `start`, if that comes earlier."""
         other = copy.copy(self)
         other.schedule = self.schedule.starting(start)
         return other
 
 
 def make_rate(learning_rate: Any, base_learning_rate: Any = None) -> tuple[Rate, float]:
-    """Return the rate of a `learning_rate` argument and the factor r that it starts with.
+    """Return the rate of a `learning_rate` argument, and the factor r at the start.
 
-    A float that differs from `base_learning_rate` starts with r = learning_rate/base: so a config
-    written after a callback moved the rate brings back both the rate and α.
+    A number starts with r = learning_rate/base_learning_rate. So a config that was written after a
+    callback moved the rate brings back both the rate and α.
     """
     base = None
     if base_learning_rate is not None:
@@ -186,9 +177,9 @@ def make_rate(learning_rate: Any, base_learning_rate: Any = None) -> tuple[Rate,
         )
         _reference(base, "`base_learning_rate`")
     if isinstance(learning_rate, ExactSchedule):
-        if base is None:  # nothing to search: its η is a multiple of this, whatever its eta_max
-            base = learning_rate.initial_learning_rate
-            _reference(base, "the schedule's `initial_learning_rate`")
+        if base is None:  # η is defined as a multiple of it, also if eta_max is not 1
+            own = learning_rate.initial_learning_rate
+            base = _reference(own, "the schedule's `initial_learning_rate`")
         kind = CosineRate if isinstance(learning_rate, CosineWarmRestarts) else StableRate
         return kind(learning_rate, base), 1.0
     if isinstance(learning_rate, LearningRateSchedule):
@@ -212,32 +203,32 @@ def _check_callable(function: Callable[..., Any]) -> None:
     try:
         inspect.signature(function).bind()
     except TypeError as error:
-        rule = "must take no arguments, where it is a callable"
+        rule = "must take no arguments if it is a callable"
         cure = f"It is called before each update: {error}."
         refuse("learning_rate", Seen(repr(function)), rule, cure)
-    except ValueError:  # of some built-in functions Python has no signature
+    except ValueError:  # Python knows no signature of some built-in functions
         return
 
 
 def _reference(value: Any, source: str) -> float:
-    """`value` as α, which is `source`."""
+    """Return `value` as α; `source` says where it comes from."""
     if not (isinstance(value, Real) and math.isfinite(value) and float(value) > 1e-38):
         refuse(
             "learning_rate",
             Seen(repr(value)),
-            f"is divided by its base value for η, and that value ({source}) must be a finite "
+            f"is divided by its base value to give η, and that value ({source}) must be a finite "
             "number > 0",
-            "Pass `base_learning_rate`, the rate at which the weight decay is meant to act in full "
-            "(the peak of a warm-up, say).",
+            "Pass `base_learning_rate`, the rate at which the weight decay acts in full (the peak "
+            "of a warm-up, say).",
         )
     return float(value)
 
 
 def _top(schedule: LearningRateSchedule) -> tuple[float, str, bool]:
-    """Return the rate at which a schedule's η is 1, what that is in it, and whether it rises to it.
+    """Return the rate at which a schedule's η is 1, its source, and whether the schedule rises.
 
-    It is the end of its warm-up, else its initial rate, else its value at step 0. If the schedule
-    rises far above the initial rate or that value, it is the largest of its values at 200 steps.
+    The rate is the end of the warm-up, else the initial rate, else the value at step 0. If the
+    schedule rises far above the last two, the rate is the largest of its values at 200 steps.
     """
     target, own = (getattr(schedule, x, None) for x in ("warmup_target", "initial_learning_rate"))
     if target is not None:
@@ -245,7 +236,7 @@ def _top(schedule: LearningRateSchedule) -> tuple[float, str, bool]:
     if own is None:
         asked = _values(schedule, _STEPS)
         start, source, limit = asked[0], "the schedule's value at step 0", 1.01
-    else:  # it is the base, unless the schedule is a warm-up in the shape of a decay
+    else:  # a `PolynomialDecay` may rise: it is then used as a warm-up
         asked = _values(schedule, _FEW)
         start, source, limit = float(own), "the schedule's `initial_learning_rate`", 2.01
     if start > 0 and all(not rate > limit * start for rate in asked.values()):
@@ -260,11 +251,11 @@ def _top(schedule: LearningRateSchedule) -> tuple[float, str, bool]:
 
 
 def _values(schedule: LearningRateSchedule, steps: Sequence[int]) -> dict[int, float]:
-    """The rates at these steps, up to the schedule's end if it has one."""
+    """Return the rates at these steps, up to the schedule's end if it has one."""
     found: dict[int, float] = {}
     with warnings.catch_warnings(action="ignore"):
         for step in steps:
-            try:  # with a tensor, as in an update: of Python's 0, 0 ** -0.5 is an error
+            try:  # with a tensor, as in an update: in Python, 0 ** -0.5 is an error
                 rate = schedule(ops.convert_to_tensor(step, "int32"))
                 found[step] = float(ops.convert_to_numpy(rate))
             except _ENDED:

@@ -13,10 +13,10 @@ from keras import ops
 
 from keras_decoupled.checks import real, refuse
 
-from .exact import INT32_MAX, ExactSchedule, int32, length, real_tensor
+from .exact import INT32_MAX, ExactSchedule, length, real_tensor
 
-# Each is a function of what is left of the decay, 1 − x, which keeps its digits near the end where
-# 1 minus a float32 x does not.
+# f of (1 − x, x). 1 − x is computed from integers: near the end of the decay it is exact, where 1
+# minus a float32 x is not.
 SHAPES: dict[str, Callable[[Any, Any], Any]] = {
     "1-sqrt": lambda left, x: left / (1 + ops.sqrt(x)),  # = 1 − √x
     "linear": lambda left, x: left,
@@ -37,14 +37,14 @@ class WarmupStableDecay(ExactSchedule):
         η = eta_min + (1 − eta_min)·f(x)
         f(x) = 1 − √x  ("1-sqrt"),   1 − x  ("linear")   or   ½(1 + cos πx)  ("cosine")
 
-    so that η is 1 at its first update and `eta_min` exactly at its last. There it stays.
+    So η is 1 at the first update of the decay, and exactly `eta_min` at the last and from then on.
 
-    The stable part is one run that can be trained as long as there is data, and a decay from any
-    of its checkpoints gives a finished model. With `stable_steps=None` it lasts until
-    `optimizer.begin_decay()`, of this package's optimizers; in others it never ends.
+    The stable part can be trained for as long as there is data. A decay from any of its checkpoints
+    gives a finished model. With `stable_steps=None` it lasts until `optimizer.begin_decay()`, which
+    the optimizers of this package have. In other optimizers it then never ends.
 
-    Every method takes an integer or an array of them, also a variable or a traced tensor, and
-    returns a tensor: η and the rate in float32 (float64 under that floatx), positions in int32.
+    Every method takes an integer, an array of integers, a variable or a traced tensor, and returns
+    a tensor. η and the rate are float32, or float64 if floatx is float64. Positions are int32.
     Steps up to 2³¹ − 2 are exact.
 
     Args:
@@ -53,13 +53,13 @@ class WarmupStableDecay(ExactSchedule):
             until `optimizer.begin_decay()`.
         decay_steps: updates of the decay; ≥ 2.
         warmup_steps: updates of linear warm-up before the stable part; ≥ 0. Default 0.
-        shape: of the decay, "1-sqrt" (default), "linear" or "cosine".
+        shape: shape of the decay: "1-sqrt" (default), "linear" or "cosine".
         eta_min: η at the end of the decay and from then on; 0 ≤ eta_min < 1. Default 0.
-        name: a label, kept in the config.
+        name: a label, saved in the config.
 
     Raises:
-        TypeError: an argument of a wrong type; booleans are no numbers here.
-        ValueError: an argument out of range or not finite, or an unknown shape.
+        TypeError: an argument has the wrong type; a bool is not a number here.
+        ValueError: an argument is out of range or not finite, or the shape is unknown.
 
     Example:
     >>> from keras_decoupled import AdamW, WarmupStableDecay
@@ -84,7 +84,7 @@ class WarmupStableDecay(ExactSchedule):
         name: str | None = None,
     ) -> None:
         super().__init__(initial_learning_rate, warmup_steps, name)
-        cure = "None is until optimizer.begin_decay()."
+        cure = "None means until optimizer.begin_decay()."
         if stable_steps is not None:
             stable_steps = length("stable_steps", stable_steps, minimum=0, cure=cure)
         self.stable_steps = stable_steps
@@ -97,14 +97,14 @@ class WarmupStableDecay(ExactSchedule):
         self.shape = shape
         cure = "It is η at the end of the decay, which begins at 1."
         self.eta_min = real("eta_min", eta_min, minimum=0, below=1, cure=cure)
-        # the step of the decay's first update
+        # The step of the decay's first update.
         own = NEVER if stable_steps is None else self.warmup_steps + stable_steps
         self._start: Any = min(own, NEVER)
 
     def starting(self, start: Any) -> Self:
-        """The same schedule, but its decay starts at the step `start` if that comes earlier.
+        """Return the same schedule with its decay from the step `start`, if that comes earlier.
 
-        It is a number, or a tensor: what it reads in an update.
+        `start` is a number, or in an update a tensor.
         """
         other = copy.copy(self)
         if ops.is_tensor(start):
@@ -113,19 +113,16 @@ class WarmupStableDecay(ExactSchedule):
             other._start = min(start, self._start)
         return other
 
-    def multiplier(self, step: Any) -> Any:
-        """η at `step`: the learning rate over `initial_learning_rate`."""
-        step = int32(step)
+    def _eta(self, s: Any) -> Any:
         one, eta_min = real_tensor(1.0), real_tensor(self.eta_min)
         dtype = keras.backend.standardize_dtype(one.dtype)
         span = self.decay_steps - 1
-        j = ops.clip(step - self._start, 0, span)
-        left = ops.cast(span - j, dtype) / float(span)  # span − j: an integer keeps its digits
+        j = ops.clip(s - (self._start - self.warmup_steps), 0, span)
+        left = ops.cast(span - j, dtype) / float(span)  # the integer span − j is exact
         falling = SHAPES[self.shape](left, ops.cast(j, dtype) / float(span))
         eta = self.eta_min + (1 - self.eta_min) * falling
-        # exact ends, however XLA rounds
-        eta = ops.where(j == 0, one, ops.where(j == span, eta_min, eta))
-        return self._warmed_up(step, eta)
+        # The two ends are exact, however XLA rounds.
+        return ops.where(j == 0, one, ops.where(j == span, eta_min, eta))
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments, as `from_config` takes them."""

@@ -1,4 +1,4 @@
-"""What keras-adamw's arguments about time mean: a schedule, where it starts, and a T."""
+"""The arguments about time, which are keras-adamw's: a schedule, where it starts, and a T."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _position(name: str, value: Any) -> int:
     return max(checks.integer(name, value, minimum=-1, cure=cure), 0)
 
 
-# Each with its default and its check; a default of None stands for "not given" and is not checked.
+# The default and the check of each. A default of None means "not given" and is not checked.
 _GIVEN: dict[str, tuple[Any, Callable[[str, Any], Any]]] = {
     "total_iterations": (None, _count),
     "total_iterations_wd": (None, _count),
@@ -40,30 +40,25 @@ ARGUMENTS = ("base_learning_rate", *_GIVEN)
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """The arguments as given (checked), and what follows from them."""
+    """What the arguments about time mean."""
 
-    total_iterations: int | None
-    total_iterations_wd: int | None
-    normalize_weight_decay: bool | None
-    use_cosine_annealing: bool
-    autorestart: bool | None
-    eta_min: float
-    eta_max: float
-    t_cur: int
     rate: Rate
-    rate_factor: float  # r of the first update
+    rate_factor: float  # r at the first update
     normalize_by: int | Literal["cycle"] | None  # T: fixed, the current cycle's, or none
+    use_cosine_annealing: bool
+    t_cur: int  # position of the first update
+    given: dict[str, Any]  # the arguments that are not the default, checked
 
     @classmethod
     def read(cls, learning_rate: Any, base_learning_rate: Any = None, **given: Any) -> Timing:
-        """Check the arguments, each alone and together; those left out have their defaults."""
+        """Check each argument, then all together. One that is left out has its default."""
         rate, rate_factor = make_rate(learning_rate, base_learning_rate)
         for name, (default, check) in _GIVEN.items():
             value = given.get(name, default)
             given[name] = None if value is None and default is None else check(name, value)
         total, eta_min, eta_max = given["total_iterations"], given["eta_min"], given["eta_max"]
         if eta_min > eta_max:
-            rule = "must not exceed `eta_max`: η falls from eta_max to eta_min in a cycle"
+            rule = "must not exceed `eta_max`: in a cycle η falls from eta_max to eta_min"
             refuse("eta_min", Seen(f"eta_min={eta_min}, eta_max={eta_max}"), rule, "Swap them.")
         if total is not None and isinstance(rate, CosineRate):
             refuse(
@@ -73,19 +68,20 @@ class Timing:
                 "For normalized decay pass `normalize_weight_decay=True` or `total_iterations_wd` "
                 "(a fixed T).",
             )
-        if given["use_cosine_annealing"]:
+        changed = {name: x for name, x in given.items() if x != _GIVEN[name][0]}
+        annealing, t_cur = given["use_cosine_annealing"], given["t_cur"]
+        if annealing:
             rate = _annealed(rate, learning_rate, given)
         else:
             for name in ("autorestart", "eta_min", "eta_max", "t_cur"):
-                if given[name] != _GIVEN[name][0] and given[name] is not False:
+                if changed.get(name, False) is not False:
                     rule = "belongs to cosine annealing and needs `use_cosine_annealing=True`"
                     cure = "Set use_cosine_annealing=True and total_iterations, or give it to the "
                     refuse(name, given[name], rule, f"{cure}`CosineWarmRestarts`.")
-        normalize_by = _normalize_by(rate, given)
-        return cls(**given, rate=rate, rate_factor=rate_factor, normalize_by=normalize_by)
+        return cls(rate, rate_factor, _normalize_by(rate, given), annealing, t_cur, changed)
 
     def normalization(self, s: Any) -> Any:
-        """Return √(1/T) (Appendix B.1) at step `s`, a Python 1.0 where decay is not normalized."""
+        """Return √(1/T) (Appendix B.1) at step s, or the float 1.0 if decay is not normalized."""
         if self.normalize_by == "cycle":
             return ops.rsqrt(ops.cast(self._cosine.cycle_steps(s), "float32"))
         return 1.0 if self.normalize_by is None else self.normalize_by**-0.5
@@ -96,7 +92,7 @@ class Timing:
         return 1.0 if T is None else float(T) ** -0.5
 
     def position(self, s: Any) -> Any:
-        """Return the position in the current cycle or after the warm-up, else the step itself."""
+        """Return the position in the cycle or after the warm-up; for other schedules, the step."""
         return self.rate.schedule.position(s) if isinstance(self.rate, ExactRate) else s
 
     def step_at(self, position: Any) -> int:
@@ -128,25 +124,25 @@ class Timing:
         return self.rate.schedule
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments as given."""
-        return {name: getattr(self, name) for name in _GIVEN}
+        """Return the arguments that are not the default."""
+        return dict(self.given)
 
 
 def _annealed(rate: Rate, learning_rate: Any, given: dict[str, Any]) -> CosineRate:
     total, t_cur = given["total_iterations"], given["t_cur"]
     if not isinstance(rate, ConstantRate):
-        rule = "must be a number: `use_cosine_annealing=True` makes the schedule itself"
+        rule = "must be a number: `use_cosine_annealing=True` makes the schedule"
         cure = "Pass the base rate, or leave use_cosine_annealing out and keep your schedule."
         refuse("learning_rate", learning_rate, rule, cure)
     if total is None or total < 2:
-        rule = "must be at least 2 for `use_cosine_annealing=True`: it is the updates in a cycle"
+        rule = "must be ≥ 2 with `use_cosine_annealing=True`: it counts the updates of a cycle"
         refuse("total_iterations", total, rule, "Pass the updates per epoch, say.")
     if t_cur >= total:
         rule = f"is the position of the first update and must be in 0 … T - 1 = {total - 1}"
         refuse("t_cur", t_cur, rule, "Take it modulo total_iterations.")
     eta = {name: given[name] for name in ("eta_min", "eta_max")}
-    once = given["autorestart"] is False
-    return CosineRate(CosineWarmRestarts(rate.base, total, autorestart=not once, **eta), rate.base)
+    again = given["autorestart"] is not False
+    return CosineRate(CosineWarmRestarts(rate.base, total, autorestart=again, **eta), rate.base)
 
 
 def _normalize_by(rate: Rate, given: dict[str, Any]) -> int | Literal["cycle"] | None:
