@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from keras import layers
 
-from cases import BACKEND, numpy
-from keras_decoupled import SGDW, AdamW
+from cases import BACKEND
+from keras_decoupled import SGDW
 
 BOTH = ("weight_decays", "lr_multipliers")
 ARGUMENTS = pytest.mark.parametrize("argument", BOTH)
@@ -451,29 +451,3 @@ def test_a_shared_layer_is_one():
     inputs, shared = keras.Input((2,)), layers.Dense(2, name="shared")
     model = keras.Model(inputs, shared(shared(inputs)), name="net")
     assert decayed({"shared": 0.5}, model) == {"shared/kernel": 0.5, "shared/bias": 0.5}
-
-
-if hasattr(keras.optimizers, "MultiOptimizer"):  # since Keras 3.15
-
-    def test_each_inner_optimizer_of_a_multi_optimizer_has_its_own_keys():
-        def split(head, body):
-            maps = keras.optimizers.OptimizerMap(body, {".*two.*": head})
-            return keras.optimizers.MultiOptimizer(maps)
-
-        model = chain((2,), layers.Dense(2, name="one"), layers.Dense(2, name="two"))
-        head = AdamW(
-            0.1, weight_decay=0, weight_decays={"kernel": 0.5}, lr_multipliers={"two": 0.5}
-        )
-        body = SGDW(0.1, weight_decays={"kernel": 0.25})
-        both, ours = split(head, body), model.trainable_variables
-        both.build(ours)
-        assert head.weight_decays == {"net/two/kernel": (0.0, 0.5)}
-        assert head.lr_multipliers == {"net/two/kernel": 0.5, "net/two/bias": 0.5}
-        assert body.weight_decays == {"net/one/kernel": (0.0, 0.25)}
-        for v in ours:
-            v.assign(np.ones(v.shape, "float32"))
-        both.apply([keras.ops.zeros(v.shape) for v in ours], ours)
-        assert [float(numpy(v).ravel()[0]) for v in ours] == [0.75, 1.0, 0.5, 1.0]
-        foreign = AdamW(0.1, weight_decays={"two": 0.5, "one": 0.5})
-        with pytest.raises(ValueError, match="'one'"):
-            split(foreign, SGDW(0.1, weight_decay=0)).build(ours)
