@@ -1,6 +1,6 @@
-"""What rounding must not do: small and large k, variables and gradients of every float type, whole models.
+"""What rounding must not do: small and large k, variables and gradients of every float type.
 
-The wrapper for loss scaling alone is in test_wrappers.py.
+Loss scaling and skipped steps are in test_wrappers.py.
 """
 
 from functools import partial

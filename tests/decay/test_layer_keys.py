@@ -1,6 +1,5 @@
 """Layers and models as keys of `weight_decays` and `lr_multipliers`: what no string can name."""
 
-
 import keras
 import numpy as np
 import pytest
