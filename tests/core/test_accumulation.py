@@ -6,7 +6,7 @@ import pytest
 
 import oracle
 from cases import COMPILED, OPTIMIZERS, eager, make_variable, numpy, warm_restarts
-from training import X, Y, linear, make, oracle_of, tensors, values
+from training import X, Y, linear, make, oracle_of, values
 
 RUNNERS = {"eager": eager, **COMPILED}
 COMPILED_RUNNER = next(iter(COMPILED.values()))
@@ -82,22 +82,6 @@ def test_restart_and_rate_between_micro_batches(name, runner):
         step(grads)
         run.step(grads)
         np.testing.assert_allclose(numpy(variables[0]), run.values[0], atol=1e-6)
-
-
-def test_a_variable_without_a_gradient():
-    """It is left alone, and the others' updates are whole."""
-    variables = [make_variable("a/w", np.ones(2)), make_variable("b/w", np.ones(2))]
-    optimizer = make("adamw", gradient_accumulation_steps=2)
-    run = oracle_of("adamw", [np.ones(2)])
-    optimizer.build(variables)
-    g = np.array([0.5, 1.0], "float32")
-    for _ in range(2):
-        for _ in range(2):
-            with pytest.warns(UserWarning, match="Gradients do not exist"):
-                optimizer.apply(tensors([g, None]), variables)
-        run.step([g])
-    np.testing.assert_allclose(numpy(variables[0]), run.values[0], atol=1e-6)
-    assert np.array_equal(numpy(variables[1]), np.ones(2))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -1,6 +1,5 @@
 """What a user reads from an optimizer and sets on it: the rate, η, positions, decays, multipliers; and what α is."""
 
-import contextlib
 import copy
 import inspect
 import json
@@ -14,8 +13,11 @@ import numpy as np
 import pytest
 from keras import layers, regularizers
 
-from cases import BACKEND, eager, eager_with_cond, make_variable, numpy
+from cases import BACKEND, eager, numpy
 from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Decay, NadamW
+from slots import saved
+from small import WEAK, again, left, named, ones
+from steps import floatx
 
 schedules = keras.optimizers.schedules
 CLASSES = pytest.mark.parametrize("cls", [AdamW, NadamW, SGDW])
@@ -32,39 +34,8 @@ def position(optimizer):
     return int(numpy(optimizer.t_cur))
 
 
-def ones(*paths, dtype="float32"):
-    return [make_variable(path, np.ones(2), dtype) for path in paths or ("w",)]
-
-
-def left(optimizer, ours, updates=1, runner=eager):
-    """What each update without a gradient leaves of weights of 1: a row for each update."""
-    step, rows = runner(optimizer, ours), []
-    for _ in range(updates):
-        for v in ours:
-            v.assign(np.ones(v.shape))
-        step([np.zeros(v.shape, str(v.dtype)) for v in ours])
-        rows.append([numpy(v).ravel()[0] for v in ours])
-    return np.squeeze(rows)
-
-
 def cosine(s, T):
     return 0.5 * (1 + np.cos(np.pi * s / (T - 1)))
-
-
-def through_json(optimizer):
-    return type(optimizer).from_config(json.loads(json.dumps(optimizer.get_config())))
-
-
-@contextlib.contextmanager
-def floatx(name):
-    with contextlib.ExitStack() as stack:
-        stack.callback(keras.config.set_floatx, keras.config.floatx())
-        keras.config.set_floatx(name)
-        if name == "float64" and BACKEND == "jax":
-            import jax
-
-            stack.enter_context(jax.enable_x64(True))
-        yield
 
 
 # --- a constant rate: a variable, as in stock Keras ---
@@ -136,33 +107,31 @@ def test_any_real_number_is_accepted_by_the_constructor(make):
 
 def test_eta_is_exactly_1_where_nobody_moved_the_rate():
     """Of every rate: α in float32 may be another number, and η is to it what the rate is to α."""
-    for rate in [10 ** (-e / 7) for e in range(60)] + [0.1, 0.3, 1e-3, 3e-4, 7e-5, 0.7, 1 / 3]:
-        optimizer = SGDW(rate, weight_decay=0.125)
-        assert number(optimizer.eta_t) == 1, rate
-        optimizer.learning_rate = float(optimizer.learning_rate.numpy())  # as a callback reads it
-        assert number(optimizer.eta_t) == 1, rate
-        optimizer.learning_rate.assign(rate)
-        assert number(optimizer.eta_t) == 1, rate
-    assert left(optimizer, ones()) == 0.875
+    for rate in [10 ** (2 - e / 6) for e in range(61)] + [0.1, 0.3, 1e-3, 3e-4, 7e-5, 0.7, 1 / 3]:
+        for given in (rate, CosineWarmRestarts(rate, 10)):
+            optimizer = SGDW(given, weight_decay=0.125)
+            assert number(optimizer.learning_rate) == np.float32(rate)
+            for now in (rate, number(optimizer.learning_rate), None):  # as a callback reads it
+                assert number(optimizer.eta_t) == 1, rate
+                if now:
+                    optimizer.learning_rate = now
+            optimizer.learning_rate = rate / 2
+            close(number(optimizer.eta_t), 0.5)
+        for constant in (rate, lambda rate=rate: rate):  # above 1 there is no peak to warn of
+            AdamW(constant, 0).learning_rate = 3 * rate
+    assert left(SGDW(rate, weight_decay=0.125), ones()) == 0.875
 
 
-def assign_rate(optimizer, rate):
-    optimizer.learning_rate.assign(rate)
-
-
-def set_rate(optimizer, rate):
-    optimizer.learning_rate = rate
-
-
-@pytest.mark.parametrize("move", [None, assign_rate, set_rate])
+@pytest.mark.parametrize("move", [None, "assign", "set"])
 @pytest.mark.parametrize(("rate", "base"), [(0.05, 0.1), (1e-4, 3e-4), (0.0, 0.1)])
 def test_a_rate_from_another_base(rate, base, move):
     """0 is one, too: the start of a warm-up by callback. The config has the number that was given."""
     optimizer = SGDW(base if move else rate, base_learning_rate=base, weight_decay=0.5)
-    if move:
-        move(optimizer, rate)
-    again = through_json(optimizer)
-    for one in (optimizer, again):
+    if move == "assign":
+        optimizer.learning_rate.assign(rate)
+    elif move == "set":
+        optimizer.learning_rate = rate
+    for one in (optimizer, again(optimizer)):
         np.testing.assert_allclose(number(one.eta_t), rate / base, rtol=1e-7)
         assert number(one.learning_rate) == np.float32(rate)
         config = one.get_config()
@@ -174,7 +143,7 @@ def test_a_rate_from_another_base(rate, base, move):
 def test_float64():
     """The variables are float32 as ever; where nobody moved them, α and λ are used with all their digits."""
     exact = partial(pytest.approx, rel=1e-15)
-    with floatx("float64"):
+    with floatx("float64", x64=True):
         optimizer, ours = SGDW(0.1, weight_decay=0.1), ones(dtype="float64")
         assert optimizer.learning_rate.dtype == "float32"
         assert left(optimizer, ours) == 1 - 0.1
@@ -226,41 +195,11 @@ class Of(schedules.LearningRateSchedule):
         return {}
 
 
-# The schedule, its value at s, and the length of its first cycle.
-SCHEDULES = [
-    (
-        CosineWarmRestarts(0.2, 5, t_mul=2),
-        lambda s: 0.2 * (cosine(s, 5) if s < 5 else cosine(s - 5, 10)),
-        5,
-    ),
-    (schedules.ExponentialDecay(0.2, 2, 0.5), lambda s: 0.2 * 0.5 ** (s / 2), 99),
-    (schedules.CosineDecay(0.2, 12), lambda s: 0.2 * cosine(s, 13), 99),
-    (schedules.PiecewiseConstantDecay([1], [0.2, 0.1]), lambda s: [0.2, 0.1][s > 1], 99),
-    (Of(lambda s: 0.2 / (1 + s)), lambda s: 0.2 / (1 + s), 99),
-]
-
-
-@pytest.mark.parametrize(("schedule", "at", "first"), SCHEDULES)
-def test_a_schedule(schedule, at, first):
-    optimizer, ours, r = SGDW(schedule, weight_decay=0.5), ones(), 1.0
+def test_a_schedule_has_a_factor_in_place_of_a_rate():
+    optimizer = SGDW(CosineWarmRestarts(0.2, 5), weight_decay=0.5)
     names = [v.name for v in optimizer.variables]
     assert not isinstance(optimizer.learning_rate, keras.Variable)
     assert ("learning_rate_factor" in names, "learning_rate" in names) == (True, False)
-    equal = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9)
-    for k in range(10):
-        if k in (1, 6):
-            optimizer.learning_rate = 0.5 * number(optimizer.learning_rate)
-            r *= 0.5
-        if k == 8:
-            optimizer.learning_rate = at(8)  # as scheduled
-            r = 1
-        equal(number(optimizer.learning_rate), r * at(k))
-        equal(number(optimizer.eta_t), r * at(k) / 0.2)
-        assert position(optimizer) == (k if k < first else k - first)
-        equal(left(optimizer, ours), 1 - 0.5 * r * at(k) / 0.2)
-    optimizer.learning_rate = 0.5 * number(optimizer.learning_rate)
-    optimizer.restart(1)
-    equal(number(optimizer.eta_t), 0.5 * at(1) / 0.2)
 
 
 def test_at_the_zero_of_a_schedule():
@@ -385,7 +324,6 @@ BASES = [
     (Of(lambda s: 0.1 + 0.1 * (s > 9), initial_learning_rate=0.1), 0.1),
     (Of(lambda s: min(0.001 * s, 0.1), initial_learning_rate=0.1), 0.1),  # it says its peak
     (Of(lambda s: 1.0, warmup_target=0.1, initial_learning_rate=0.0), 0.1),
-    (Of(lambda s: [0.1 - 0.001 * n for n in range(100)][s]), 0.1),  # it ends: asked no further
     (Of(warns_late), 0.1),
 ]
 
@@ -436,16 +374,6 @@ def test_the_base_of_a_schedule_that_rises_is_its_peak(schedule, base):
     assert AdamW(schedule, base_learning_rate=0.8).get_config()["base_learning_rate"] == 0.8
 
 
-@pytest.mark.parametrize("top", [1, 2, 3, 5, 8, 57, 99, 1234, 77_777, 999_999, 10**6])
-def test_the_peak_is_the_largest_of_200_values(top):
-    """They lie 7% apart, so that one of them is at most 3.6% from any peak."""
-    for schedule, peak, least in (
-        (lambda s: 0.1 - 0.05 * abs(s - top) / top, 0.1, 0.1 - 0.05 * 0.036),
-        (lambda s: 0.1 * 2 ** (-9 * abs(s - top) / top), 0.1, 0.1 * 2 ** (-9 * 0.036)),
-    ):
-        assert least <= warned_base(Of(schedule)) <= peak
-
-
 def test_a_warm_up_that_starts_at_0_trains():
     model = net()
     with pytest.warns(UserWarning, match="base_learning_rate"):
@@ -453,7 +381,7 @@ def test_a_warm_up_that_starts_at_0_trains():
     fit(model, 2)
     assert float(model.optimizer.eta_t) == pytest.approx(3**0.5 / 4**0.5, rel=1e-6)
     # In a config α is known: nothing is searched again, so nothing is warned of.
-    config = through_json(model.optimizer).get_config()
+    config = again(model.optimizer).get_config()
     assert config["base_learning_rate"] == pytest.approx(1536**-0.5, rel=1e-6)
 
 
@@ -469,8 +397,6 @@ def test_a_schedule_is_asked_a_dozen_times_or_two_hundred():
         schedule = Of(lambda s: 0.1 * 0.9**s, **names)
         AdamW(schedule, weight_decay=0)
         assert schedule.calls <= most
-    with pytest.raises(ZeroDivisionError):  # one that fails at once says why itself
-        AdamW(Of(lambda s: 1 / s))
 
 
 # --- positions ---
@@ -480,83 +406,29 @@ def annealed(**arguments):
     return SGDW(0.1, weight_decay=0.5, normalize_weight_decay=False, **{**ANNEALING, **arguments})
 
 
-constant = partial(SGDW, 0.1, weight_decay=0.5)
-warmed_up = CosineWarmRestarts(0.1, 2, t_mul=2, warmup_steps=2)
-# t_cur before the first update and after each
-POSITIONS = {
-    "no schedule": (constant, [0, 1, 2]),
-    "accumulation": (partial(constant, gradient_accumulation_steps=2), [0, 0, 1, 1, 2, 2]),
-    "in its cycle": (partial(SGDW, warmed_up, weight_decay=0.5), [0, 0, 0, 1, 0, 1, 2, 3, 0, 1]),
-    "t_cur=3": (partial(annealed, t_cur=3), [3, 4, 0]),
-    "t_cur=-1": (partial(annealed, t_cur=-1), [0, 1]),
-    "one cycle": (partial(annealed, autorestart=False), [0, 1, 2, 3, 4, 4, 4]),
-}
-
-
-@pytest.mark.parametrize("case", POSITIONS.values(), ids=POSITIONS)
-def test_t_cur_counts_updates_within_the_cycle(case):
-    make, expected = case
-    optimizer, ours = make(), ones()
+@pytest.mark.parametrize(("first", "expected"), [(3, [3, 4, 4, 4]), (-1, [0, 1, 2])])
+def test_t_cur_of_the_first_update_and_after_the_only_cycle(first, expected):
+    optimizer, ours = annealed(t_cur=first, autorestart=False), ones()
     seen = [position(optimizer)]
     for _ in expected[1:]:
-        left(optimizer, ours, runner=eager_with_cond)
+        left(optimizer, ours)
         seen.append(position(optimizer))
     assert seen == expected
 
 
-def set_position(optimizer, to):
-    optimizer.t_cur = to
-
-
-@pytest.mark.parametrize("how", [SGDW.restart, set_position])
+@pytest.mark.parametrize("how", [SGDW.restart, lambda o, to: setattr(o, "t_cur", to)])
 @pytest.mark.parametrize("before", [0, 3])
-@pytest.mark.parametrize(("to", "there"), [(0, 0), (-1, 0), (2, 2), (4, 4), (np.int64(3), 3)])
+@pytest.mark.parametrize(("to", "there"), [(-1, 0), (4, 4), (np.int64(3), 3)])
 def test_restart(how, before, to, there):
-    """Before the first update it takes effect at build."""
+    """Before the first update it takes effect at build. The count of updates goes on."""
     optimizer, ours = annealed(t_cur=1), ones()
     left(optimizer, ours, before)
     how(optimizer, to)
     assert position(optimizer) == there
     optimizer.build(ours)
-    assert position(optimizer) == there
-    assert int(numpy(optimizer.iterations)) == before
+    assert (position(optimizer), int(numpy(optimizer.iterations))) == (there, before)
     expected = [1 - 0.5 * cosine(s % 5, 5) for s in (there, there + 1)]
     np.testing.assert_allclose(left(optimizer, ours, 2), expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("before", [0, 6])
-def test_restart_goes_to_the_first_cycle_without_its_warmup(before):
-    """From the warm-up, and from the second cycle, which is 6 long and starts at 1/2."""
-    rate = CosineWarmRestarts(0.1, 3, t_mul=2, m_mul=0.5, warmup_steps=2)
-    optimizer, ours = SGDW(rate, weight_decay=0.5), ones()
-    left(optimizer, ours, before)
-    assert position(optimizer) == before // 6
-    assert number(optimizer.eta_t) < 0.5
-    optimizer.restart()
-    assert (position(optimizer), number(optimizer.eta_t)) == (0, 1)
-    optimizer.restart(1)
-    np.testing.assert_allclose(number(optimizer.eta_t), cosine(1, 3), rtol=1e-6)
-    left(optimizer, ours, 2)
-    assert (position(optimizer), number(optimizer.eta_t)) == (0, 0.5)
-
-
-def test_restart_after_the_only_cycle():
-    optimizer, ours = annealed(eta_min=0.2, autorestart=False), ones()
-    for _ in range(2):
-        left(optimizer, ours, 7)
-        assert position(optimizer) == 4
-        close(number(optimizer.eta_t), 0.2)  # and stays there
-        optimizer.restart()
-        assert (position(optimizer), number(optimizer.eta_t)) == (0, 1)
-
-
-def test_restart_keeps_r_and_the_moments():
-    optimizer, ours = SGDW(0.1, 0.9, weight_decay=0, **ANNEALING), ones()
-    optimizer.learning_rate = 0.05
-    eager(optimizer, ours)([np.ones(2, "float32")])
-    optimizer.restart()
-    close(number(optimizer.learning_rate), 0.05)
-    np.testing.assert_allclose(numpy(optimizer.variables[-1]), -0.05, rtol=1e-6)
 
 
 # --- decays and multipliers as they were given, and as they are ---
@@ -717,33 +589,26 @@ def test_it_moves_the_decay_and_0_is_no_special_case(cls, fast):
 
 @FAST
 def test_it_moves_those_that_it_reaches_and_no_others(fast):
-    model = keras.Sequential(
-        [
-            keras.Input((2,)),
-            layers.Dense(2, name="one", kernel_regularizer=regularizers.L2(2.0**-10)),
-            layers.Dense(2, name="two"),
-            layers.Dense(2, name="three"),
-        ],
-        name="net",
-    )
+    """Not those with a penalty, a key (even of the same number) or an exclusion."""
+    model = named(regularizers.L2(WEAK))
+    ours = [*model.trainable_variables, *ones("three/kernel", "three/bias", shape=(2, 2))]
     keys = {"two/kernel": 0.25, "two/bias": 0.5}
     optimizer = SGDW(0.1, weight_decay=0.5, model=model, weight_decays=keys)
     optimizer.fast = fast
     optimizer.exclude_from_weight_decay(var_names=["three/bias"])
-    ours = model.trainable_variables
-    before = [2.0**-10, 0.5, 0.25, 0.5, 0.5, 0]
-    after = [2.0**-10, 0.125, 0.25, 0.5, 0.125, 0]
+    before = [WEAK, 0.5, 0.25, 0.5, 0.5, 0]
+    after = [WEAK, 0.125, 0.25, 0.5, 0.125, 0]
     np.testing.assert_array_equal(1 - left(optimizer, ours), before)
     optimizer.weight_decay = 0.125
     np.testing.assert_array_equal(1 - left(optimizer, ours), after)
     rows = {v.path: (0.0, l2) for v, l2 in zip(ours, after, strict=True) if l2}
     assert optimizer.weight_decays == rows
-    again = through_json(optimizer)
-    again.build(ours)
-    assert again.weight_decays == rows
-    np.testing.assert_array_equal(1 - left(again, ours), after)
-    again.weight_decay = 0.5  # which rows follow it is in the config
-    np.testing.assert_array_equal(1 - left(again, ours), before)
+    copied = again(optimizer)
+    copied.build(ours)
+    assert copied.weight_decays == rows
+    np.testing.assert_array_equal(1 - left(copied, ours), after)
+    copied.weight_decay = 0.5  # which rows follow it is in the config
+    np.testing.assert_array_equal(1 - left(copied, ours), before)
 
 
 # λ as it is given, what is left of 1 under an l2, and T
@@ -766,23 +631,18 @@ def test_it_is_the_l2_of_a_decay(case):
     for now in (0.5, 0.125, 0.0, 0.25):
         optimizer.weight_decay = now
         assert left(optimizer, ours) == expected(now)
-        again = through_json(optimizer)
-        again.build(ours)
-        assert float(again.weight_decay) == now
-        assert left(again, ours) == expected(now)
-        assert again.get_config() == optimizer.get_config()
+        copied = again(optimizer)
+        copied.build(ours)
+        assert float(copied.weight_decay) == now
+        assert left(copied, ours) == expected(now)
+        assert copied.get_config() == optimizer.get_config()
     if given == 0.5:
         assert optimizer.weight_decays == {"w": (0.0, 0.25)}
         assert optimizer.get_config()["weight_decay"] == 0.25
-
-
-def test_a_reference_is_kept_where_only_the_amount_moves():
-    optimizer, ours = SGDW(0.1, weight_decay=Decay(0.5, towards="initial")), ones()
-    optimizer.build(ours)
-    optimizer.weight_decay = 0.25
-    ours[0].assign(np.full(2, 3.0))
-    eager(optimizer, ours)([np.zeros(2, "float32")])
-    assert numpy(ours[0])[0] == 3 - 0.25 * 2
+    if getattr(given, "towards", "") == "initial":  # the reference stays where it was
+        ours[0].assign(np.full(2, 3.0))
+        eager(optimizer, ours)([np.zeros(2, "float32")])
+        assert numpy(ours[0])[0] == 3 - 0.25 * 2
 
 
 # --- both in fit ---
@@ -804,54 +664,36 @@ def no_loss(y_true, y_pred):
 
 
 def fit(model, epochs, *callbacks):
-    size = len(X) // BATCHES
-    return model.fit(X, Y, batch_size=size, epochs=epochs, verbose=0, callbacks=[*callbacks])
+    model.fit(X, Y, batch_size=len(X) // BATCHES, epochs=epochs, verbose=0, callbacks=[*callbacks])
 
 
 def trained(optimizer, epochs, *callbacks):
-    """What is left of a weight of 1, and the history."""
+    """What is left of a weight of 1."""
     model = net()
     model.compile(optimizer, loss=no_loss)
-    history = fit(model, epochs, *callbacks).history
-    return numpy(model.trainable_variables[0])[0, 0], history
-
-
-@CLASSES
-def test_callbacks_of_keras(cls):
-    """LearningRateScheduler, and ReduceLROnPlateau at the ends of the second epoch and the third."""
-    seen, optimizer = [], cls(0.1, weight_decay=0.5)
-    scheduler = keras.callbacks.LearningRateScheduler(
-        lambda epoch, rate: seen.append(rate) or 0.1 / 2**epoch
-    )
-    weight, history = trained(optimizer, 3, scheduler)
-    np.testing.assert_allclose(seen, [0.1, 0.1, 0.05], rtol=1e-6)
-    np.testing.assert_allclose(history["learning_rate"], [0.1, 0.05, 0.025], rtol=1e-6)
-    assert weight == pytest.approx((0.5 * 0.75 * 0.875) ** BATCHES, rel=1e-6)
-    assert number(optimizer.learning_rate) == pytest.approx(0.025, rel=1e-6)
-
-    optimizer = cls(0.1, weight_decay=0.5)
-    plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, cooldown=0)
-    weight, _ = trained(optimizer, 3, plateau)
-    assert weight == pytest.approx((0.5 * 0.5 * 0.75) ** BATCHES, rel=1e-6)
-    assert number(optimizer.learning_rate) == pytest.approx(0.025, rel=1e-6)
-    assert number(optimizer.eta_t) == pytest.approx(0.25, rel=1e-6)
+    fit(model, epochs, *callbacks)
+    return numpy(model.trainable_variables[0])[0, 0]
 
 
 class Do(keras.callbacks.Callback):
-    """Do something with the model's optimizer before the second epoch, or after its first batch."""
+    """Do something with the model's optimizer once, after so many batches in all."""
 
-    def __init__(self, action, in_the_epoch=False):
+    def __init__(self, action, after):
         super().__init__()
-        self.action, self.in_the_epoch, self.epoch = action, in_the_epoch, None
+        self.action, self.after, self.batches = action, after, 0
+
+    def act(self):
+        if self.batches == self.after and self.action:
+            self.action(self.model.optimizer)
+            self.action = None
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-        if epoch == 1 and not self.in_the_epoch:
-            self.action(self.model.optimizer)
+        self.act()
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.epoch == 1 and batch == 0 and self.in_the_epoch:
-            self.action(self.model.optimizer)
+        self.batches += 1
+        if self.batches % BATCHES:  # else at the beginning of the next epoch
+            self.act()
 
 
 ACTIONS = {  # each of them halves η·λ
@@ -866,11 +708,10 @@ ACTIONS = {  # each of them halves η·λ
 
 
 @CLASSES
-@pytest.mark.parametrize("in_the_epoch", [False, True])
+@pytest.mark.parametrize("before", [BATCHES, BATCHES + 1])
 @pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS)
-def test_an_own_callback(cls, action, in_the_epoch):
-    weight, _ = trained(cls(0.1, weight_decay=0.5), 3, Do(action, in_the_epoch))
-    before = BATCHES + in_the_epoch
+def test_an_own_callback(cls, action, before):
+    weight = trained(cls(0.1, weight_decay=0.5), 3, Do(action, before))
     assert weight == pytest.approx(0.5**before * 0.75 ** (3 * BATCHES - before), rel=1e-6)
 
 
@@ -880,7 +721,9 @@ def test_through_a_loss_scale_optimizer():
         optimizer.inner_optimizer.learning_rate.assign(0.05)
 
     wrapper = keras.optimizers.LossScaleOptimizer(SGDW(0.1, weight_decay=0.5))
-    assert trained(wrapper, 2, Do(both))[0] == pytest.approx((0.5 * 0.875) ** BATCHES, rel=1e-6)
+    assert trained(wrapper, 2, Do(both, BATCHES)) == pytest.approx(
+        (0.5 * 0.875) ** BATCHES, rel=1e-6
+    )
 
 
 # --- both saved ---
@@ -910,16 +753,10 @@ def test_both_are_saved_and_the_run_goes_on_bit_for_bit(cls, tmp_path):
     for one in (model, loaded):
         train(one, 6, 9)
     np.testing.assert_array_equal(*(numpy(m.trainable_variables[0]) for m in (loaded, model)))
-    loaded.save(tmp_path / "again.keras")
-    again = keras.models.load_model(tmp_path / "again.keras")
-    assert again.optimizer.get_config() == loaded.optimizer.get_config()
-    assert number(again.optimizer.eta_t) == number(optimizer.eta_t)
-
-
-def state(optimizer):
-    store = {}
-    optimizer.save_own_variables(store)
-    return store
+    loaded.save(tmp_path / "m.keras")
+    twice = keras.models.load_model(tmp_path / "m.keras")
+    assert twice.optimizer.get_config() == loaded.optimizer.get_config()
+    assert number(twice.optimizer.eta_t) == number(optimizer.eta_t)
 
 
 def built(*args, **kwargs):
@@ -934,7 +771,7 @@ def test_state_in_an_optimizer_of_another_rate_keeps_eta():
     for eta, rate in ((1, 1e-3), (0.25, 2.5e-4)):
         run.learning_rate = rate
         tuned = built(1e-4, weight_decay=0.5)
-        tuned.load_own_variables(state(run))
+        tuned.load_own_variables(saved(run))
         assert number(tuned.eta_t) == pytest.approx(eta, rel=1e-6)
         assert number(tuned.learning_rate) == pytest.approx(eta * 1e-4, rel=1e-6)
         assert (number(tuned.eta_t) == 1) == (eta == 1)
@@ -944,17 +781,17 @@ def test_state_between_a_constant_rate_and_a_schedule():
     scheduled = built(CosineWarmRestarts(0.2, 9), weight_decay=0.5)
     scheduled.learning_rate = 0.05
     constant = built(0.1, weight_decay=0.5)
-    constant.load_own_variables(state(scheduled))
+    constant.load_own_variables(saved(scheduled))
     assert number(constant.learning_rate) == pytest.approx(0.025, rel=1e-6)
     constant.learning_rate = 0.05
-    scheduled.load_own_variables(state(constant))
+    scheduled.load_own_variables(saved(constant))
     assert number(scheduled.learning_rate) == pytest.approx(0.1, rel=1e-6)
 
 
 @pytest.mark.parametrize("r", [1.0, 0.5])
 def test_a_constant_rate_in_a_file_of_0_1(r):
     """There r was the variable, λ was none, and nothing said what the optimizer was made with."""
-    store = state(built(0.1, weight_decay=0.5))
+    store = saved(built(0.1, weight_decay=0.5))
     layout = json.loads(store.pop("layout").tobytes())
     names = [name for name, _ in layout["variables"]]
     store[str(names.index("learning_rate"))] = np.float32(r)
@@ -978,11 +815,11 @@ def test_a_files_decay_is_taken_where_it_was_made_with_the_constructors():
     schedule = schedules.PolynomialDecay(0.5, 9)
     for given, now in ((0.5, 0.125), (0.25, 0.25), (0, 0), (schedule, schedule)):
         optimizer = built(0.1, weight_decay=given)
-        optimizer.load_own_variables(state(run))
+        optimizer.load_own_variables(saved(run))
         assert optimizer.weight_decay is now or float(optimizer.weight_decay) == now
-    again = built(0.1, weight_decay=0.5)
-    again.load_own_variables(state(optimizer))  # a file without a number is not in the way of one
-    assert float(again.weight_decay) == 0.5
+    fresh = built(0.1, weight_decay=0.5)
+    fresh.load_own_variables(saved(optimizer))  # a file without a number is not in the way of one
+    assert float(fresh.weight_decay) == 0.5
 
 
 # --- the arguments, and `fast` ---
@@ -1021,22 +858,10 @@ def test_positional_order_and_defaults_are_keras_own(cls, stock):
         cls(*[0.1] * 7)
 
 
-@CLASSES
-def test_fast_can_be_set_at_any_time(cls):
-    """It is how the numbers are computed: to rounding they stay, and it is no part of the optimizer's state."""
-    runs = {}
-    for fast in ((True,), (False,), (True, False), (False, True)):
-        optimizer = cls(0.1, weight_decay=Decay(0.1, l1=1e-3))
-        assert optimizer.fast is True
-        rng = np.random.default_rng(0)
-        ours = [make_variable(f"w{i}", rng.normal(size=(3, 2))) for i in range(2)]
-        for k in range(6):
-            optimizer.fast = fast[k % len(fast)]
-            assert optimizer.fast is fast[k % len(fast)]
-            eager(optimizer, ours)([rng.normal(size=(3, 2)).astype("float32") for _ in ours])
-        runs[fast] = [numpy(v) for v in [*ours, *optimizer.variables]]
-        assert "fast" not in optimizer.get_config()
-        assert cls.from_config(optimizer.get_config()).fast is True
-    for run in runs.values():
-        for one, other in zip(run, runs[True,], strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+def test_fast_is_an_attribute_and_in_no_config():
+    optimizer = AdamW(0.1)
+    assert optimizer.fast is True
+    optimizer.fast = False
+    assert optimizer.fast is False
+    assert "fast" not in optimizer.get_config()
+    assert AdamW.from_config(optimizer.get_config()).fast is True

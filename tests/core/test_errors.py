@@ -11,16 +11,9 @@ import numpy as np
 import pytest
 from keras import layers, regularizers
 
-from cases import BACKEND, eager, make_variable, numpy
-from keras_decoupled import (
-    SGDW,
-    AdamW,
-    CosineWarmRestarts,
-    Decay,
-    NadamW,
-    fill_dict_in_order,
-    get_weight_decays,
-)
+from cases import BACKEND, eager, numpy
+from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Decay, NadamW
+from small import named, ones
 
 schedules = keras.optimizers.schedules
 NAN, INF = float("nan"), float("inf")
@@ -43,19 +36,10 @@ def check(call, error, name, word):
 
 
 def net(penalty=1e-4, of=regularizers.L2):
-    """Two layers; the first has a penalty."""
-    return keras.Sequential(
-        [
-            keras.Input((2,)),
-            layers.Dense(2, kernel_regularizer=of(penalty), name="one"),
-            layers.Dense(1, name="two"),
-        ],
-        name="net",
-    )
+    return named(of(penalty), units=1)
 
 
-def variables(*paths):
-    return [make_variable(path, np.ones((2, 2), "float32")) for path in paths]
+variables = partial(ones, shape=(2, 2))
 
 
 def rate():
@@ -173,10 +157,6 @@ REFUSED = [
 ]
 
 
-def restarts(initial_learning_rate=0.1, first_decay_steps=3, **arguments):
-    return CosineWarmRestarts(initial_learning_rate, first_decay_steps, **arguments)
-
-
 def build(**arguments):
     """A bad key may be found in the constructor; after it all is as before the build."""
     optimizer = AdamW(**arguments)
@@ -188,37 +168,19 @@ def build(**arguments):
 
 
 UNBUILT = keras.Sequential([layers.Dense(1)], name="unbuilt")
-PAIRS = {"a": (0.0, 0.0), "b": (0.0, 0.0)}
 MODEL = "keras.Model"
 REFUSED_ELSEWHERE = [
-    *each(restarts, "initial_learning_rate", "", [-0.1, NAN], [None]),
-    *each(restarts, "first_decay_steps", "", [0, 1, 2.5], ["10"]),
-    *each(restarts, "first_decay_steps", "", [0], endpoint=False),
-    *each(restarts, "t_mul", "", [0.5, INF, 1 + 1e-9]),  # the last: more than 100,000 cycles
-    *each(restarts, "m_mul", "", [-0.1]),
-    *each(restarts, "eta_min", "", [0.5], eta_max=0.4),
-    *each(restarts, "eta_max", "", [INF]),
-    *each(restarts, "warmup_steps", "", [-1, 1.5]),
-    *each(restarts, "endpoint", FLAG, [], ["no"]),
-    *each(restarts, "autorestart", FLAG, [], [None]),
-    *each(restarts, "name", "", [], [3]),
-    *each(fill_dict_in_order, "values", "keys", [[], [(0, 1)], [(0, 1)] * 3], wd_dict=PAIRS),
     *ADAMW("model", MODEL, [], ["net", layers.Dense(1), 0]),
     *ADAMW("model", MODEL, [], ["net", layers.Dense(1), 0], zero_penalties=False),
-    *each(get_weight_decays, "model", MODEL, [], ["net", layers.Dense(1), 0, None]),
     *ADAMW("model", "model.build(", [UNBUILT]),
     *ADAMW("model", "model.build(", [UNBUILT], zero_penalties=False),
-    *each(get_weight_decays, "model", "model.build(", [UNBUILT]),
     *ADAMW("weight_decays", "'net/one/kernel'", [{"onee": 0.1}], model=net()),
     *ADAMW("lr_multipliers", "'net/two/kernel'", [{"twoo": 0.1}], model=net()),
     *each(build, "weight_decays", "'net/head/kernel'", [{"haed": 0.1}, {"net/head/kernl": 0}]),
-    *each(build, "lr_multipliers", "'net/dense_1/kernel'", [{"dense_2": 0.1}]),
-    *each(build, "weight_decays", "'dense/'", [{"dense": 0.1}]),
     *each(build, "lr_multipliers", "'dense/'", [{"dense": 0.1}]),
     *each(build, "weight_decays", "layer's", [{"": 0.1}, {"/": 0.1}]),
-    *each(build, "weight_decays", "variable.path", [], [{3: 0.1}]),
     *each(build, "lr_multipliers", "variable.path", [], [{None: 0.1}]),
-    *each(build, "learning_rate:callable", NEEDS_BASE, [lambda: 0.0, lambda: NAN, lambda: "soon"]),
+    *each(build, "learning_rate:callable", NEEDS_BASE, [lambda: 0.0]),
 ]
 
 
@@ -556,16 +518,3 @@ def test_a_factor_above_1_gives_one_warning_with_the_peak(case):
     assert [w.category for w in caught].count(UserWarning) == 1
     assert abs(float(numpy(optimizer.learning_rate)) - rate) < 1e-6
     optimizer.learning_rate = 2 * rate  # once
-
-
-@pytest.mark.parametrize("rate", [1e-4, 0.3, 0.1, 0.7, 1e-3])
-def test_setting_the_rate_that_is_scheduled_gives_none(rate):
-    optimizer = AdamW(CosineWarmRestarts(rate, 10))
-    for now in (rate, float(numpy(optimizer.learning_rate))):
-        optimizer.learning_rate = now
-        assert float(numpy(optimizer.eta_t)) == 1
-    optimizer.learning_rate = rate / 2
-    np.testing.assert_allclose(numpy(optimizer.eta_t), 0.5, rtol=1e-7)
-    for constant in (rate, lambda: rate):  # and above 1 there is no peak to come
-        optimizer = AdamW(constant)
-        optimizer.learning_rate = 3 * rate

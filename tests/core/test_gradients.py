@@ -28,15 +28,17 @@ def assert_close(variable, expected):
 # --- no gradient ---
 
 
+@pytest.mark.parametrize("accumulate", [None, 2])
 @every_optimizer
-def test_without_a_gradient_neither_updated_nor_decayed(name):
-    variables, optimizer = two(), make(name)
+def test_without_a_gradient_neither_updated_nor_decayed(name, accumulate):
+    variables, optimizer = two(), make(name, gradient_accumulation_steps=accumulate)
     run = oracle_of(name, values(variables[:1]))
     optimizer.build(variables)
     fresh = state(optimizer)
     for _ in range(3):
-        with pytest.warns(UserWarning, match=r"Gradients do not exist for variables \['b/w'\]"):
-            optimizer.apply(tensors([G, None]), variables)
+        for _ in range(accumulate or 1):
+            with pytest.warns(UserWarning, match=r"Gradients do not exist for variables \['b/w'\]"):
+                optimizer.apply(tensors([G, None]), variables)
         run.step([G])
         assert_close(variables[0], run.values[0])
     assert np.array_equal(numpy(variables[1]), START)
@@ -129,15 +131,6 @@ def test_constraints_hold_after_each_update(name, constraint, dtype):
     for _ in range(4):
         step(tensors([rng.normal(size=(3, 2)), rng.normal(size=2)], dtype))
         assert holds(numpy(layer.kernel))
-
-
-@every_constraint
-def test_constraints_in_fit(constraint):
-    make_constraint, holds = CONSTRAINTS[constraint]
-    model = linear(kernel_constraint=make_constraint())
-    model.compile(make("adamw", learning_rate=0.5), loss="mse")
-    model.fit(X, -np.abs(X[:, :2]) * 9, verbose=0, epochs=3)
-    assert holds(numpy(model.weights[0]))
 
 
 @two_types

@@ -127,37 +127,6 @@ def test_clipping_leaves_the_decay_alone(name, argument):
         np.testing.assert_allclose(numpy(variable), run.values[0], atol=2e-5)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_loss_scale_factor_cancels(name):
-    """Powers of 2 are exact."""
-    final = []
-    for factor in (None, 1024.0):
-        variable = make_variable("w", np.array([1.0, -2.0]))
-        optimizer = make(name, loss_scale_factor=factor)
-        step = COMPILED_RUNNER(optimizer, [variable])
-        for g in np.random.default_rng(1).normal(size=(3, 2)).astype("float32"):
-            step([np.asarray(optimizer.scale_loss(g))])
-        final.append(numpy(variable))
-    assert np.array_equal(*final)
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_average_of_decayed_weights(name):
-    """The average is that of what an update leaves, decay included; at the end it becomes the weights."""
-    variable = make_variable("w", np.array([1.0, -2.0]))
-    optimizer = make(name, use_ema=True, ema_momentum=0.5)
-    run = oracle_of(name, [np.array([1.0, -2.0])])
-    step = COMPILED_RUNNER(optimizer, [variable])
-    average = None
-    for g in np.random.default_rng(1).normal(size=(4, 2)):
-        step([g.astype("float32")])
-        run.step([g])
-        average = run.values[0] if average is None else 0.5 * average + 0.5 * run.values[0]
-    np.testing.assert_allclose(numpy(variable), run.values[0], atol=1e-6)
-    optimizer.finalize_variable_values([variable])
-    np.testing.assert_allclose(numpy(variable), average, atol=1e-6)
-
-
 @pytest.mark.parametrize("runner", RUNNERS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_low_precision_with_average_and_accumulation(dtype, runner):
@@ -219,20 +188,6 @@ def test_the_help_of_a_class_has_all_of_its_arguments(cls):
     # And nothing but these is taken: the constructor names what it does not know.
     accepted = (set(KERAS_ARGUMENTS) | set(timing.ARGUMENTS)) - own
     assert accepted <= shared
-
-
-def test_only_one_kind_of_clipping():
-    with pytest.raises(ValueError, match="Only one of `clipnorm`"):
-        make("adamw", clipnorm=1.0, clipvalue=1.0)
-
-
-@pytest.mark.parametrize("arguments", ARGUMENTS)
-def test_arguments_come_back_from_the_config(arguments):
-    optimizer = make("nadamw", **ARGUMENTS[arguments])
-    again = type(optimizer).from_config(optimizer.get_config())
-    assert again.get_config() == optimizer.get_config()
-    for argument, value in ARGUMENTS[arguments].items():
-        assert getattr(again, argument) == value
 
 
 @pytest.mark.parametrize("name", ["adamw", "nadamw"])

@@ -1,14 +1,10 @@
-"""What rounding must not do: small and large k, variables and gradients of every float type, whole models.
+"""What rounding must not do: small and large k, variables and gradients of every float type.
 
-The wrapper for loss scaling alone is in test_wrappers.py.
+Loss scaling and skipped steps are in test_wrappers.py.
 """
 
-import os
-import subprocess
-import sys
-from functools import cache, partial
+from functools import partial
 from itertools import product
-from pathlib import Path
 
 import hypothesis.strategies as st
 import keras
@@ -32,7 +28,8 @@ from cases import (
     warm_restarts,
 )
 from effort import effort
-from training import make, state, values
+from steps import floatx
+from training import make
 
 LOW = ["bfloat16", "float16"]
 ULP = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23}  # of 1.0
@@ -123,16 +120,6 @@ def test_first_steps_with_any_beta(name, beta_1, beta_2):
     follow(step, variables, run, gradients(3, [(4,)]), most)
 
 
-@many_times
-@given(alpha=st.floats(1e-8, 100.0), scheduled=st.booleans())
-def test_eta_is_1_at_first(alpha, scheduled):
-    """Not (float32 of α)/α, which is 1.00000005 for some α."""
-    made = optimizer("sgdw", learning_rate=warm_restarts(alpha, 10) if scheduled else alpha)
-    made.build([keras.Variable(np.ones(1, "float32"), name="v")])
-    assert float(numpy(made.eta_t)) == 1.0
-    assert float(numpy(made.learning_rate)) == float(np.float32(alpha))
-
-
 # --- large k ---
 
 
@@ -214,6 +201,7 @@ def test_low_precision_follows_the_oracle(name, decay, dtype, runner):
     batches = [cast(g, [dtype]) for g in gradients(60, [(5,)])]
     run = oracle_run(name, [start], alpha, decay)
     follow(RUNNERS[runner](made, variables), variables, run, batches, rounded_once)
+    assert all(v.dtype == "float32" for v in made.variables if "reference" in v.path)
     assert decay in KINDS or np.all(numpy(variables[0]) != start)
 
 
@@ -316,226 +304,41 @@ def test_wider_gradients_of_low_precision_weights(name):
 # --- float64 ---
 
 
-def assert_float64(name, runner):
+@pytest.mark.reliability
+@every_runner
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_float64_everywhere(name, runner):
     """Scalars, moments and weights all have it: sixteen digits of the way gone, and of the decay."""
-    starts = [START, np.array(2.0), *[START] * 3]
-    alpha, l2 = 0.01 / 3, 0.1 / 3  # neither of which float32 holds
-    kinds = {
-        "v2": oracle.Decay(l2 / 9, l2, cautious=True, eta_power=2),
-        "v3": oracle.Decay(l2 / 9, l2, towards="initial", eta_power=0.3),
-        "v4": oracle.Decay(9 * l2, l2, soft_threshold=True, eta_power=0),
-    }
-    variables = variables_of(starts, ["float64"] * 5)
-    decays = {"v0": l2, "v1": (l2, 0)} | {key: make_decay(decay) for key, decay in kinds.items()}
-    made = make(
-        name,
-        learning_rate=alpha,
-        base_learning_rate=alpha / 2,  # η is 2
-        weight_decays=decays,
-        lr_multipliers={"v1": 1 / 3},
-        total_iterations=7,
-    )
-    run = oracle_run(name, starts, alpha / 2, schedule=lambda s: oracle.At(2.0, s, None))
-    run.decays, run.multipliers = [(0.0, l2), (l2, 0.0), *kinds.values()], [1.0, 1 / 3, *[1.0] * 3]
-    run.normalize = 7
-    # Arrays: Keras rounds numbers.
-    batches = [
-        [np.array(g / 3, "float64") for g in grads]
-        for grads in gradients(12, [start.shape for start in starts])
-    ]
-    step = RUNNERS[runner](made, variables)
-    follow(step, variables, run, batches, lambda dtype, value, path, k: 1e-12 * path + 1e-15)
-
-
-JAX_WITH_FLOAT64 = """
-import sys
-sys.path[:0] = {path!r}
-import test_precision
-for name in test_precision.OPTIMIZERS:
-    for runner in test_precision.RUNNERS:
-        test_precision.assert_float64(name, runner)
-print("all of them")
-"""
-
-if BACKEND == "jax":
-
-    @pytest.mark.reliability
-    def test_float64_everywhere():
-        """JAX has it where it is switched on, for a whole process."""
-        code = JAX_WITH_FLOAT64.format(path=[str(Path(__file__).parent), *sys.path])
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"JAX_ENABLE_X64": "1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            timeout=300,
-            check=False,
+    with floatx("float32", x64=True):  # where JAX has it
+        starts = [START, np.array(2.0), *[START] * 3]
+        alpha, l2 = 0.01 / 3, 0.1 / 3  # neither of which float32 holds
+        kinds = {
+            "v2": oracle.Decay(l2 / 9, l2, cautious=True, eta_power=2),
+            "v3": oracle.Decay(l2 / 9, l2, towards="initial", eta_power=0.3),
+            "v4": oracle.Decay(9 * l2, l2, soft_threshold=True, eta_power=0),
+        }
+        variables = variables_of(starts, ["float64"] * 5)
+        decays = {"v0": l2, "v1": (l2, 0)} | {
+            key: make_decay(decay) for key, decay in kinds.items()
+        }
+        made = make(
+            name,
+            learning_rate=alpha,
+            base_learning_rate=alpha / 2,  # η is 2
+            weight_decays=decays,
+            lr_multipliers={"v1": 1 / 3},
+            total_iterations=7,
         )
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "all of them" in done.stdout
-
-else:
-
-    @pytest.mark.reliability
-    @every_runner
-    @pytest.mark.parametrize("name", OPTIMIZERS)
-    def test_float64_everywhere(name, runner):
-        assert_float64(name, runner)
-
-
-# --- whole models ---
-
-LossScale = keras.optimizers.LossScaleOptimizer
-# The ways in which `fit` runs a step.
-FIT = {"eager": {"run_eagerly": True}, "compiled": {}}
-if BACKEND != "torch":
-    FIT |= {"xla": {"jit_compile": True}, "no xla": {"jit_compile": False}}
-
-_rng = np.random.default_rng(5)
-X = _rng.normal(size=(64, 8)).astype("float32")
-Y = (np.tanh(X @ _rng.normal(size=(8, 4))) @ _rng.normal(size=(4, 1))).astype("float32")
-# Steps that are a fraction of what bfloat16 resolves at a weight of 1.
-RATES = {"adamw": 1e-3, "nadamw": 1e-3, "sgdw-momentum": 2e-3}
-
-
-def network(policy):
-    keras.utils.set_random_seed(1)
-    hidden, head = (keras.layers.Dense(*a, dtype=policy) for a in ((16, "tanh"), (1,)))
-    model = keras.Sequential([keras.Input((8,)), hidden, head])
-    # The same start for every policy, in numbers that all types hold.
-    rng = np.random.default_rng(2)
-    for variable in model.trainable_variables:
-        start = np.round(rng.normal(size=variable.shape) * 64) / 128
-        variable.assign(start.astype("float32"))
-    return model
-
-
-def loss_of(model):
-    """In float64, so that what is compared are the weights alone."""
-    kernel, bias, head, shift = values(model.trainable_variables)
-    return np.mean((np.tanh(X @ kernel + bias) @ head + shift - Y) ** 2)
-
-
-@cache
-def curve(name, policy, epochs):
-    model = network(policy)
-    model.compile(make(name, learning_rate=RATES[name], weight_decay=1e-4), loss="mse")
-    losses = [loss_of(model)]
-    for _ in range(epochs):
-        model.fit(X, Y, batch_size=16, epochs=1, shuffle=False, verbose=0)
-        losses.append(loss_of(model))
-    assert {v.dtype for v in model.trainable_variables} == {policy}
-    return np.array(losses)
-
-
-@pytest.mark.parametrize("policy", LOW)
-@pytest.mark.parametrize("name", RATES)
-def test_a_model_of_low_precision_learns_as_one_of_float32(name, policy):
-    wanted, found = curve(name, "float32", 40), curve(name, policy, 40)
-    assert wanted[-1] < 0.5 * wanted[0]  # there is something to learn
-    np.testing.assert_allclose(found, wanted, rtol=0.1, atol=0.01 * wanted[0])
-
-
-@pytest.mark.reliability
-@pytest.mark.parametrize("way", FIT)
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    effort([("adamw", "bfloat16"), ("sgdw-momentum", "float16")], list(product(RATES, LOW))),
-)
-def test_decay_alone_through_fit(name, dtype, way):
-    updates, decay = 1000, 1e-4
-    if way in ("eager", "no xla"):
-        updates, decay = effort((100, 1e-3), (1000, 1e-4))
-    dense = keras.layers.Dense(3, use_bias=False, dtype=dtype)
-    model = keras.Sequential([keras.Input((2,)), dense])
-    dense.kernel.assign(np.array([[1.0, -0.7, 3.0], [0.01, -2.5, 0.3]], "float32"))
-    start = numpy(dense.kernel)
-    nothing = lambda y, prediction: 0 * keras.ops.mean(prediction)  # noqa: E731
-    model.compile(make(name, weight_decay=decay), loss=nothing, **FIT[way])
-    model.fit(np.ones((updates, 2)), np.ones((updates, 3)), batch_size=1, verbose=0)
-    assert int(numpy(model.optimizer.iterations)) == updates
-    assert_decayed(dense.kernel, start, decay, updates)
-
-
-# --- skipped steps ---
-
-
-def scaled_model(name, policy, **arguments):
-    model = network(policy)
-    inner = make(
-        name,
-        learning_rate=warm_restarts(0.05, 3, t_mul=2, eta_min=0.1),
-        weight_decay=0.1,
-        normalize_weight_decay=True,
-        use_ema=True,
-        ema_momentum=0.5,
-        **arguments,
-    )
-    model.compile(LossScale(inner, initial_scale=4.0), loss="mse")
-    return model, inner
-
-
-def everything(model, inner):
-    """The model's weights and all that its optimizer keeps: moments, averages, masters, counters."""
-    return {v.path: numpy(v) for v in model.trainable_variables} | state(inner)
-
-
-MORE = {
-    "plain": {},
-    "accumulation": {"gradient_accumulation_steps": 2},
-    "average": {"ema_overwrite_frequency": 2},
-    "clipping": {"clipnorm": 0.5},
-}
-SKIPPED = [
-    ("adamw-amsgrad", "mixed_float16", "plain", np.inf),
-    ("nadamw", "float16", "accumulation", np.nan),
-    ("sgdw-momentum", "mixed_float16", "average", np.nan),
-]
-ALL_SKIPPED = product(
-    ["adamw-amsgrad", "nadamw", "sgdw-momentum"],
-    ["mixed_float16", "float16"],
-    MORE,
-    [np.inf, np.nan],
-)
-
-
-@pytest.mark.reliability
-@pytest.mark.parametrize(("name", "policy", "more", "bad"), effort(SKIPPED, list(ALL_SKIPPED)))
-def test_a_skipped_step_in_training_changes_nothing(name, policy, more, bad):
-    """No weight, no moment, no decay, no average, no master copy, no place in the schedule."""
-    model, inner = scaled_model(name, policy, **MORE[more])
-    for _ in range(3):
-        model.train_on_batch(X, Y)
-    before, scale = everything(model, inner), float(numpy(model.optimizer.dynamic_scale))
-    assert int(numpy(inner.t_cur)) == (1 if more == "accumulation" else 0)
-    spoilt = X.copy()
-    spoilt[3, 2] = bad
-    model.train_on_batch(spoilt, Y)
-    after = everything(model, inner)
-    for path, value in before.items():
-        np.testing.assert_array_equal(after[path], value, err_msg=path)
-    assert float(numpy(model.optimizer.dynamic_scale)) == scale / 2
-    for _ in range(2):
-        model.train_on_batch(X, Y)
-    now = everything(model, inner)
-    assert sum(not np.array_equal(now[path], value) for path, value in before.items()) > 4
-    assert all(np.isfinite(value).all() for value in now.values())
-
-
-@pytest.mark.reliability
-@pytest.mark.parametrize("name", effort(["nadamw"], NAMES))
-def test_skipped_steps_leave_the_run_as_if_they_had_not_been(name):
-    """Scales are powers of two: the good steps of both runs compute the same numbers."""
-    with_bad, inner = scaled_model(name, "mixed_float16")
-    without, twin = scaled_model(name, "mixed_float16")
-    spoilt = np.full_like(X, np.nan)
-    for k in range(8):
-        for model in (with_bad, without):
-            model.train_on_batch(X[k::8], Y[k::8])
-        if k % 3 == 0:
-            with_bad.train_on_batch(spoilt, Y)
-    ours, theirs = everything(with_bad, inner), everything(without, twin)
-    assert int(numpy(inner.iterations)) == 8
-    for (path, a), b in zip(ours.items(), theirs.values(), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4, err_msg=path)
+        run = oracle_run(name, starts, alpha / 2, schedule=lambda s: oracle.At(2.0, s, None))
+        run.decays, run.multipliers = (
+            [(0.0, l2), (l2, 0.0), *kinds.values()],
+            [1.0, 1 / 3, *[1.0] * 3],
+        )
+        run.normalize = 7
+        # Arrays: Keras rounds numbers.
+        batches = [
+            [np.array(g / 3, "float64") for g in grads]
+            for grads in gradients(12, [start.shape for start in starts])
+        ]
+        step = RUNNERS[runner](made, variables)
+        follow(step, variables, run, batches, lambda dtype, value, path, k: 1e-12 * path + 1e-15)

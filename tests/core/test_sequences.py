@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -34,11 +34,13 @@ from cases import (
     ALGORITHMS,
     ALPHA,
     BACKEND,
+    COMPILED,
     OPTIMIZERS,
+    cosine,
     keras_cosine,
     make_decay,
     numpy,
-    warm_restarts,
+    schedules,
 )
 from effort import effort
 from exact import model_of, output, row
@@ -70,48 +72,11 @@ FOUND = "optimizer variables were found in the file"
 
 
 @dataclass(frozen=True)
-class Clock:
-    """A learning rate, and what decays are normalized by."""
-
-    kind: str = "constant"
-    first: int = 0
-    shape: Mapping = field(default_factory=dict)
-    warmup: int = 0
-    t_cur: int = 0
-    normalize: int | str | None = None
-
-    def arguments(self):
-        arguments = {"learning_rate": ALPHA}
-        if self.kind == "cosine":
-            rate = warm_restarts(ALPHA, self.first, warmup_steps=self.warmup, **self.shape)
-            arguments = {"learning_rate": rate}
-            if self.normalize == "cycle":
-                arguments["normalize_weight_decay"] = True
-        elif self.kind == "annealing":
-            arguments |= {"use_cosine_annealing": True, "total_iterations": self.first}
-            arguments |= {"t_cur": self.t_cur, **self.shape}
-        elif self.kind == "keras":
-            rate = keras.optimizers.schedules.CosineDecay(ALPHA, self.first, alpha=0.25)
-            arguments = {"learning_rate": rate}
-        if isinstance(self.normalize, int):
-            arguments["total_iterations_wd"] = self.normalize
-        return arguments
-
-    @property
-    def at(self):
-        if self.kind == "constant":
-            return oracle.constant
-        if self.kind == "keras":
-            return partial(keras_cosine, steps=self.first, floor=0.25)
-        return partial(oracle.cosine, first=self.first, warmup=self.warmup, **self.shape)
-
-
-@dataclass(frozen=True)
 class Setup:
     """`weight_decay` None stands for a schedule of k; decays of a kind are the oracle's."""
 
     name: str
-    clock: Clock
+    clock: tuple
     frozen: frozenset
     weight_decay: float | None
     weight_decays: Mapping
@@ -125,12 +90,12 @@ class Setup:
         import keras_decoupled
 
         cls, own = FOLLOWED[self.name]
-        arguments = self.clock.arguments() | {"gradient_accumulation_steps": self.accumulate}
+        arguments = self.clock[1] | {"gradient_accumulation_steps": self.accumulate}
         if self.ema:
             momentum, frequency = self.ema
             arguments |= {"use_ema": True, "ema_momentum": momentum}
             arguments["ema_overwrite_frequency"] = frequency
-        falling = keras.optimizers.schedules.PolynomialDecay(0.06, 15, 0.01)
+        falling = schedules.PolynomialDecay(0.06, 15, 0.01)
         return getattr(keras_decoupled, cls)(
             weight_decay=falling if self.weight_decay is None else package(self.weight_decay),
             weight_decays={key: package(decay) for key, decay in self.weight_decays.items()},
@@ -190,28 +155,38 @@ def one_of(*values):
 
 @st.composite
 def clocks(draw):
+    """The length of the first cycle (0: a constant rate), the arguments, and what they mean to the oracle."""
     kind = draw(one_of("constant", "cosine", "cosine", "annealing", "keras"))
-    fixed = draw(one_of(None, 7))
-    if kind == "constant":
-        return Clock(normalize=fixed)
+    first, arguments, meaning = 0, {}, {}
     if kind == "keras":
-        return Clock(kind, draw(st.integers(3, 12)), normalize=fixed)
-    first = draw(st.integers(2, 6))
-    shape = {
-        "eta_min": draw(one_of(0.0, 0.1)),
-        "eta_max": draw(one_of(1.0, 0.6)),
-        "autorestart": draw(st.booleans()),
-    }
-    if kind == "annealing":
-        t_cur = draw(st.integers(0, first - 1))
-        return Clock(kind, first, shape, t_cur=t_cur, normalize=fixed or "cycle")
-    shape |= {
-        "t_mul": draw(one_of(1, 1.5, 2)),
-        "m_mul": draw(one_of(1.0, 0.7)),
-        "endpoint": draw(st.booleans()),
-    }
-    normalize = draw(one_of(None, "cycle", fixed))
-    return Clock(kind, first, shape, warmup=draw(st.integers(0, 3)), normalize=normalize)
+        first = draw(st.integers(3, 12))
+        arguments["learning_rate"] = schedules.CosineDecay(ALPHA, first, alpha=0.25)
+        meaning["schedule"] = partial(keras_cosine, steps=first, floor=0.25)
+    elif kind != "constant":
+        first = draw(st.integers(2, 6))
+        shape = {
+            "eta_min": draw(one_of(0.0, 0.1)),
+            "eta_max": draw(one_of(1.0, 0.6)),
+            "autorestart": draw(st.booleans()),
+        }
+        if kind == "annealing":
+            t_cur = draw(st.integers(0, first - 1))
+            arguments = {"use_cosine_annealing": True, "total_iterations": first, "t_cur": t_cur}
+            arguments |= shape
+            meaning = {"t_cur": t_cur, "normalize": "cycle"}
+            meaning["schedule"] = partial(oracle.cosine, first=first, **shape)
+        else:
+            shape |= {
+                "t_mul": draw(one_of(1, 1.5, 2)),
+                "m_mul": draw(one_of(1.0, 0.7)),
+                "endpoint": draw(st.booleans()),
+            }
+            arguments, meaning = cosine(
+                first, draw(st.integers(0, 3)), draw(st.booleans()), **shape
+            )
+    if draw(st.booleans()):
+        arguments["total_iterations_wd"] = meaning["normalize"] = 7
+    return first, {"learning_rate": ALPHA} | arguments, meaning
 
 
 @st.composite
@@ -289,11 +264,8 @@ class Reference(oracle.Run):
             ALPHA,
             [setup.decay(path) for path in PATHS],
             [setup.multiplier(path) for path in PATHS],
-            setup.clock.at,
-            setup.clock.normalize,
-            setup.clock.t_cur,
-            setup.clock.warmup,
-            setup.uniform,
+            weight_decay=setup.uniform,
+            **setup.clock[2],
         )
         self.setup = setup
         self.calls = self.rates_set = 0
@@ -419,27 +391,22 @@ def ignoring(message):
 
 def compiled(optimizer, variables, xla):
     """A compiled `apply`, as a function of gradients of which some may be None."""
-    optimizer.build(variables)
     if BACKEND == "jax":
-        import jax
+        return COMPILED["jit"](optimizer, variables)
+    optimizer.build(variables)
 
-        apply = jax.jit(optimizer.stateless_apply)
+    def apply(grads):
+        optimizer.apply(grads, variables)
 
-        def step(grads):
-            holders = [*variables, *optimizer.variables]
-            new = apply([v.value for v in optimizer.variables], grads, [v.value for v in variables])
-            for variable, value in zip(holders, [*new[0], *new[1]], strict=True):
-                variable.assign(value)
-
-        return step
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
-        apply = tf.function(lambda grads: optimizer.apply(grads, variables), jit_compile=xla)
-        return lambda grads: apply(tensors(grads))
-    import torch
+        apply = tf.function(apply, jit_compile=xla)
+    else:
+        import torch
 
-    return torch.no_grad()(lambda grads: optimizer.apply(tensors(grads), variables))
+        apply = torch.no_grad()(apply)
+    return lambda grads: apply(tensors(grads))
 
 
 class Sequences(RuleBasedStateMachine):
@@ -573,25 +540,21 @@ class Sequences(RuleBasedStateMachine):
                 self.eager(grads, ())
             self.count(grads)
 
-    @rule(r=one_of(0.0, 0.25, 0.5, 1.0, 1.5))
-    def set_rate(self, r):
+    @rule(r=one_of(0.0, 0.25, 0.5, 1.0, 1.5), assigned=st.booleans())
+    def set_rate(self, r, assigned):
+        """`assigned`: what callbacks do to a stock optimizer with a constant rate."""
         multiplier = self.reference.at.multiplier
         with ignoring(PEAK):
-            self.optimizer.learning_rate = r * ALPHA * multiplier
+            if assigned and not self.setup.clock[0]:
+                self.optimizer.learning_rate.assign(r * ALPHA)
+            else:
+                self.optimizer.learning_rate = r * ALPHA * multiplier
         if multiplier:
             self.reference.r = r
             self.reference.rates_set += 1
         else:
             with pytest.raises(ValueError, match="while the schedule is at 0"):
                 self.optimizer.learning_rate = ALPHA
-
-    @precondition(lambda self: self.setup.clock.kind == "constant")
-    @rule(r=one_of(0.0, 0.25, 0.5, 1.5))
-    def assign_rate(self, r):
-        """What callbacks do to a stock optimizer with a constant rate."""
-        self.optimizer.learning_rate.assign(r * ALPHA)
-        self.reference.r = r
-        self.reference.rates_set += 1
 
     @rule(decay=one_of(0, 0.01, 0.05), assigned=st.booleans())
     def set_weight_decay(self, decay, assigned):
@@ -615,10 +578,10 @@ class Sequences(RuleBasedStateMachine):
             self.reference.r *= factor
             self.reference.rates_set += 1
 
-    @precondition(lambda self: self.setup.clock.first)
+    @precondition(lambda self: self.setup.clock[0])
     @rule(position=st.integers(0, 5), assigned=st.booleans())
     def restart(self, position, assigned):
-        position %= self.setup.clock.first
+        position %= self.setup.clock[0]
         if assigned:
             self.optimizer.t_cur = position
         else:

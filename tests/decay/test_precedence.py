@@ -3,37 +3,15 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers, regularizers
+from keras import regularizers
 
-from cases import eager, make_variable, numpy
 from keras_decoupled import SGDW
+from small import WEAK, left, named, ones
 
 schedules = keras.optimizers.schedules
-WEAK = 2.0**-12  # of a penalty; a strong one is warned of
-
-
-def named(penalty=None):
-    """Of one/kernel and two/bias the penalty."""
-    regularizer = None if penalty is None else regularizers.L2(penalty)
-    return keras.Sequential(
-        [
-            keras.Input((2,)),
-            layers.Dense(2, kernel_regularizer=regularizer, name="one"),
-            layers.Dense(2, bias_regularizer=regularizer, name="two"),
-        ],
-        name="net",
-    )
 
 
 PATHS = ["net/one/kernel", "net/one/bias", "net/two/kernel", "net/two/bias"]
-
-
-def zero_update(optimizer, variables):
-    """What one update with zero gradients leaves of weights of 1."""
-    for variable in variables:
-        variable.assign(np.ones(variable.shape, "float32"))
-    eager(optimizer, variables)([np.zeros(v.shape, "float32") for v in variables])
-    return [float(numpy(v).ravel()[0]) for v in variables]
 
 
 # --- key, regularizer, weight_decay ---
@@ -53,7 +31,7 @@ def zero_update(optimizer, variables):
 )
 def test_a_key_beats_a_regularizer_and_that_beats_weight_decay(penalty, arguments, expected):
     """All of the pair (l1, l2) comes from one source; the penalty is taken out all the same."""
-    model = named(penalty)
+    model = named(*[regularizers.L2(penalty)] * 2)
     for _ in range(2):  # a second optimizer finds the same decays
         optimizer = SGDW(0.1, model=model, **arguments)
         optimizer.build(model.trainable_variables)
@@ -65,7 +43,7 @@ def test_a_key_beats_a_regularizer_and_that_beats_weight_decay(penalty, argument
 
 
 def test_penalties_may_stay():
-    model = named(WEAK)
+    model = named(*[regularizers.L2(WEAK)] * 2)
     optimizer = SGDW(0.1, model=model, zero_penalties=False)
     optimizer.build(model.trainable_variables)
     assert len(model.losses) == 2
@@ -73,28 +51,28 @@ def test_penalties_may_stay():
 
 
 def test_weight_decay_may_be_a_schedule():
-    model = named(WEAK)
+    model = named(*[regularizers.L2(WEAK)] * 2)
     decay = schedules.ExponentialDecay(0.5, 1, 0.5)
     optimizer = SGDW(0.1, model=model, weight_decay=decay, weight_decays={"two/bias": 0})
     for kept in (0.5, 0.75):
-        found = zero_update(optimizer, model.trainable_variables)
+        found = left(optimizer, model.trainable_variables)
         np.testing.assert_allclose(found, [1 - WEAK, kept, kept, 1.0], rtol=1e-6)
 
 
 # --- exclusions ---
 
 
-def excluding(*calls, **arguments):
+def excluding(*calls, regularized=False, **arguments):
     """{path: the decay's l2 after a build}, and what an update leaves."""
-    model = named(WEAK if arguments.pop("regularized", False) else None)
+    model = named(*[regularizers.L2(WEAK) if regularized else None] * 2)
     ours = model.trainable_variables
     optimizer = SGDW(0.1, weight_decay=0.5, model=model, **arguments)
     for variables, patterns in calls:
         optimizer.exclude_from_weight_decay([ours[i] for i in variables], patterns)
     optimizer.build(ours)
-    left = [l2 for path in PATHS for _, l2 in [optimizer.weight_decays.get(path, (0.0, 0.0))]]
-    assert zero_update(optimizer, ours) == [1 - l2 for l2 in left]
-    return left
+    decays = [l2 for path in PATHS for _, l2 in [optimizer.weight_decays.get(path, (0.0, 0.0))]]
+    assert list(left(optimizer, ours)) == [1 - l2 for l2 in decays]
+    return decays
 
 
 def test_an_exclusion_beats_every_rule():
@@ -146,25 +124,25 @@ def test_variables_and_patterns(calls, excluded):
 
 def test_variables_that_share_a_path():
     """A variable is itself; a pattern knows paths only, and means all of them."""
-    ours = [make_variable(path, np.ones(2)) for path in ("m/w", "m/w", "m/w", "m/b")]
-    for variables, patterns, left in (
+    ours = ones("m/w", "m/w", "m/w", "m/b")
+    for variables, patterns, expected in (
         (ours[1:2], [], [0.5, 1.0, 0.5, 0.5]),
         ([], ["w$"], [1.0, 1.0, 1.0, 0.5]),
     ):
         optimizer = SGDW(0.1, weight_decay=0.5)
         optimizer.exclude_from_weight_decay(variables, patterns)
-        assert zero_update(optimizer, ours) == left
+        assert list(left(optimizer, ours)) == expected
     optimizer = SGDW(0.1, weight_decay=0.5)
     optimizer.exclude_from_weight_decay(var_names=["#2"])
     with pytest.warns(UserWarning, match="'#2'"):
-        assert zero_update(optimizer, ours) == [0.5] * 4
+        assert list(left(optimizer, ours)) == [0.5] * 4
 
 
 def test_a_path_may_be_long():
-    ours = [make_variable(path, np.ones(2)) for path in ("a" * 5000 + "b", "a")]
+    ours = ones("a" * 5000 + "b", "a")
     optimizer = SGDW(0.1, weight_decay=0.5)
     optimizer.exclude_from_weight_decay(var_names=["b$"])
-    assert zero_update(optimizer, ours) == [1.0, 0.5]
+    assert list(left(optimizer, ours)) == [1.0, 0.5]
 
 
 def test_a_pattern_that_excludes_nothing_gives_one_warning():

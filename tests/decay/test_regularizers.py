@@ -441,15 +441,6 @@ def test_a_hard_coded_penalty_leaves_and_can_be_taken_again(tmp_path):
     assert list(get_weight_decays(model).values()) == [(0.0, 0.25)]
 
 
-def test_training_has_no_penalty_and_keeps_the_memory():
-    model = sequential(layers.Dense(1, **l2(kernel=1e6), name="d"))
-    get_weight_decays(model, zero_penalties=True)
-    model.compile("sgd", "mse")
-    x = np.ones((4, 4), "float32")
-    assert model.fit(x, x[:, :1], verbose=0).history["loss"][0] < 1e3
-    assert get_weight_decays(model) == {"m/d/kernel": (0.0, 1e6)}
-
-
 def test_read_penalty_of_one_variable():
     model = dense()
     kernel = model.get_layer("b").kernel

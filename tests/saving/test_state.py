@@ -188,15 +188,6 @@ def unchanged(optimizer):
     assert_same(contents(optimizer), before)
 
 
-def test_a_shape_that_does_not_fit():
-    optimizer = built(variable("a"), variable("b"))
-    optimizer.apply([keras.ops.ones((2,))] * 2)
-    other = built(variable("a"), variable("b", shape=(3,)))
-    message = r"state of b does not fit b, which has shape \(3,\)"
-    with unchanged(other), pytest.raises(ValueError, match=message):
-        other.load_own_variables(saved(optimizer))
-
-
 @each
 def test_another_optimizers_state(name):
     """Its arrays stand in another order: a learning rate would become a moment, or our factor r."""
