@@ -1,7 +1,7 @@
 """Seven optimizers of Keras with independent weight decay. The step of each is Keras' own.
 
 A docstring here has only what differs between the classes: the step u, the class's own arguments
-and its source. `core.arguments.shared_docstring` adds the rest.
+and its source. `core.arguments.shared_docstring` adds what all share.
 """
 
 from __future__ import annotations
@@ -21,18 +21,23 @@ Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 
 def passes_all_on(declared: Constructor) -> Constructor:
-    """Return a constructor with the same signature that passes all its arguments on to `Stock`."""
+    """Return a constructor that passes all its arguments on to `Stock`.
+
+    It has the same signature: the object itself, `learning_rate`, `weight_decay`, `**shared`, and
+    the stock class's own arguments.
+    """
     signature = inspect.signature(declared)
 
     @functools.wraps(declared)
     def constructor(*args: Any, **kwargs: Any) -> None:
-        declared(*args, **kwargs)  # Python itself refuses a wrong call
+        declared(*args, **kwargs)  # Python's own error for a wrong call; Muon checks Keras
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         own = dict(bound.arguments)
-        self, learning_rate = own.pop("self"), own.pop("learning_rate")
-        weight_decay, shared = own.pop("weight_decay"), own.pop("shared")
-        Stock.__init__(self, learning_rate, own, weight_decay=weight_decay, **shared)
+        self = own.pop(next(iter(own)))  # a user's class may call it otherwise
+        names = ("learning_rate", "weight_decay", "shared")
+        learning_rate, decay, shared = map(own.pop, names)
+        Stock.__init__(self, learning_rate, own, weight_decay=decay, **shared)
 
     return cast(Constructor, constructor)
 
