@@ -18,8 +18,8 @@ from keras_decoupled.optimizers.sgdw import SGDW
 from keras_decoupled.optimizers.stock import DECOUPLED, OWN_DECAYS, Stock
 
 _ACCUMULATES = (
-    "it computes the weight anew from its accumulators at every update, so a decay would be lost or "
-    "counted twice"
+    "it computes the weight anew from its accumulators at every update, so a decay would be lost "
+    "or counted twice"
 )
 _WRAPS = "it wraps another optimizer. Wrap a decoupled one in it"
 _REFUSED = {
@@ -105,8 +105,9 @@ def _make(base: type[Any], stock: bool) -> None:
         cure = "Register your class under a package of your own: "
         cure += '@keras.saving.register_keras_serializable(package="mine").'
         refuse(registered, Seen(repr(base)), rule, cure)
-    own = _own_names(base)
-    if taken := {name for name in own if name in PUBLIC or name.startswith("_kd")}:
+    own = (cls for cls in base.__mro__ if cls.__module__.split(".")[0] != "keras")
+    names = {name for cls in own for name in vars(cls)}
+    if taken := {name for name in names if name in PUBLIC or name.startswith("_kd")}:
         refuse_names(base, taken)
 
     def initialize(*args: Any, **kwargs: Any) -> None: ...
@@ -118,8 +119,8 @@ def _make(base: type[Any], stock: bool) -> None:
         θ ← θ − u − η·(l2·θ + l1·sign θ),   u = θ − {base.__name__}(θ; g, rate η·α·m_v)
 
     with θ on the right the value before the update, g the gradient, η = (learning rate now)/α and
-    m_v the variable's learning-rate multiplier. The base learning rate α never multiplies the decay.
-    `Decay` has other kinds of decay.
+    m_v the variable's learning-rate multiplier. The base learning rate α never multiplies the
+    decay. `Decay` has other kinds of decay.
 
     Args:
         learning_rate: α, or a `LearningRateSchedule`, or a callable.
@@ -160,12 +161,6 @@ def _signature(base: type[Any]) -> inspect.Signature:
     if "weight_decay" not in names:
         parameters.append(kinds("weight_decay", kinds.KEYWORD_ONLY, default=None))
     return inspect.Signature([*parameters, kinds("shared", kinds.VAR_KEYWORD)])
-
-
-def _own_names(base: type[Any]) -> set[str]:
-    """Return the names that a class and its base classes define, without those of Keras."""
-    own = (cls for cls in base.__mro__ if cls.__module__.split(".")[0] != "keras")
-    return {name for cls in own for name in vars(cls) if not name.startswith("__")}
 
 
 def _arguments(base: type[Any]) -> list[inspect.Parameter]:
