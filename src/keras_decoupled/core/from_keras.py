@@ -1,4 +1,4 @@
-"""`from_keras`: an optimizer that goes on where one of `keras.optimizers` stands."""
+"""`from_keras`: an optimizer that continues the training of one of `keras.optimizers`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ _DECAYS = ("weight_decay", "adam_weight_decay")
 
 
 def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:
-    """Return an optimizer of this class that continues the stock one; see `Decoupled.from_keras`."""
+    """Return an optimizer of this class that continues `optimizer`; see `Decoupled.from_keras`."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return _loss_scaled(cls, optimizer, changes)
     _check_class(cls, optimizer)
     stock = Inside(optimizer)
-    arguments = {
-        name: value
-        for name, value in optimizer.get_config().items()
-        if name not in ("learning_rate", *_DECAYS)
-    }
+    arguments = optimizer.get_config()
+    for name in ("learning_rate", *_DECAYS):
+        arguments.pop(name, None)
     rate = stock.rate
     if isinstance(rate, keras.Variable):
         rate = float(str(np.float32(as_number(rate))))
@@ -36,7 +34,7 @@ def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:
         refuse(
             "learning_rate",
             Seen(f"learning_rate={rate!r}, gradient_accumulation_steps={steps}"),
-            "cannot be continued where it is a schedule and gradients accumulate: it counts "
+            "cannot be continued if it is a schedule and gradients accumulate: a schedule counts "
             "micro-batches in keras.optimizers, and weight updates here",
             "Pass learning_rate= a schedule that counts weight updates.",
         )
@@ -60,16 +58,15 @@ def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def _check_class(cls: Any, optimizer: Any) -> None:
-    # On torch an object of a stock class is of another class.
-    if type(optimizer) in {
-        kind for twin in cls._kd_twins for kind in (twin, type(twin.__new__(twin)))
-    }:
+    # On torch, Keras makes an object of another class than the stock class that is called.
+    made = {type(twin.__new__(twin)) for twin in cls._kd_twins}
+    if type(optimizer) in made.union(cls._kd_twins):
         return
     names = " or ".join(f"`{_public_name(twin)}`" for twin in cls._kd_twins)
     refuse(
         f"{cls.__name__}.from_keras",
         optimizer,
-        f"continues an optimizer of exactly the class {names}",
+        f"needs an optimizer of exactly the class {names}",
         "For another class call decouple(that class).from_keras(optimizer).",
         TypeError,
     )
@@ -86,23 +83,19 @@ def _excluded(stock: Inside) -> list[Any]:
         refuse(
             "exclude_from_weight_decay()",
             Seen(f"{stock.optimizer!r}, which is not built"),
-            "can be carried over from a built optimizer only",
+            "can be carried over only from a built optimizer",
             "Build it: optimizer.build(model.trainable_variables).",
         )
     return [variable for variable in stock.variables if not stock.decays(variable)]
 
 
 def _carry_decay(stock: Inside, alpha: float, arguments: dict[str, Any]) -> None:
-    """Add the decay to the arguments, λ = α·w; of Muon's two, that of the Adam part by variable."""
-    by_name = {name: alpha * (getattr(stock.optimizer, name, None) or 0.0) for name in _DECAYS}
-    arguments["weight_decay"] = by_name["weight_decay"]
-    two = hasattr(stock.optimizer, "adam_weight_decay")
-    if two and by_name["adam_weight_decay"] != by_name["weight_decay"]:
-        arguments["weight_decays"] = {
-            variable.path: by_name["adam_weight_decay"]
-            for variable in stock.variables
-            if stock.part(variable) == "adam"
-        }
+    """Add the decay λ = α·w to the arguments; if Muon's Adam part has another, by variable."""
+    decay, of_adam = (alpha * (getattr(stock.optimizer, name, None) or 0.0) for name in _DECAYS)
+    arguments["weight_decay"] = decay
+    if hasattr(stock.optimizer, "adam_weight_decay") and of_adam != decay:
+        adam_part = [v for v in stock.variables if stock.part(v) == "adam"]
+        arguments["weight_decays"] = {variable.path: of_adam for variable in adam_part}
 
 
 def _carry_state(stock: Inside, new: Any) -> None:
@@ -115,8 +108,8 @@ def _carry_state(stock: Inside, new: Any) -> None:
             Seen(
                 f"{steps_now} for an optimizer that has accumulated {waiting} of {steps} gradients"
             ),
-            "can be changed between two updates only",
-            "Leave it as it is, or go on to the next update.",
+            "can be changed only between two updates",
+            "Leave it as it is, or train the stock optimizer until its next update.",
         )
     own = Inside(new)
     own.counter.assign(updates * steps_now + waiting)
@@ -127,7 +120,7 @@ def _carry_state(stock: Inside, new: Any) -> None:
 
 
 def twin_state(new: Any, stock: Any) -> list[tuple[Any, Any]]:
-    """Return pairs of what the algorithm and its stock twin keep, by the algorithm's names."""
+    """Return pairs of an optimizer variable of the algorithm and of its stock twin."""
     kd, pairs = new._kd, []
     for name, attribute in kd.algorithm.twin_names.items():
         own: Any = kd.registry.scalars.get(name)
@@ -154,7 +147,7 @@ def _loss_scaled(cls: Any, wrapper: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def paired(here: Any, there: Any) -> list[tuple[Any, Any]]:
-    """Return pairs of optimizer variables: of two lists of one length, or of two variables."""
+    """Return pairs from two variables, or from two lists of the same length."""
     if isinstance(here, keras.Variable):
         return [(here, there)]
     return list(zip(here, there, strict=True)) if len(here) == len(there) else []

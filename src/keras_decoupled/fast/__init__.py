@@ -1,4 +1,4 @@
-"""The same numbers in fewer passes over memory. Without this folder all still works."""
+"""The same numbers in fewer passes over memory. The package also works without this folder."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from typing import Any, NamedTuple
 import keras
 
 _ASSIGNING = ("assign", "assign_add", "assign_sub")
-# What may be overridden in a stock class and changes nothing of its step.
+# A class may override these without changing the step.
 _HARMLESS = ("build", "get_config", "from_config")
 
 
 class StandIn(NamedTuple):
-    """A tensor that a stock class updates in a variable's place."""
+    """A tensor that a stock class updates in place of a variable."""
 
     value: Any
-    position: int  # of the variable, in the last build
+    position: int  # the variable's position in the last build
 
 
 def paths_of(optimizer: Any) -> tuple[Any, Any]:
-    """Return what updates all variables of a built optimizer, and what steps one; None: nothing.
+    """Return what updates all variables of a built optimizer, and what steps a single variable.
 
-    A class that a user derives has them too, unless it overrides what they would leave out.
+    Each is None where there is none. A user's derived class has them too, unless it overrides a
+    method that they would skip.
     """
     backend, cls = keras.backend.backend(), type(optimizer)
     kernel, stock = optimizer._kd.algorithm.kernel, getattr(cls, "_kd_stock", None)
@@ -39,7 +40,7 @@ def paths_of(optimizer: Any) -> tuple[Any, Any]:
 
 
 def _overrides(cls: type[Any], names: Iterable[str]) -> bool:
-    """Tell whether a class that is derived from one of this package's defines any of these."""
+    """Tell whether a class defines any of these below the first class of this package."""
     package = __name__.split(".")[0]
     for base in cls.__mro__:
         if base.__module__.split(".")[0] == package:

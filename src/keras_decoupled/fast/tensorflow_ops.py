@@ -1,7 +1,7 @@
-"""TensorFlow's fused training ops, one for a variable's step, where XLA does not compile it.
+"""TensorFlow's fused training ops: one for each variable's step, where XLA does not compile it.
 
-Without XLA each operation of `update_step` is a pass over memory, fourteen of them for AdamW; a
-training op is one. Under XLA `update_step` is one loop already, and the reference everywhere.
+Without XLA, each operation of `update_step` is a pass over memory: fourteen for AdamW. A training
+op is one pass. Under XLA, `update_step` is one loop already. It is the reference everywhere.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-# Up to this many elements Adam's op is slower than four plain ones: it wakes all threads.
+# Up to this many elements, Adam's op is slower than four plain ops: it wakes all threads.
 SMALL = 2**16
 
 
 class Op:
     """One optimizer's step of a variable.
 
-    `step(h, variable, gradient, slots, rate, scalars)` updates the variable and its slots. But for
-    the variable, it takes what `Algorithm.step` takes.
+    `step(h, variable, gradient, slots, rate, scalars)` updates the variable and its slots. Its
+    arguments are those of `Algorithm.step`, and the variable.
     """
 
     def __init__(self, kernel: str) -> None:
@@ -34,15 +34,11 @@ class Op:
         """Tell whether the op computes this step as `update_step` does."""
         if gradient.dtype not in (tf.float32, tf.float64) or not hasattr(variable, "handle"):
             return False
-        # The op computes 1 − β1 in the variable's type. In float32 β1 is rounded by up to 3e-8, which
-        # is 3e-7 of 1 − 0.9, but 3e-5 of 1 − 0.999. NadamW's op has a β1 near that of the optimizer.
+        # The op computes 1 − β1 in the variable's type. Float32 rounds β1 by up to 3e-8: that is
+        # 3e-7 of 1 − 0.9, but 3e-5 of 1 − 0.999. The β1 of NadamW's op is near the optimizer's.
         rounding = np.finfo(gradient.dtype.as_numpy_dtype).eps / 4
         exact = 1 - getattr(h, "beta_1", 0.0)
         return bool(rounding <= 1e-6 * exact) and not _under_xla()
-
-
-def _small(variable: Any) -> bool:
-    return bool(variable.shape.num_elements() <= SMALL)
 
 
 def subtract(handle: Any, factor: Any, value: Any) -> None:
@@ -53,10 +49,10 @@ def subtract(handle: Any, factor: Any, value: Any) -> None:
 
 def _adam(h: Any, theta: Any, g: Any, slots: Any, rate: Any, beta_1: Any, epsilon: Any) -> None:
     """θ ← θ − rate·m/(√v + ε), without the op's bias correction."""
-    # v in operations of its own, for the sake of 1 − β2; for the op β2 is 1.
+    # v is updated apart, so that 1 − β2 is exact. The op gets a β2 of 1, which leaves v alone.
     m, v, *v_hat = (slot.value for slot in slots)
     subtract(v.handle, h.beta_2 - 1, tf.square(g) - tf.convert_to_tensor(v))
-    if _small(theta) and not v_hat:
+    if theta.shape.num_elements() <= SMALL and not v_hat:
         subtract(m.handle, 1 - beta_1, tf.convert_to_tensor(m) - g)
         step = tf.convert_to_tensor(m) / (tf.sqrt(tf.convert_to_tensor(v)) + epsilon)
         subtract(theta.handle, rate, step)
@@ -85,7 +81,7 @@ def _adamw(h: Any, theta: Any, g: Any, slots: Any, rate: Any, scalars: Any) -> N
 
 
 def _nadamw(h: Any, theta: Any, g: Any, slots: Any, rate: Any, scalars: Any) -> None:
-    """As in `torch_kernels.py`: Adam's op with another β1 leaves n, and m = n + (b/a)·(n − g)."""
+    """As in `torch_kernels.py`: Adam's op with another β1 leaves n; then m = n + (b/a)·(n − g)."""
     a, b, correction, _ = scalars
     root = tf.sqrt(correction)
     # √(v/c) + ε = (√v + ε·√c)/√c
@@ -114,10 +110,10 @@ _STEPS = {"adamw": _adamw, "nadamw": _nadamw, "sgdw": _sgdw}
 
 
 def _under_xla() -> bool:
-    """Tell whether XLA compiles what is traced here.
+    """Tell whether XLA compiles the code that is traced here.
 
-    `tf.function(jit_compile=True)` says so in the control flow context of the graph from which it
-    is called; TensorFlow has no public question for it.
+    TensorFlow has no public function for that. `tf.function(jit_compile=True)` leaves a mark in the
+    control flow context of the graph from which it is called.
     """
     graph = tf.compat.v1.get_default_graph()
     while graph is not None:

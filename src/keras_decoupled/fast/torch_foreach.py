@@ -1,7 +1,7 @@
 """Keras' own torch code for many tensors at once, for the stock optimizers that have it.
 
-It changes the weights in place, by one rate for all. So the decay is a pass before it, and it is
-called once for each learning rate.
+It changes the weights in place, with one learning rate for all. So the decay is a separate pass
+before it, and it is called once for each learning rate.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from keras_decoupled.fast.torch_update import Group
 
 
 class Foreach(Kernel):
-    """The stock step of all variables of an update; it waits until all of them are known."""
+    """The stock step of all variables of an update. It runs at the end, when all are known."""
 
     def __init__(self, optimizer: Any, step: Callable[..., None]) -> None:
         self._optimizer, self._step = optimizer, step
@@ -28,7 +28,7 @@ class Foreach(Kernel):
         self._own = list(registry.adopted.values())
 
     def begin(self, i: int, h: Any, scalars: tuple[float, ...]) -> None:
-        """Take what the whole update shares."""
+        """Note what the whole update shares."""
         super().begin(i, h, scalars)
         self._scalars = [(variable._value, variable._value.clone()) for variable in self._own]
         self._waiting: defaultdict[Any, list[tuple[StandIn, torch.Tensor]]] = defaultdict(list)
@@ -41,20 +41,20 @@ class Foreach(Kernel):
         rate: float,
         afterwards: Callable[[], None] | None = None,
     ) -> None:
-        """Have these variables stepped, and do something after that."""
+        """Step these variables at the end, then call `afterwards`."""
         kind = (rate, gradients[0].dtype, gradients[0].device)
         self._waiting[kind] += zip(variables, gradients, strict=True)
         if afterwards is not None:
             self._afterwards.append(afterwards)
 
     def stand_ins(self, variables: Sequence[Any], tensors: Sequence[torch.Tensor]) -> list[StandIn]:
-        """Return these tensors as what is stepped in the place of variables."""
+        """Return these tensors as stand-ins for the variables."""
         key_of = self._optimizer._kd.inside.key_of
         positions = (self._positions[key_of(variable)] for variable in variables)
         return [StandIn(*pair) for pair in zip(tensors, positions, strict=True)]
 
     def end(self, complete: bool) -> None:
-        """Step; `complete` means that this is the whole update."""
+        """Step all that was added; `complete` means that this is the whole update."""
         for (rate, *_), pairs in self._waiting.items():
             self._restore_scalars()
             variables, gradients = map(list, zip(*pairs, strict=True))
@@ -67,27 +67,29 @@ class Foreach(Kernel):
         self._afterwards.clear()
 
     def _restore_scalars(self) -> None:
-        """Undo what a part of the update did to Nadam's product, say: it goes on once per update."""
+        """Undo a part's change of the scalars: Nadam's product, say, changes once per update."""
         for tensor, before in self._scalars:
             tensor.copy_(before)
 
 
 class ForeachGroup(Group):
-    """Variables of one multiplier, decay, type and device."""
+    """Variables that share multiplier, decay, type and device."""
 
     _stand_ins: list[StandIn] | None = None
 
     def update(self, kernel: Any, gradients: Tensors, rate: float, l2: Any, l1: Any) -> None:
-        """Decay these variables, and have them stepped."""
+        """Decay these variables, and have the kernel step them."""
         if self.decay.linear and l1 is None:
             if l2 is not None:
-                self._decay(kernel.i, l2)
-            if self._stand_ins is None:  # they give their tensor faster than a variable does
+                single = self.theta[0].dtype == torch.float32
+                factor = as_float32(1 - l2, kernel.i) if single else 1 - l2
+                torch._foreach_mul_(self.theta, factor)
+            if self._stand_ins is None:  # they give their tensor faster than a variable
                 self._stand_ins = kernel.stand_ins(self.variables, self.theta)
             kernel.add(self._stand_ins, gradients, rate)
             return
-        # These kinds need the step, and alone a small l1 would be lost beside a large weight. So the
-        # step is written to buffers of zeros.
+        # These decays need the step, and a small l1 alone would be lost beside a large weight. So
+        # the step goes to buffers of zeros.
         negative = torch._foreach_mul(self.theta, 0.0)
         references = self.reference or [None] * len(self.theta)
 
@@ -96,9 +98,3 @@ class ForeachGroup(Group):
                 theta.copy_(decayed(theta, step.neg_(), self.decay, l2, l1, reference))
 
         kernel.add(kernel.stand_ins(self.variables, negative), gradients, rate, afterwards)
-
-    def _decay(self, i: int, l2: float) -> None:
-        factor = 1 - l2
-        if self.theta[0].dtype == torch.float32:
-            factor = as_float32(factor, i)
-        torch._foreach_mul_(self.theta, factor)

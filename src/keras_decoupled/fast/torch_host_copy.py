@@ -1,4 +1,4 @@
-"""Scalar variables' values on the host, so that on a GPU no update waits for the device."""
+"""Scalar variables' values on the host, so that no update waits for a GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class HostCopy:
-    """A scalar variable's value on the host, read again only when someone wrote to it."""
+    """A scalar variable's value on the host. It is read again only if someone wrote to it."""
 
     def __init__(self, variable: Any) -> None:
         self._variable = variable
@@ -27,12 +27,12 @@ class HostCopy:
         return self._number
 
     def set(self, number: float) -> None:
-        """Take the number as what the variable holds now."""
+        """Note that the variable holds this number now."""
         self._tensor = self._variable._value
         self._version, self._number = version_of(self._tensor), number
 
     def note_increment(self, before: int | None) -> None:
-        """If the variable was written exactly once since version `before`, assume Keras' `+= 1`."""
+        """If the variable was written exactly once since version `before`, add 1, as Keras did."""
         tensor = self._variable._value
         if before is None or tensor is not self._tensor or before != self._version:
             return
@@ -41,9 +41,9 @@ class HostCopy:
 
 
 class OnHost:
-    """Computes the numbers of an update with floats: the methods are those of `OnTensors`."""
+    """Computes the numbers of an update with floats. It has the methods of `OnTensors`."""
 
-    math = math  # exp and expm1
+    math = math  # for exp and expm1
 
     def __init__(self) -> None:
         self._copies: dict[int, HostCopy] = {}
@@ -79,13 +79,13 @@ class OnHost:
         return value if condition else otherwise
 
     def write(self, variable: Any, value: float) -> None:
-        """Assign a scalar variable, and know what it holds."""
+        """Assign a scalar variable, and note what it holds."""
         tensor = variable._value.fill_(value)
-        # What a run that is loaded will read: rounded, where the variable is float32.
+        # A float32 variable rounds, and a run that is loaded reads the rounded number.
         rounded = torch.tensor(value, dtype=tensor.dtype).item()
         self.copy_of(variable).set(rounded)
 
 
 def version_of(tensor: torch.Tensor) -> int | None:
-    """Return how often the tensor was written to; None: made in inference mode, torch did not count."""
+    """Return how often the tensor was written to, None if torch does not count (inference mode)."""
     return None if tensor.is_inference() else tensor._version

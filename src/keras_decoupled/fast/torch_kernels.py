@@ -1,6 +1,6 @@
-"""What torch computes in an update of many tensors: PyTorch's fused kernels, put to the use of each optimizer.
+"""Each optimizer's update of many tensors, by PyTorch's fused kernels.
 
-Which tensors they are given, `torch_update.py` decides.
+`torch_update.py` decides which tensors they get.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ import torch
 
 Tensors = list[torch.Tensor]
 Slots = tuple[Tensors, ...]
-TINY = 1e-20  # below such a rate, a decay divided by it may not be a float32
-_FOR_DAMPENING = 1e-6  # below such a rate, 1 − (1 + rate) may not be −rate to a float32's digits
+TINY = 1e-20  # below this rate, decay / rate may overflow float32
+_FOR_DAMPENING = 1e-6  # below this rate, 1 − (1 + rate) has fewer correct digits than a float32
 
 
 class Kernel:
     """One optimizer's update of many tensors."""
 
     def begin(self, i: int, h: Any, scalars: tuple[float, ...]) -> None:
-        """Take what the whole update shares: i = k + 1, the optimizer's arguments, its scalars."""
+        """Note what the whole update shares: i = k + 1, the optimizer's arguments, its scalars."""
         self.i, self.h, self.scalars = i, h, scalars
 
     def end(self, complete: bool) -> None:
-        """Do what is left to do; `complete` means that all variables of the update were here."""
+        """Finish the update; `complete` means that it had all variables."""
 
     def step(
         self, theta: Tensors, g: Tensors, slots: Slots, rate: float, l2: float, sign: float = 1.0
     ) -> None:
-        """θ ← θ − l2·θ − sign·step; `l2` is 0 where `rate` is or the sign is −1."""
+        """θ ← θ − l2·θ − sign·step; `l2` is 0 if the rate is 0 or the sign is −1."""
         raise NotImplementedError
 
 
 class _Adam(Kernel):
     """torch's fused AdamW: θ ← θ·(1 − lr·wd), then Adam's step, ε added to the corrected √v.
 
-    On a CPU it rounds β2 and 1 − β2 each to float32. For 0.999 they add up to 1 + 1.3e-8, so that
-    after some thousand updates v is 1.3e-5 too large and a step 6.5e-6 too small, as in torch.optim.
+    On a CPU it rounds both β2 and 1 − β2 to float32. For 0.999 they add up to 1 + 1.3e-8. After
+    some thousand updates v is 1.3e-5 too large and a step 6.5e-6 too small, as in torch.optim.
     """
 
     def adam(
@@ -74,7 +74,7 @@ class _Adam(Kernel):
 
 
 class _AdamW(_Adam):
-    """Keras' ε is added to √v before the correction."""
+    """Keras adds ε to √v before the bias correction."""
 
     def step(
         self, theta: Tensors, g: Tensors, slots: Slots, rate: float, l2: float, sign: float = 1.0
@@ -85,10 +85,10 @@ class _AdamW(_Adam):
 
 
 class _NadamW(_Adam):
-    """Nadam's step, a·m + b·g with the new m, is Adam's with another β1, for it is linear in g.
+    """Nadam's step, a·m + b·g with the new m, is linear in g. So it is Adam's with another β1.
 
-    With a β1 of a·β1/(a+b), what Adam's kernel leaves in m is n = (a·m + b·g)/(a+b). A second
-    kernel makes m of it: m = n + (b/a)·(n − g).
+    With β1 replaced by a·β1/(a+b), Adam's kernel leaves n = (a·m + b·g)/(a+b) in m's place. A
+    second kernel computes m = n + (b/a)·(n − g).
     """
 
     def step(
@@ -96,7 +96,7 @@ class _NadamW(_Adam):
     ) -> None:
         a, b, *_ = self.scalars
         beta_1 = a * self.h.beta_1 / (a + b)
-        # Adam's correction is undone: Nadam has its own, in a and b.
+        # Undo Adam's bias correction: a and b have Nadam's own.
         rate = rate * (a + b) * (1.0 if beta_1 == 0 else -math.expm1(self.i * math.log(beta_1)))
         self.adam(theta, g, slots, rate, l2, sign, beta_1, self.h.epsilon)
         # If β1 ≈ 0, n and m differ by less than 2⁻¹²: skip the second pass.
@@ -107,8 +107,7 @@ class _NadamW(_Adam):
 class _SGDW(Kernel):
     """torch's fused SGD, θ ← θ − lr·(g + wd·θ), once for the buffer and once for θ.
 
-    Its own momentum is not SGDW's: it keeps the learning rate out of the buffer and lets the
-    decay in.
+    The kernel's own momentum is not SGDW's: its buffer has the decay, and not the learning rate.
     """
 
     def step(
@@ -126,7 +125,7 @@ class _SGDW(Kernel):
             and rate > _FOR_DAMPENING
             and theta[0].dtype == torch.float32
         ):
-            # The kernel's own momentum does here, in one pass: buf ← momentum·buf + (1 − dampening)·g
+            # One pass, by the kernel's own momentum: buf ← momentum·buf + (1 − dampening)·g
             _sgd(theta, g, -sign, 0.0, buf, momentum, 1 + rate)
             return
         if rate > TINY:  # buf ← momentum·buf − rate·g
@@ -153,7 +152,7 @@ def _sgd(
     momentum: float = 0.0,
     dampening: float = 0.0,
 ) -> None:
-    """θ ← θ − lr·(by + weight_decay·θ), one pass; with a buffer, θ ← θ − lr·buf with the new one."""
+    """θ ← θ − lr·(by + weight_decay·θ) in one pass; with a buffer, θ ← θ − lr·(new buffer)."""
     torch._fused_sgd_(
         theta,
         by,
@@ -169,12 +168,12 @@ def _sgd(
 
 
 def as_float32(factor: float, i: int) -> float:
-    """Round a factor in (½, 1] to one of the float32 beside it, so that the mean is right.
+    """Round a factor in [½, 1] to a float32 below or above it, so that the mean is right.
 
-    Rounded to the nearest in every update, 1 − 1e-6 would always be 1 − 0.954e-6. Which of the two
-    it is depends on the update alone, evenly spread (multiples of the golden ratio), so that a run
-    that is resumed rounds as it would have.
+    The nearest float32 to 1 − 1e-6 is 1 − 0.954e-6, in every update. Here the number of the update
+    decides: multiples of the golden ratio are spread evenly. So a resumed run rounds as the run
+    would have without the break.
     """
-    if not 0.5 <= factor <= 1.0:  # NaN, too
+    if not 0.5 <= factor <= 1.0:  # or NaN
         return factor
     return math.floor(factor * 2**24 + i * 0.6180339887498949 % 1) / 2**24

@@ -1,7 +1,7 @@
-"""Decays that torch's kernels do not know: the step from the kernel, the rule from `decayed`.
+"""Decays that torch's kernels do not know: the kernel computes the step, `decayed` the rest.
 
-The kernel writes the step to a buffer of zeros, piece by piece, so that all of a piece stays in
-the cache and no temporary has the model's size.
+The kernel writes the step to a buffer of zeros, one piece at a time. A piece stays in the cache,
+and no temporary has the model's size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from keras_decoupled import checks
 from keras_decoupled.decay.kinds import Decay, Operations, decayed
 from keras_decoupled.fast.torch_kernels import Kernel, Tensors
 
-_ELEMENTS = {"cpu": 2**17, "cuda": 2**22}  # of a piece: in float32, 512 KB on the CPU
+_ELEMENTS = {"cpu": 2**17, "cuda": 2**22}  # of a piece; on a CPU, that is 512 KB of float32
 
 
 class _Piece:
@@ -36,7 +36,7 @@ class _Piece:
 
         self.members, self.part = members, part
         self.theta, *others = map(cut, lists)
-        # Flat views, which are joined to one tensor for `decayed`.
+        # Flat views: `decayed` gets them joined into one tensor.
         self.flat = [tensor.view(-1) for tensor in self.theta]
         self.reference = [t.view(-1) for t in others.pop()] if has_reference else None
         self.slots = tuple(others)
@@ -67,13 +67,13 @@ class _Piece:
 
 
 class Pieces:
-    """Variables' tensors, cut and collected to about one piece at a time."""
+    """Variables' tensors: long ones are cut into pieces, short ones are collected into pieces."""
 
     def __init__(
         self, theta: Tensors, slots: tuple[Tensors, ...], reference: Tensors | None
     ) -> None:
         limit = _ELEMENTS[theta[0].device.type]
-        # Short ones are collected until they pass the limit, which the last one may do by far.
+        # Short ones are collected until they pass the limit. The last adds at most `limit`.
         buffer = theta[0].new_zeros(min(sum(map(torch.numel, theta)), 2 * limit))
         lists = [theta, *slots, *([] if reference is None else [reference])]
         self._pieces = [
@@ -90,7 +90,7 @@ class Pieces:
 
 
 def cuts(tensors: Tensors, limit: int) -> Iterator[tuple[list[int], slice | None]]:
-    """Yield the positions of a piece's tensors, and the part where it is one of a long tensor."""
+    """Yield, for each piece, the positions of its tensors, and the part if it is cut from one."""
     batch: list[int] = []
     size = 0
     for position, tensor in enumerate(tensors):
@@ -113,7 +113,7 @@ def _joined(flat: Tensors) -> torch.Tensor:
 
 
 class _InPlace(Operations):
-    """What takes torch few passes; a comparison costs it as much as ten of them."""
+    """The operations in few passes. In torch, a comparison costs as much as ten passes."""
 
     @staticmethod
     def add(x: torch.Tensor, y: torch.Tensor, factor: float) -> torch.Tensor:
@@ -131,6 +131,7 @@ class _InPlace(Operations):
 
     @staticmethod
     def shrink(x: torch.Tensor, amount: float) -> torch.Tensor:
-        if not 0 <= amount < checks.FLOAT32:  # a callable rate below 0, or NaN: softshrink raises
+        # `softshrink` raises for an amount below 0 (from a callable rate), and for NaN.
+        if not 0 <= amount < checks.FLOAT32:
             return Operations.shrink(x, amount)
         return torch.nn.functional.softshrink(x, amount)

@@ -1,11 +1,12 @@
 """PyTorch's fused kernels for all variables of an update together.
 
 Eager PyTorch makes one pass over memory for each operation of `update_step`, and Keras runs it
-variable by variable. Here an update is one or two kernels over many tensors. They compute what
-`update_step` computes, which is the reference and does what does not fit here.
+variable by variable. Here an update is one or two kernels over many tensors. They compute the same
+as `update_step`, which is the reference. `update_step` also updates the variables that do not fit
+here.
 
-The numbers of the update are floats of the host, read from their variables only when someone else
-has written to them, so that on a GPU no update waits for the device.
+The numbers of an update are floats on the host. Each is read from its variable only when someone
+else has written to the variable, so no update waits for a GPU.
 """
 
 from __future__ import annotations
@@ -28,22 +29,21 @@ from keras_decoupled.fast.torch_kernels import KERNELS, TINY, Kernel, Tensors
 from keras_decoupled.fast.torch_low_precision import LowPrecision
 from keras_decoupled.fast.torch_pieces import Pieces
 
-# Keras exports the scope but not this question, and what is written in a scope is not written to
-# the tensors.
+# Keras exports the scope, but not the question whether code runs in one. In a scope, an assignment
+# does not reach the tensor.
 _in_stateless_scope = sys.modules[keras.StatelessScope.__module__].in_stateless_scope
 _PLAIN = {torch.Tensor, torch.nn.Parameter}  # a subclass may give operations another meaning
 _signature = operator.attrgetter("__class__", "layout", "dtype", "device", "shape")
 _DEVICES = ("cpu", "cuda")
-# A fused kernel wakes all threads for each tensor. Up to this many elements one thread alone is
-# faster.
+# A fused kernel wakes all threads for each tensor. Up to this many elements, one thread is faster.
 _SMALL = 2**12
 # Only with OpenMP may the number of threads change.
 _OPENMP = "ATen parallel backend: OpenMP" in torch.__config__.parallel_info()
-_PLANS = 8  # kept: a model whose gradients are missing here and there has some lists of variables
+_PLANS = 8  # at most: where gradients are missing, an update has another list of variables
 
 
 class Group:
-    """Variables that one kernel call updates: of one multiplier, decay, type and device."""
+    """Variables that one kernel call updates: they share multiplier, decay, type and device."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Group:
         decay: Decay,
         members: list[tuple[int, Any, Tensors]],
     ) -> None:
-        # Where l2 and l1 stand in the numbers of an update; None: there is none.
+        # l2 and l1 are positions in `Numbers.decays`, None where there is no such decay.
         self.multiplier, self.l2, self.l1, self.decay = multiplier, l2, l1, decay
         self.positions = [position for position, _, _ in members]  # of their gradients
         self.variables = [variable for _, variable, _ in members]
@@ -62,19 +62,19 @@ class Group:
         self.theta, self.slots = theta, tuple(slots)
         self.small = all(map(_small, theta))
         self._pieces: Pieces | None = None
-        self._memory: list[int] = []  # where θ was when it was cut
+        self._memory: list[int] = []  # the addresses of θ when it was cut
 
     @property
     def pieces(self) -> Pieces:
         """The tensors cut into pieces, for decays that the kernels do not know."""
         memory = [tensor.data_ptr() for tensor in self.theta]
-        if self._pieces is None or memory != self._memory:  # `p.data = x` puts other memory there
+        if self._pieces is None or memory != self._memory:  # `p.data = x` changes the address
             self._pieces = Pieces(self.theta, self.slots, self.reference)
             self._memory = memory
         return self._pieces
 
     def update(self, kernel: Kernel, gradients: Tensors, rate: float, l2: Any, l1: Any) -> None:
-        """Update these variables; l2 and l1 are None where there is none."""
+        """Update these variables; l2 or l1 is None where there is no such decay."""
         # The kernels divide the decay by the rate.
         if l1 is None and self.decay.linear and (rate > TINY or not l2):
             kernel.step(self.theta, gradients, self.slots, rate, l2 or 0.0)
@@ -83,33 +83,31 @@ class Group:
 
 
 class Plan:
-    """What can be said of a list of variables before their gradients are there."""
+    """What is known of a list of variables before their gradients are there."""
 
     def __init__(
         self, optimizer: Any, variables: Sequence[Any], make_group: type[Group] = Group
     ) -> None:
-        self._holders: list[Any] = []
-        self._tensors: Tensors = []  # which they hold
-        self._expected: list[Any] = []  # signature of each gradient; None: not to be fused
-        self._thetas: list[Any] = []
+        self._holders: list[Any] = []  # variables and slots
+        self._tensors: Tensors = []  # what they hold
+        # Of each variable, None where no kernel can update it:
+        self._expected: list[Any] = [None] * len(variables)  # the signature of its gradient
+        self._thetas: list[Any] = [None] * len(variables)
         low: defaultdict[Any, LowPrecision] = defaultdict(LowPrecision)
         groups: defaultdict[Any, list[tuple[int, Any, Tensors]]] = defaultdict(list)
         seen = set()
         for position, variable in enumerate(variables):
             record = optimizer._kd.registry.find(variable)
-            row, master, reference = record.row, record.master, record.reference
-            copied = master is not None
-            holders = [variable, master, *record.own] if copied else [variable, *record.own]
-            if reference is not None and row.decay.towards == "initial":
-                holders.append(reference)
-            self._expected.append(None)
-            self._thetas.append(None)
-            # Not `None in holders`: a variable's `==` computes, for every element.
-            if record.key in seen or any(holder is None for holder in holders):
+            if record.key in seen:  # `update_step` takes a second gradient of a variable
                 continue
             seen.add(record.key)
-            # The attribute and not `.value`, which costs a microsecond per variable. A stateless
-            # scope, where the two differ, is refused by `usable`; an update has no autocast.
+            row, copied = record.row, record.master is not None
+            holders = [variable, *([record.master] if copied else ()), *record.own]
+            if row.decay.towards == "initial":
+                holders.append(record.reference)
+            # The attribute and not `.value`, which costs a microsecond per variable. The two differ
+            # only in a stateless scope, which `usable` refuses, and in an autocast, which an update
+            # has not.
             tensors = [holder._value for holder in holders]
             self._holders += holders
             self._tensors += tensors
@@ -120,8 +118,8 @@ class Plan:
             fused = fused and _plain(own) and own.device == theta.device
             if not (fused and all(_plain(t) and (t.dtype, t.device) == kind for t in tensors)):
                 continue
-            self._expected[-1] = (torch.Tensor, torch.strided, *kind, theta.shape)
-            self._thetas[-1] = theta
+            self._expected[position] = (torch.Tensor, torch.strided, *kind, theta.shape)
+            self._thetas[position] = theta
             if row.multiplier != 0:
                 if copied:
                     low[own.dtype, own.device].add(own, theta)
@@ -134,11 +132,11 @@ class Plan:
         ]
 
     def valid(self) -> bool:
-        """Tell whether all variables still hold the tensors that they held."""
+        """Tell whether all variables and slots still hold the same tensors."""
         return all(map(operator.is_, [h._value for h in self._holders], self._tensors))
 
     def misfits(self, grads: Sequence[Any]) -> list[int]:
-        """Positions of the gradients that a kernel cannot take, or whose variable it cannot."""
+        """Return the positions where a kernel cannot take the gradient or the variable."""
         return [
             position
             for position, (g, expected, theta) in enumerate(
@@ -147,12 +145,12 @@ class Plan:
             if _signature(g) != expected
             or not g.is_contiguous()
             or g.is_neg()
-            or g.data_ptr() == theta.data_ptr()  # it would change while it is read
+            or g.data_ptr() == theta.data_ptr()  # the gradient would change while it is read
         ]
 
 
 class FastUpdate:
-    """The accelerated update of one optimizer, as it is built."""
+    """The fast update of one optimizer, as of its last build."""
 
     def __init__(self, optimizer: Any, kernel: Kernel, make_group: type[Group] = Group) -> None:
         self._optimizer = optimizer
@@ -162,12 +160,12 @@ class FastUpdate:
         self._plans: dict[tuple[int, ...], Plan] = {}
 
     def usable(self) -> bool:
-        """Tell whether variables hold their own tensors here, and run eagerly."""
+        """Tell whether this runs eagerly and assignments reach the variables' tensors."""
         return not (_in_stateless_scope() or torch.compiler.is_compiling())
 
     @torch.no_grad()
     def update(self, grads: Sequence[Any], variables: Sequence[Any]) -> list[tuple[Any, Any]]:
-        """Update what fits and return the (gradient, variable) pairs that do not."""
+        """Update what fits, and return the (gradient, variable) pairs that do not fit."""
         plan = self._plan(variables)
         rest = []
         if misfits := set(plan.misfits(grads)):
@@ -177,7 +175,7 @@ class FastUpdate:
             grads, variables = [g for g, _ in pairs], [v for _, v in pairs]
             plan = self._plan(variables)
         kd = self._optimizer._kd
-        # Schedules compute with tensors: not on the GPU, which would have to be waited for.
+        # Schedules compute with tensors. On a GPU, the update would wait for them.
         with keras.device("cpu"):
             numbers = kd.update.numbers(self.on)
             k, _ = kd.clock.counts(self.on)
@@ -202,7 +200,7 @@ class FastUpdate:
 
     @torch.no_grad()
     def average(self, records: Sequence[Any]) -> list[Any]:
-        """Update the averages of these variables; return the records of those left to do."""
+        """Update the averages of these variables, and return the records that do not fit."""
         pairs = [(r.slots["average"]._value, r.variable._value) for r in records]
         fits = [
             r.master is None and _plain(theta) and _signature(theta)[1:] == _signature(average)[1:]
@@ -239,17 +237,17 @@ class FastUpdate:
         return version_of(self._optimizer._kd.clock.counter._value)
 
     def note_increment(self, before: int | None) -> None:
-        """Note that Keras has counted the iteration: that write to the counter is no news."""
+        """Note that Keras has counted the iteration, so the counter need not be read again."""
         self.on.copy_of(self._optimizer._kd.clock.counter).note_increment(before)
 
 
 def make(optimizer: Any, kernel: str | None, stock: Any) -> FastUpdate | None:
-    """Return the accelerated update of a built optimizer, None where there is none.
+    """Return the fast update of a built optimizer, None if it has none.
 
     Args:
         optimizer: the optimizer.
-        kernel: the name of its kernel.
-        stock: the stock class whose step it takes.
+        kernel: the name of its kernel, or None.
+        stock: the stock class whose step it takes, or None.
     """
     if kernel:
         return FastUpdate(optimizer, KERNELS[kernel]())
@@ -267,9 +265,9 @@ def _small(tensor: torch.Tensor) -> bool:
 class _OneThread:
     """A context in which torch uses one thread.
 
-    The number of threads is the process' and each thread's own: a thread that begins to use torch
-    takes the process' number. Of several threads that train at the same time, the first one to
-    come here knows how many there should be.
+    Several threads may train at the same time. A thread that begins to use torch takes the
+    process's number of threads, which may be 1 already. So the first thread to come here notes the
+    usual number, and every thread goes back to that.
     """
 
     def __init__(self) -> None:
@@ -292,7 +290,7 @@ _one_thread = _OneThread()
 
 
 def _plain(tensor: torch.Tensor) -> bool:
-    # The kernels walk memory: a strided tensor without gaps, and nothing that only poses as one.
+    """Tell whether a kernel may walk the memory of this tensor: it is as it looks, without gaps."""
     return (
         type(tensor) in _PLAIN
         and tensor.layout is torch.strided

@@ -17,7 +17,7 @@ from keras_decoupled.core.optimizer import Decoupled
 def adam(
     g: Any, m: Any, v: Any, v_max: Any, *, rate: Any, beta_1: float, beta_2: float, epsilon: float
 ) -> tuple[Any, tuple[Any, ...]]:
-    """Return Adam's step and its new moments; `rate` has the bias corrections in it."""
+    """Return Adam's step and its new moments; `rate` includes the bias corrections."""
     m = m + (1 - beta_1) * (g - m)
     v = v + (1 - beta_2) * (ops.square(g) - v)
     if v_max is None:
@@ -27,7 +27,7 @@ def adam(
 
 
 def one_minus_power(beta: float, i: Any, math_of: Any) -> Any:
-    """Return 1 − β^i; no cancellation where β is near 1 and i is small."""
+    """Return 1 − β^i, without cancellation if β is near 1 and i is small."""
     return 1.0 if beta == 0 else -math_of.expm1(i * math.log(beta))
 
 
@@ -60,7 +60,7 @@ class Adam(Algorithm):
         self, h: Any, g: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
     ) -> tuple[Any, tuple[Any, ...]]:
         """Adam's step."""
-        m, v, v_max = (*slots, None)[:3]  # as built: `amsgrad` may have been set since
+        m, v, v_max = (*slots, None)[:3]  # not by `amsgrad`, which may have changed since build
         betas = {"beta_1": h.beta_1, "beta_2": h.beta_2}
         return adam(g, m, v, v_max, rate=rate * scalars[0], epsilon=h.epsilon, **betas)
 

@@ -1,4 +1,4 @@
-"""`decouple`: any Keras optimizer, and those of users, with independent weight decay."""
+"""`decouple`: independent weight decay for any Keras optimizer, a user's own too."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from keras_decoupled.core.arguments import KERAS_ARGUMENTS, Shared
 from keras_decoupled.core.optimizer import PUBLIC, Decoupled
 from keras_decoupled.core.parts import refuse_names
 from keras_decoupled.optimizers.adamw import AdamW
+from keras_decoupled.optimizers.ready_made import passes_all_on
 from keras_decoupled.optimizers.sgdw import SGDW
 from keras_decoupled.optimizers.stock import DECOUPLED, OWN_DECAYS, Stock
 
 _ACCUMULATES = (
-    "it computes the weight anew from its accumulators at every update, so that a decay would be "
-    "lost or counted twice"
+    "it computes the weight anew from its accumulators at every update, so a decay would be lost "
+    "or counted twice"
 )
 _WRAPS = "it wraps another optimizer. Wrap a decoupled one in it"
 _REFUSED = {
@@ -41,27 +42,27 @@ def decouple(optimizer_class: type[Any]) -> type[Any]:
         θ ← θ − u − η·(l2·θ + l1·sign θ),   u = θ − stock(θ; g, rate η·α·m_v)
 
     with θ on the right the value before the update, g the gradient, η = (learning rate now)/α and
-    m_v the variable's learning-rate multiplier. The class takes the stock one's arguments, in its
-    order, and by keyword those that all optimizers of this package share.
+    m_v the variable's learning-rate multiplier. The class takes the stock class's arguments in
+    their order, and by keyword the arguments that all optimizers of this package share.
 
     `Adam` and `AdamW` give `keras_decoupled.AdamW`, `SGD` gives `SGDW`, with their own signatures.
     `Nadam` gives the step of Keras' Nadam, which is `NadamW(momentum_decay=1.0)`. An optimizer of
-    your own works alike if its `update_step` changes the variable through `self.assign`,
-    `self.assign_add` or `self.assign_sub`. A model file that was saved with it can be loaded once
-    `decouple` was called on it.
+    your own works too, if its `update_step` changes the variable through `self.assign`,
+    `self.assign_add` or `self.assign_sub`. Before you load a model that was saved with it, call
+    `decouple` on your class again.
 
     Args:
         optimizer_class: a class of `keras.optimizers`, or one that is derived from
             `keras.optimizers.Optimizer`.
 
     Returns:
-        A class derived from it, the same one at every call.
+        A class derived from `optimizer_class`, the same one at every call.
 
     Raises:
-        TypeError: it is no such class.
-        ValueError: it is a class that cannot be decoupled: `Ftrl` and `ScheduleFreeAdamW`, which
-            recompute the weight from their accumulators; `LossScaleOptimizer` and
-            `MultiOptimizer`, which wrap another one.
+        TypeError: `optimizer_class` is not such a class.
+        ValueError: the class cannot be decoupled. `Ftrl` and `ScheduleFreeAdamW` recompute the
+            weight from their accumulators; `LossScaleOptimizer` and `MultiOptimizer` wrap another
+            optimizer.
 
     Example:
     >>> import keras
@@ -74,9 +75,7 @@ def decouple(optimizer_class: type[Any]) -> type[Any]:
     is_class = inspect.isclass(optimizer_class)
     if not is_class or not issubclass(optimizer_class, keras.optimizers.Optimizer):
         rule = "needs a class derived from `keras.optimizers.Optimizer`"
-        cure = (
-            "Give the class, decouple(keras.optimizers.Lion), and its arguments to what comes back."
-        )
+        cure = "Give the class, decouple(keras.optimizers.Lion), and call what comes back."
         refuse("decouple", Seen(repr(optimizer_class)), rule, cure, TypeError)
     if issubclass(optimizer_class, Decoupled):
         return optimizer_class
@@ -97,62 +96,59 @@ def decouple(optimizer_class: type[Any]) -> type[Any]:
 
 
 def _make(base: type[Any], stock: bool) -> None:
-    """Make the decoupled class; Keras' error for a file of an unknown class shows its name."""
+    """Make the decoupled class.
+
+    Keras' error for a file of an unknown class shows its name, and so "decouple(…)" as the cure.
+    """
     registered = keras.saving.get_registered_name(base).replace(">", ".")
     if not stock and hasattr(sys.modules["keras_decoupled"], registered):
-        rule = "is the name of an optimizer of this package, and files go by names"
+        rule = "is the name of an optimizer of this package, and a file knows a class by its name"
         cure = "Register your class under a package of your own: "
         cure += '@keras.saving.register_keras_serializable(package="mine").'
         refuse(registered, Seen(repr(base)), rule, cure)
-    own = _own_names(base)
-    if taken := {name for name in own if name in PUBLIC or name.startswith("_kd")}:
+    own = (cls for cls in base.__mro__ if cls.__module__.split(".")[0] != "keras")
+    names = {name for cls in own for name in vars(cls)}
+    if taken := {name for name in names if name in PUBLIC or name.startswith("_kd")}:
         refuse_names(base, taken)
-    signature = _signature(base)
 
-    def initialize(self: Any, *args: Any, **kwargs: Any) -> None:
-        bound = signature.bind(self, *args, **kwargs)
-        bound.apply_defaults()
-        own = dict(bound.arguments)
-        own.pop(next(iter(own)))  # self
-        learning_rate, decay = own.pop("learning_rate"), own.pop("weight_decay")
-        shared = own.pop("shared")
-        Stock.__init__(self, learning_rate, own, weight_decay=decay, **shared)
+    def initialize(*args: Any, **kwargs: Any) -> None: ...
 
-    initialize.__signature__ = signature  # type: ignore[attr-defined]
+    initialize.__signature__ = _signature(base)  # type: ignore[attr-defined]
     name = base.__name__ if stock else f"decouple({base.__name__})"
-    text = f"""`{base.__name__}` with independent weight decay: the base learning rate never multiplies it.
+    text = f"""`{base.__name__}` with independent weight decay.
 
         θ ← θ − u − η·(l2·θ + l1·sign θ),   u = θ − {base.__name__}(θ; g, rate η·α·m_v)
 
     with θ on the right the value before the update, g the gradient, η = (learning rate now)/α and
-    m_v the variable's learning-rate multiplier. `Decay` has other kinds of decay.
+    m_v the variable's learning-rate multiplier. The base learning rate α never multiplies the
+    decay. `Decay` has other kinds of decay.
 
     Args:
         learning_rate: α, or a `LearningRateSchedule`, or a callable.
         weight_decay: λ, the fraction of the weight removed per update at η = 1: a number, a
             schedule, a `Decay` or None. Defaults to `None`, no decay.
         **shared: the arguments that all optimizers share; see below.
-        The others are those of `{base.__name__}`:
+        The other arguments are those of `{base.__name__}`:
 
     {inspect.getdoc(base) or "(it has no docstring)"}
     """
-    namespace = {"__init__": initialize, "__doc__": text, "__module__": __name__}
+    constructor = passes_all_on(initialize)
+    namespace = {"__init__": constructor, "__doc__": text, "__module__": __name__}
     made = type(name, (Stock, base), namespace)
     keras.saving.register_keras_serializable(package="keras_decoupled", name=registered)(made)
 
 
 def _signature(base: type[Any]) -> inspect.Signature:
-    """Return the stock arguments, in their order, less those that all optimizers share."""
+    """Return the stock arguments in their order, without those that all optimizers share."""
     kinds = inspect.Parameter
-    given = _arguments(base)
     parameters: list[inspect.Parameter] = []
     positional = True
-    for parameter in given:
+    for parameter in _arguments(base):
         if parameter.name in KERAS_ARGUMENTS or parameter.name in OWN_DECAYS[1:]:
-            positional = False  # what follows has another place than in the stock class
+            positional = False  # later arguments do not have the stock class's positions
             continue
         if parameter.name in Shared.__annotations__:
-            rule = "has an argument with the name of one that all optimizers of this package share"
+            rule = "must not name an argument as one that all optimizers of this package share"
             refuse(base.__name__, Seen(parameter.name), rule, "Give it another name.")
         kind = parameter.kind if positional else kinds.KEYWORD_ONLY
         if parameter.name == "weight_decay":
@@ -162,20 +158,14 @@ def _signature(base: type[Any]) -> inspect.Signature:
     if "learning_rate" not in names:
         seen = Seen(f"a class that takes {names[1:]}")
         cure = "Add the argument to its __init__."
-        refuse(base.__name__, seen, "must take a `learning_rate`, which is handed to it", cure)
+        refuse(base.__name__, seen, "must take a `learning_rate`", cure)
     if "weight_decay" not in names:
         parameters.append(kinds("weight_decay", kinds.KEYWORD_ONLY, default=None))
     return inspect.Signature([*parameters, kinds("shared", kinds.VAR_KEYWORD)])
 
 
-def _own_names(base: type[Any]) -> set[str]:
-    """Return what a class defines, with its base classes up to those of Keras."""
-    own = (cls for cls in base.__mro__ if cls.__module__.split(".")[0] != "keras")
-    return {name for cls in own for name in vars(cls) if not name.startswith("__")}
-
-
 def _arguments(base: type[Any]) -> list[inspect.Parameter]:
-    """Return what a class's constructor takes, its base class's too as far as it hands them on."""
+    """Return what a class's constructor takes, and what it hands on to its base class's."""
     found: dict[str, inspect.Parameter] = {}
     for cls in base.__mro__:
         constructor = vars(cls).get("__init__")
@@ -193,8 +183,9 @@ def _arguments(base: type[Any]) -> list[inspect.Parameter]:
 
 
 def from_config(stock: type[Any], config: Mapping[str, Any]) -> Any:
-    """Make the optimizer of a config, from the class that was decoupled: for pickle."""
+    """Make a pickled optimizer from the stock class and the config."""
     return decouple(stock).from_config(config)
 
 
-decouple(keras.optimizers.Nadam)  # so that its files can be loaded: it has no name at the top level
+# This class has no name at the top level: register it, so that its files can be loaded.
+decouple(keras.optimizers.Nadam)

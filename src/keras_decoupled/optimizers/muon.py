@@ -82,6 +82,6 @@ class Muon(Stock, keras.optimizers.Muon):
     ) -> None:
         if "rms_rate" not in inspect.signature(keras.optimizers.Muon.__init__).parameters:
             raise ValueError(
-                "`Muon` needs Keras 3.13 or later: before that, its step and arguments were others. "
-                f"Received: Keras {keras.__version__}. Upgrade Keras."
+                "`Muon` needs Keras 3.13 or later: earlier versions have another step and other "
+                f"arguments. Received: Keras {keras.__version__}. Upgrade Keras."
             )

@@ -1,8 +1,8 @@
 """NadamW: Adam with Nesterov momentum and independent weight decay.
 
-Beside AdamW: the step looks one update ahead (the gradient enters it directly), the momentum μ_i
-grows over the first updates, its product Π is a scalar that is saved, and ε is added to the
-corrected √v.
+What differs from AdamW: the step looks one update ahead, so the gradient enters it directly. The
+momentum μ_i grows over the first updates, and the product Π of all μ_i is saved. ε is added to √v
+after the bias correction.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def nadam(
 
 
 class Nadam(Algorithm):
-    """m, v, and Π, the product of all μ so far: it has no closed form in k."""
+    """m, v, and Π, the product of all μ so far, which has no closed form in k."""
 
     arguments: ClassVar = {
         "beta_1": fraction("0.9 is usual."),
@@ -114,7 +114,7 @@ class NadamW(Decoupled):
         learning_rate: α, or a `LearningRateSchedule`, or a callable. Defaults to `0.001`.
         beta_1: β1, decay rate of m, in [0, 1). Defaults to `0.9`.
         beta_2: β2, decay rate of v, in [0, 1). Defaults to `0.999`.
-        epsilon: ε ≥ 0, added to the corrected √v. Defaults to `1e-7`.
+        epsilon: ε ≥ 0, added to √v after its bias correction. Defaults to `1e-7`.
         momentum_decay: ψ ≥ 0 in μ_i. `0.004` is Dozat's and `torch.optim.NAdam`'s; `1.0` is
             `keras.optimizers.Nadam`. Defaults to `0.004`.
         weight_decay: λ, the fraction of the weight removed per update at η = 1: a number, a

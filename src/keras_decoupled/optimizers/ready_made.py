@@ -1,7 +1,7 @@
 """Seven optimizers of Keras with independent weight decay. The step of each is Keras' own.
 
 A docstring here has only what differs between the classes: the step u, the class's own arguments
-and its source. `core.arguments.shared_docstring` adds the rest.
+and its source. `core.arguments.shared_docstring` adds what all share.
 """
 
 from __future__ import annotations
@@ -21,18 +21,23 @@ Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 
 def passes_all_on(declared: Constructor) -> Constructor:
-    """Return a constructor with the same signature that passes all its arguments on to `Stock`."""
+    """Return a constructor that passes all its arguments on to `Stock`.
+
+    It has the same signature: the object itself, `learning_rate`, `weight_decay`, `**shared`, and
+    the stock class's own arguments.
+    """
     signature = inspect.signature(declared)
 
     @functools.wraps(declared)
     def constructor(*args: Any, **kwargs: Any) -> None:
-        declared(*args, **kwargs)  # Python itself refuses a wrong call
+        declared(*args, **kwargs)  # Python's own error for a wrong call; Muon checks Keras
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         own = dict(bound.arguments)
-        self, learning_rate = own.pop("self"), own.pop("learning_rate")
-        weight_decay, shared = own.pop("weight_decay"), own.pop("shared")
-        Stock.__init__(self, learning_rate, own, weight_decay=weight_decay, **shared)
+        self = own.pop(next(iter(own)))  # a user's class may call it otherwise
+        names = ("learning_rate", "weight_decay", "shared")
+        learning_rate, decay, shared = map(own.pop, names)
+        Stock.__init__(self, learning_rate, own, weight_decay=decay, **shared)
 
     return cast(Constructor, constructor)
 
@@ -48,7 +53,7 @@ class Adadelta(Stock, keras.optimizers.Adadelta):
         d ← ρ·d + (1−ρ)·δ²
         u = η·α·m_v · δ
 
-    The paper has no learning rate: that is α = 1. The first steps are about as large as √ε.
+    The paper has no learning rate, which means α = 1. The first steps are about as large as √ε.
 
     Args:
         rho: ρ, the fraction of v and d kept per update, in [0, 1). Defaults to `0.95`.
@@ -81,24 +86,24 @@ class Adafactor(Stock, keras.optimizers.Adafactor):
         c ← β·c + (1−β)·(mean of g² + ε1 over the last axis but one)
         v = r·c/(mean of r over its last axis), as an outer product of rows r and columns c
 
-    for others v ← β·v + (1−β)·(g² + ε1), and for all
+    for other variables v ← β·v + (1−β)·(g² + ε1), and for all variables
 
         s = g/√v
         u = min(η·α·m_v, 1/√i) · max(ε2, rms(θ)) · s/max(1, rms(s)/clip_threshold)
 
     The paper has α = 0.01. The rate in u is at most 1/√(k+1), which is 0.001 after a million
-    updates; the decay has no such bound, here or in Keras. With weight_decay=w, Keras decays the
+    updates. The decay has no such bound, here or in Keras. With weight_decay=w, Keras decays the
     weight before it takes rms(θ), so its steps are shorter by up to the fraction η·α·w.
 
     Args:
         beta_2_decay: exponent of β = 1 − (k+1)^beta_2_decay, < 0. Defaults to `-0.8`.
         epsilon_1: ε1 > 0, added to g², in its units. Defaults to `1e-30`.
-        epsilon_2: ε2 ≥ 0, the least rms(θ) that counts, in units of θ. Without it, weights that
-            start at 0 would stay at 0. Defaults to `1e-3`.
+        epsilon_2: ε2 ≥ 0, used instead of a smaller rms(θ), in units of θ. Without it, weights
+            that start at 0 would stay at 0. Defaults to `1e-3`.
         clip_threshold: the largest rms(s), > 0. Keras' `clipnorm`, `clipvalue` and
             `global_clipnorm` clip the gradient instead. Defaults to `1.0`.
-        relative_step: changes nothing, as in Keras: the rate has its bound with either value and
-            under a schedule too. Defaults to `True`.
+        relative_step: has no effect, as in Keras: the rate always has its bound, under a schedule
+            too. Defaults to `True`.
         **shared: the arguments that all optimizers share.
 
     Source: Shazeer & Stern, *Adafactor: Adaptive Learning Rates with Sublinear Memory Cost*, arXiv
@@ -129,8 +134,8 @@ class Adagrad(Stock, keras.optimizers.Adagrad):
         v ← v + g²
         u = η·α·m_v · g/√(v + ε)
 
-    Learning rates of 0.01 to 1 are usual. The steps get smaller as v grows, and the decay does not:
-    in a long run the decay wins, unless a schedule lowers η.
+    Learning rates of 0.01 to 1 are usual. The steps get smaller as v grows, but the decay does not.
+    In a long run the decay wins, unless a schedule lowers η.
 
     Args:
         initial_accumulator_value: v before the first update, ≥ 0, in units of g².
@@ -196,9 +201,9 @@ class Lamb(Stock, keras.optimizers.Lamb):
         r = m/(1−β1^i) / (√(v/(1−β2^i)) + ε)
         u = η·α·m_v · ‖θ‖/‖r‖ · r, and η·α·m_v · r where one of the norms is 0
 
-    So α is the length of a step over the length of the weights. The decay enters neither norm; in
-    the paper it enters ‖r‖. With weight_decay=w, Keras decays the weight before it takes ‖θ‖, so
-    its steps are shorter by the fraction η·α·w.
+    So α is the length of a step divided by the length of the weights. The decay enters neither
+    norm; in the paper it enters ‖r‖. With weight_decay=w, Keras decays the weight before it takes
+    ‖θ‖, so its steps are shorter by the fraction η·α·w.
 
     Args:
         beta_1: β1, decay rate of m, in [0, 1). Defaults to `0.9`.
@@ -265,8 +270,8 @@ class RMSprop(Stock, keras.optimizers.RMSprop):
         u = b
 
     With `centered`, a ← ρ·a + (1−ρ)·g is the mean of the gradient, and v − a² + ε is under the
-    root. The rate is part of b: with momentum, the steps follow a change of the rate slowly, and
-    the decay follows at once.
+    root. b includes the rate: with momentum, the steps follow a change of the rate slowly, but the
+    decay follows at once.
 
     Args:
         rho: ρ, the fraction of v (and a) kept per update, in [0, 1). Defaults to `0.9`.

@@ -22,7 +22,7 @@ def sgd(
 
 
 class SGD(Algorithm):
-    """The buffer, where there is momentum."""
+    """The buffer, if there is momentum."""
 
     arguments: ClassVar = {
         "momentum": fraction("0 is none, 0.9 is usual."),
@@ -32,13 +32,13 @@ class SGD(Algorithm):
     twin_names: ClassVar = {"momentum": "momentums"}
 
     def slot_names(self, h: Any) -> tuple[str, ...]:
-        """The buffer, where there is momentum."""
+        """The buffer, if there is momentum."""
         return ("momentum",) if h.momentum else ()
 
     def step(
         self, h: Any, g: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
     ) -> tuple[Any, tuple[Any, ...]]:
-        """The step by the buffer."""
+        """The step of SGD, by the buffer if there is one."""
         (buf,) = slots or (None,)
         return sgd(g, buf, rate=rate, momentum=h.momentum, nesterov=h.nesterov)
 
@@ -50,15 +50,15 @@ class SGDW(Decoupled):
         buf ← momentum·buf − η·α·m_v·g
         θ ← θ − η·(l2·θ + l1·sign θ) + buf
 
-    or, with `nesterov`, + momentum·buf − η·α·m_v·g in place of the last term; θ on the right is
-    the value before the update, η = (learning rate now)/α, m_v the variable's learning-rate
-    multiplier. The learning rate is inside the buffer and the decay is not, as in Algorithm 1:
-    where η falls to 0, momentum still moves the weights. `Decay` has other kinds of decay.
+    With `nesterov`, the last term is + momentum·buf − η·α·m_v·g instead. θ on the right is the
+    value before the update, η = (learning rate now)/α, and m_v the variable's learning-rate
+    multiplier. As in Algorithm 1, the buffer includes the learning rate, and not the decay: when η
+    falls to 0, momentum still moves the weights. `Decay` has other kinds of decay.
 
     Args:
         learning_rate: α, or a `LearningRateSchedule`, or a callable. Defaults to `0.01`.
         momentum: fraction of the buffer kept per update, in [0, 1). Defaults to `0.0`.
-        nesterov: whether to step by the buffer of the update to come. Defaults to `False`.
+        nesterov: whether to step by the buffer of the next update. Defaults to `False`.
         weight_decay: λ, the fraction of the weight removed per update at η = 1: a number, a
             schedule, a `Decay` or None. Defaults to `None`, no decay.
         **shared: the arguments that all optimizers share; see below.

@@ -1,7 +1,7 @@
 """`Stock`: a stock optimizer's step with this package's decay.
 
-The mathematics stays where it is, in the stock class. What its `update_step` does to the variable
-is caught on the way there, as the step u, and the decay is added to it before both meet θ.
+The mathematics stays in the stock class. When its `update_step` assigns to the variable, the
+assignment is caught: it is the step u. The decay is added to u before both meet θ.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from keras_decoupled.core.settings import as_number
 from keras_decoupled.paths.match import path_of
 from keras_decoupled.saving.state import SCALARS
 
-OWN_DECAYS = ("weight_decay", "adam_weight_decay")  # of the stock classes: these are ours
+OWN_DECAYS = ("weight_decay", "adam_weight_decay")  # arguments of stock classes that are ours here
 DECOUPLED: dict[type, type[Decoupled]] = {}  # by stock class
 
 
@@ -39,7 +39,7 @@ class Stock(Decoupled):
     _kd_keras_own: ClassVar[bool]  # whether it is Keras' own
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Find the stock class among the bases; a class derived from ours has none."""
+        """Find the stock class among the bases. A class derived from ours inherits it."""
         super().__init_subclass__(**kwargs)
         for base in cls.__bases__:
             if issubclass(base, keras.optimizers.Optimizer) and not issubclass(base, Decoupled):
@@ -62,14 +62,14 @@ class Stock(Decoupled):
     def _kd_arguments(
         self, own: Mapping[str, Any], shared: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the stock class's own arguments, which it checks itself, and all that it takes."""
+        """Return the stock class's own arguments, and all that it takes. It checks them itself."""
         own = {name: _plain(value) for name, value in own.items()}
         taken = inspect.signature(self._kd_stock.__init__).parameters
-        # 0 and not None, which Keras' AdamW refuses.
+        # 0, because Keras' AdamW refuses None.
         given = shared | own | {name: 0.0 for name in OWN_DECAYS if name in taken}
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
             return own, given
-        # A user's class may take few of Keras' arguments, and a config has them all.
+        # A user's class may take few of Keras' arguments, but a config has them all.
         unused = {name for name, value in shared.items() if value is None or value is False}
         unused |= {"name"} | ({"ema_momentum"} if not shared.get("use_ema") else set())
         return own, {k: v for k, v in given.items() if k in taken or k not in unused}
@@ -81,7 +81,7 @@ class Stock(Decoupled):
         return {name: _plain(value) for name, value in config.items() if name not in shared}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by the stock class: what `decouple` makes is no name of a module."""
+        """Pickle by the stock class: no module has a name for what `decouple` makes."""
         if type(self) is not DECOUPLED.get(self._kd_stock):
             return super().__reduce__()
         from keras_decoupled.optimizers import decouple  # which imports this file
@@ -89,7 +89,7 @@ class Stock(Decoupled):
         return decouple.from_config, (self._kd_stock, self.get_config())
 
     def _kd_twin_state(self, stock: Any) -> list[tuple[Any, Any]]:
-        """Return the pairs of what the stock class itself has made, by attribute."""
+        """Return pairs of the optimizer variables that the stock class has made, by attribute."""
         of_every_optimizer = vars(keras.optimizers.Optimizer(learning_rate=0.0))
         pairs = []
         for attribute in vars(stock).keys() - of_every_optimizer.keys():
@@ -110,13 +110,11 @@ class Stock(Decoupled):
         numbers: Numbers,
     ) -> Any:
         """Return what the stock `update_step` subtracts from the variable."""
-        kd, master = self._kd, record.master
-        change = kd.change
-        target = variable
-        if master is not None:  # stock classes compute in the variable's precision
-            self.assign(master, theta)
-            target = master
-            kd.stands_for = {id(master): record.variable}
+        kd, target, change = self._kd, variable, self._kd.change
+        if record.master is not None:  # stock classes compute in the variable's precision
+            target = record.master
+            self.assign(target, theta)
+            kd.stands_for = {id(target): record.variable}
         change.target, change.record, change.step = target, record, None
         change.theta = theta if self._kd_keras_own else ops.copy(theta)
         try:
@@ -131,18 +129,18 @@ class Stock(Decoupled):
                 checks.Seen(f"an update of {path_of(record.variable)} without any of them"),
                 "must change the variable through `self.assign`, `self.assign_add` or "
                 "`self.assign_sub`, where the step is added to the weight decay",
-                "Write self.assign_sub(variable, step) in place of variable.assign(...).",
+                "Write self.assign_sub(variable, step) instead of variable.assign(...).",
             )
         if not self._kd_keras_own:
             self.assign(target, change.theta)
         return change.step
 
     def _kd_is_target(self, variable: Any) -> bool:
-        """Tell whether this is the variable whose change is to be caught."""
+        """Tell whether this is the variable whose change is caught."""
         change = self._kd.change
         if variable is not change.target:
             return False
-        if not self._kd_keras_own and _inside_cond():  # the walk through the frames takes its time
+        if not self._kd_keras_own and _inside_cond():  # slow: it walks through the frames
             checks.refuse(
                 f"{self._kd_stock.__name__}.update_step",
                 checks.Seen(f"an update of {path_of(change.record.variable)} there"),
@@ -153,10 +151,10 @@ class Stock(Decoupled):
         return True
 
     def _kd_catch(self, step: Any) -> None:
-        """Take note of all that the class has subtracted so far.
+        """Note all that the class has subtracted so far.
 
-        No class of Keras reads the variable again after its step, but a user's may: it finds what
-        it wrote.
+        No class of Keras reads the variable after its step. A user's class may, and finds what it
+        wrote.
         """
         change = self._kd.change
         change.step = step
@@ -164,26 +162,26 @@ class Stock(Decoupled):
             super().assign(change.target, change.theta - step)
 
     def _kd_subtracted(self) -> Any:
-        """Return what was subtracted so far."""
+        """Return all that the class has subtracted so far."""
         step = self._kd.change.step
         return 0.0 if step is None else step
 
     def assign(self, variable: Any, value: Any) -> None:
-        """Assign, as in Keras; for the variable that is being updated, take note of the step."""
+        """Assign, as in Keras; if the variable is being updated, note the step instead."""
         if self._kd_is_target(variable):
             self._kd_catch(self._kd.change.theta - value)
         else:
             super().assign(variable, value)
 
     def assign_add(self, variable: Any, value: Any) -> None:
-        """Add, as in Keras; for the variable that is being updated, take note of the step."""
+        """Add, as in Keras; if the variable is being updated, note the step instead."""
         if self._kd_is_target(variable):
             self._kd_catch(self._kd_subtracted() - ops.convert_to_tensor(value))
         else:
             super().assign_add(variable, value)
 
     def assign_sub(self, variable: Any, value: Any) -> None:
-        """Subtract, as in Keras; for the variable that is being updated, take note of the step."""
+        """Subtract, as in Keras; if the variable is being updated, note the step instead."""
         if not self._kd_is_target(variable):
             super().assign_sub(variable, value)
             return
@@ -196,7 +194,7 @@ class Stock(Decoupled):
     # The state.
 
     def _kd_build_keras(self, variables: list[Any]) -> None:
-        """Have the stock class make its state, and know again what is in it."""
+        """Have the stock class make its state, and recognize what is in it."""
         registry = self._kd.registry
         before = set(map(id, self.variables))
         super()._kd_build_keras(variables)
@@ -206,10 +204,10 @@ class Stock(Decoupled):
             self._kd_adopt(variables, made)
 
     def _kd_adopt(self, variables: Sequence[Any], made: Mapping[int, Any]) -> None:
-        """Take for slots what the class made without `add_variable_from_reference`.
+        """Recognize what the class made without `add_variable_from_reference`.
 
-        An attribute that is a list with one entry per variable has slots, one that is a variable
-        is a scalar. A second build makes them all anew: the earlier ones are put back.
+        An attribute that is a list with one entry per variable holds slots. An attribute that is a
+        variable is a scalar. A second build makes them all anew, so the earlier ones are put back.
         """
         registry, found = self._kd.registry, set()
         for attribute, value in list(self.__dict__.items()):
@@ -234,8 +232,8 @@ class Stock(Decoupled):
             checks.refuse(
                 self._kd_stock.__name__,
                 checks.Seen(f"{rest}"),
-                "cannot be built again on other variables: it has optimizer variables that cannot "
-                "be found in its attributes",
+                "cannot be built again on other variables: none of its attributes holds these "
+                "optimizer variables",
                 "Make them by `self.add_variable_from_reference`, or keep each kind in a list of "
                 "its own, with one entry per variable.",
             )
@@ -251,7 +249,7 @@ class Stock(Decoupled):
 
 
 def _plain(value: Any) -> Any:
-    """Return a NumPy number as Python's, and a list or dict without Keras' tracking."""
+    """Return a NumPy number as a Python number, and a list or dict without Keras' tracking."""
     if isinstance(value, np.generic):
         return value.item()
     kind = next((kind for kind in (list, dict) if isinstance(value, kind)), None)
@@ -264,7 +262,7 @@ def _is_slots(value: Any, count: int, made: Mapping[int, Any]) -> bool:
 
 
 def _inside_cond() -> bool:
-    """Tell whether a branch of `cond` is between the stock `update_step` and this question."""
+    """Tell whether the stock `update_step` calls this from a branch of `cond`."""
     frame = sys._getframe(2)
     while frame is not None and not frame.f_code.co_name.endswith("_kd_step"):
         if frame.f_code.co_name == "cond":

@@ -1,8 +1,8 @@
 """Reading a saved config. It is data, and a file may hold anything.
 
-`Decoupled.get_config` writes the arguments and, as `resolved`, what they came to: only what differs
-from the defaults. All of it is checked here or by the constructor before any of it is used. No
-function is called, except a user's own callable learning rate where the config has no
+`Decoupled.get_config` writes the arguments and, as `resolved`, what they came to. It writes only
+what differs from the defaults. Everything is checked before it is used, here or by the constructor.
+No function is called, except a user's own callable learning rate if the config has no
 `base_learning_rate`.
 """
 
@@ -27,15 +27,15 @@ class Resolved(NamedTuple):
 
     exclusions: Exclusions
     table: tuple[Row, ...]  # of the variables built on
-    waiting: tuple[Row, ...]  # of others
-    paths: set[str]  # of variables that no row is about
-    factor: float | None  # r; None where the rate is a number: it is written as r left it
+    waiting: tuple[Row, ...]  # of other variables
+    paths: set[str]  # of variables that have no row
+    factor: float | None  # r; None if the rate is a number, for that is r·α already
 
 
 def read_config(
     config: Any, custom_objects: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], Resolved | None]:
-    """Return the constructor's arguments, and what they had come to, where that is in the config."""
+    """Return the constructor's arguments, and what they had come to if the config says so."""
     checks.fields("config", config, ())
     for key in config:
         if not isinstance(key, str) or key == "self":
@@ -46,12 +46,11 @@ def read_config(
     number = _number_reader(custom_objects)
     if "weight_decay" in arguments:
         arguments["weight_decay"] = _decay(arguments["weight_decay"], number)
-    if isinstance(arguments.get("weight_decays"), Mapping):
-        arguments["weight_decays"] = {
-            key: _decay(given, number) for key, given in arguments["weight_decays"].items()
-        }
-    if isinstance(arguments.get("learning_rate"), Mapping):
-        arguments["learning_rate"] = _learning_rate(arguments["learning_rate"], custom_objects)
+    decays, rate = arguments.get("weight_decays"), arguments.get("learning_rate")
+    if isinstance(decays, Mapping):
+        arguments["weight_decays"] = {key: _decay(given, number) for key, given in decays.items()}
+    if isinstance(rate, Mapping):
+        arguments["learning_rate"] = _learning_rate(rate, custom_objects)
     if resolved is None:
         return arguments, None
     name = "config['resolved']"
@@ -61,8 +60,7 @@ def read_config(
     )
     decay = arguments.get("weight_decay")
     uniform = None if decay is None else as_decay("weight_decay", decay)
-    nothing: dict[str, list[str]] = {"var_list": [], "var_names": []}
-    exclusions = resolved.get("exclusions", nothing)
+    exclusions = resolved.get("exclusions", {"var_list": [], "var_names": []})
     waiting = resolved.get("waiting", [])
     return arguments, Resolved(
         Exclusions.from_config(exclusions, name=f"{name}['exclusions']"),
@@ -74,9 +72,9 @@ def read_config(
 
 
 def _number_reader(custom_objects: Any) -> Callable[[Any], Any]:
-    """Return a function that reads a number or schedule; equal schedules come back as one object.
+    """Return a function that reads a number or schedule; equal schedules become one object.
 
-    So a schedule that a hundred variables share is evaluated once per step after a load, too.
+    So a schedule that a hundred variables share is still evaluated once per step after a load.
     """
     known: dict[str, Any] = {}
 
@@ -92,7 +90,7 @@ def _number_reader(custom_objects: Any) -> Callable[[Any], Any]:
 
 
 def _decay(saved: Any, number: Callable[[Any], Any]) -> Any:
-    """Return a decay that the constructor takes: it checks it."""
+    """Return a decay as the constructor takes it. The constructor checks it."""
     if isinstance(saved, list):
         return tuple(map(number, saved))
     if isinstance(saved, Mapping) and "class_name" not in saved:  # the fields of a `Decay`
@@ -101,9 +99,9 @@ def _decay(saved: Any, number: Callable[[Any], Any]) -> Any:
 
 
 def _deserialize(saved: Any, custom_objects: Any) -> Any:
-    """Return the object of a config, as Keras makes it.
+    """Return the object that Keras makes of a config.
 
-    Keras may stumble over a damaged file in any way, and says no more than "KeyError: 'x'".
+    A damaged file can raise any error in Keras, often no more than "KeyError: 'x'".
     """
     try:
         return keras.saving.deserialize_keras_object(saved, custom_objects)
@@ -117,9 +115,9 @@ def _deserialize(saved: Any, custom_objects: Any) -> Any:
 
 def _learning_rate(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None) -> Any:
     rate = _deserialize(config, custom_objects)
-    # A rate that is no schedule is called at each update. None of Keras' own functions is a rate,
-    # but a file can name any of them, and some do what nobody asked for. A lambda, which has Keras'
-    # module too, comes only where its user has switched safe mode off.
+    # A function is called at each update. A file can name any function of Keras. None of these is a
+    # rate, and some are dangerous: `keras.utils.get_file` writes files. A lambda has Keras' module
+    # too, but is read only if the user has switched safe mode off.
     schedule = isinstance(rate, LearningRateSchedule)
     if callable(rate) and not schedule and getattr(rate, "__name__", "") != "<lambda>":
         package = str(getattr(rate, "__module__", "")).split(".")[0]
