@@ -11,6 +11,7 @@ import keras
 from effort import effort
 from keras_decoupled.decay.kinds import Decay
 from keras_decoupled.decay.rows import Row
+from keras_decoupled.schedule import timing
 
 CANARY = "KERAS_DECOUPLED_CANARY"  # in the environment once code of the input has run
 CODE = f"__import__('os').environ.__setitem__('{CANARY}', '1')"
@@ -103,7 +104,8 @@ class _Gone:
 GONE = _Gone()
 # A config leaves these out where they are the default.
 OPTIONAL = {field.name for kind in (Row, Decay) for field in dataclasses.fields(kind)}
-OPTIONAL |= {"taken", "waiting", "paths", "exclusions"}
+OPTIONAL |= {"taken", "waiting", "paths", "exclusions", "weight_decays", "lr_multipliers"}
+OPTIONAL |= {*timing.ARGUMENTS}
 
 
 def put(node, way, value):
