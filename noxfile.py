@@ -20,12 +20,19 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 GROUPS = PYPROJECT["dependency-groups"]
 # Nothing of a backend is in these tests. They run once, where tests take the least time: on torch.
 ONCE = (
+    "tests/decay/test_convert.py",
+    "tests/decay/test_explain.py",
+    "tests/decay/test_keys.py",
+    "tests/decay/test_layer_keys.py",
+    "tests/decay/test_precedence.py",
+    "tests/decay/test_regularizers.py",
     "tests/hostile/test_calls.py",
     "tests/hostile/test_configs.py",
     "tests/paper",
     "tests/paths",
     "tests/test_layerwise.py",
     "tests/test_plots.py",
+    "tests/test_structure.py",
 )
 # Keras' own tests, as they lie in its wheel. 3.15.1 has them; 3.12.0 and nightly wheels have none.
 # Those of our classes (Muon's ask for its private methods):
