@@ -19,9 +19,9 @@ class Algorithm:
     kernel: ClassVar[str | None] = None  # name of the fused kernels in fast/ that do `step`
     # Optimizer variables that belong to no variable of the model: name and first value.
     state: ClassVar[Mapping[str, float]] = {}
-    twins: ClassVar[tuple[str, ...]] = ()  # classes of keras.optimizers whose step this is
-    twin_arguments: ClassVar[Mapping[str, Any]] = {}  # with which it is theirs
-    twin_names: ClassVar[Mapping[str, str]] = {}  # slot, or state: the twin's attribute
+    # For `from_keras`, of the class of keras.optimizers whose step this is, too:
+    twin_arguments: ClassVar[Mapping[str, Any]] = {}  # with which the step is the same
+    twin_names: ClassVar[Mapping[str, str]] = {}  # slot or state: the attribute there
 
     def slot_names(self, h: Any) -> tuple[str, ...]:
         """Return the names of the optimizer variables that each variable has."""
