@@ -398,7 +398,9 @@ def test_an_optimizer_that_goes_on_with_another_model():
     before = values(second.trainable_variables)
     if BACKEND == "jax":
         weights = [v.value for v in second.trainable_variables]
-        with pytest.raises(ValueError, match=r"other variables than the optimizer was built on.*optimizer\.build"):
+        with pytest.raises(
+            ValueError, match=r"other variables than the optimizer was built on.*optimizer\.build"
+        ):
             optimizer.stateless_apply([v.value for v in optimizer.variables], weights, weights)
         optimizer.build(second.trainable_variables)
     second.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
