@@ -44,6 +44,8 @@ class Record:
     slots: dict[str, Any] = dataclasses.field(default_factory=dict)  # optimizer variables, by name
     # As of the last build:
     own: tuple[Any, ...] = ()  # the slots that `Algorithm.step` takes
+    master: Any = None  # the float32 copy, where the variable has less precision
+    reference: Any = None  # the value that the decay goes towards, where that is not 0
     l2: int | None = None  # where its decays stand in `Registry.amounts`; None: it has none
     l1: int | None = None
     trainable: bool = True
@@ -67,16 +69,6 @@ class Record:
         """Set the variable's average or reference to its value."""
         slot = self.slots[name]
         slot.assign(copied(self.variable, slot.dtype))
-
-    @property
-    def master(self) -> Any:
-        """The float32 copy, None where the variable has no less precision."""
-        return self.slots.get(MASTER)
-
-    @property
-    def reference(self) -> Any:
-        """The value that the decay goes towards, None where that is 0."""
-        return self.slots.get(REFERENCE)
 
 
 OUR_SLOTS = (AVERAGE, ACCUMULATOR, MASTER, REFERENCE)  # and Keras'
@@ -265,6 +257,7 @@ class Registry:
         """
         for record in self.built:
             record.own = tuple(map(record.slots.get, slot_names))
+            record.master, record.reference = map(record.slots.get, (MASTER, REFERENCE))
         records = list(self._records.values())
         fixed = {AVERAGE, ACCUMULATOR, *slot_names, MASTER, REFERENCE}
         others = sorted({name for r in records for name in r.slots} - fixed)
