@@ -4,7 +4,8 @@ k counts weight updates, never micro-batches, and s = k − cycle_start. The rat
 η is r·schedule(s)/α, where r is 1 until somebody moves it. Whatever moves is an optimizer variable,
 so it is saved with the others.
 
-`on` computes with tensors (`core/numbers.py`) or, on torch, with floats of the host.
+The argument `on` of the methods does the arithmetic: with tensors (`core/numbers.py`), or on torch
+with Python floats (`fast/torch_host_copy.py`).
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ class Clock:
             self.rate.variable.assign(value)
             return
         schedule = self.timing.rate
-        # Not the rate over r: a float32 over a float32 is not exactly the schedule.
+        # The schedule's own value. The rate divided by r would differ in the last bits.
         now = schedule.base * float(as_number(self._unmoved(on)[2]))
         if now == 0:
             if value > 0:

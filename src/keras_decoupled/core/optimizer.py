@@ -71,7 +71,7 @@ class Decoupled(KerasHooks):
         for name in kd.algorithm.arguments:
             setattr(self, name, own[name])
 
-    # What `optimizers/stock.py` does in another way.
+    # `optimizers/stock.py` overrides these.
 
     def _kd_arguments(
         self, own: Mapping[str, Any], shared: dict[str, Any]

@@ -63,8 +63,8 @@ class Parts:
             rules.extract(model, zero_penalties, self.timing.first_normalization())
         self._penalized = model if zero_penalties else None
         self.registry = Registry(rules)  # what is known of each variable
-        # For `optimizers/stock.py`: the change of a variable on its way to it, and what a float32
-        # copy that the stock class gets stands for.
+        # For `optimizers/stock.py`: what it has caught of the step that runs, and the variable that
+        # a float32 copy stands for.
         self.change: Any = SimpleNamespace(target=None)
         self.stands_for: dict[int, Any] = {}
 

@@ -40,7 +40,7 @@ class Record:
     key: Any  # Keras' identity of the variable
     variable: Any
     row: Row | None = None  # None before the first build
-    inherited: bool = False  # whether the row was made when rows of a file were there
+    inherited: bool = False  # whether the registry held rows of a file when this row was made
     slots: dict[str, Any] = dataclasses.field(default_factory=dict)  # optimizer variables, by name
     # As of the last build:
     own: tuple[Any, ...] = ()  # the slots that `Algorithm.step` takes
@@ -80,7 +80,7 @@ def name_of_user(name: str, ours: Sequence[str] = OUR_SLOTS) -> str:
 
 
 class Amount(NamedTuple):
-    """A number that an update scales by η^power·√(1/T); the number None is the optimizer's λ."""
+    """A decay's number, which an update multiplies by η^power·√(1/T). None stands for λ."""
 
     number: Number | None
     power: float
@@ -339,7 +339,7 @@ class Registry:
         of_frozen = set(map(key_of, frozen))
         of_model, _ = self.resolve(frozen, strict=False)
         uniform = (rules.weight_decay or Decay(), 1.0, True, None)
-        # Rows of others, where a load could not read them from the rules again.
+        # Rows of other variables, if a load could not make them from the rules again.
         elsewhere = [
             *waiting,
             *(

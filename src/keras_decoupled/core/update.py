@@ -43,9 +43,10 @@ class Update:
     # Once per call of `apply`.
 
     def ready(self, grads: Sequence[Any], variables: Any) -> tuple[Sequence[Any], Any]:
-        """Return dense gradients, and None for the variables where they are those built on.
+        """Return the gradients as dense tensors, and the variables.
 
-        Unknown variables are built on; those that are known stay.
+        The variables are None if they are those of the last build, in its order. If some are
+        unknown, the optimizer is built on them too.
         """
         optimizer, registry = self._optimizer, self._optimizer._kd.registry
         records = registry.built

@@ -1,1 +1,1 @@
-"""What is subtracted, and who gets it."""
+"""What is subtracted (the formula is in `kinds.py`), and who gets it (`rules.py`)."""

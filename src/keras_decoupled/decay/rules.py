@@ -1,8 +1,9 @@
 """Which decay and which learning-rate multiplier a variable gets, by the user's rules.
 
 The first of these that applies to a variable decides its decay: an exclusion, a key (a whole path
-before any other key), `decay_vectors=False`, the model's regularizer, `weight_decay`. With
-`decay_vectors=False`, only a key that ends in the variable's own name is an exception.
+before any other key), `decay_vectors=False`, the model's regularizer, `weight_decay`.
+`decay_vectors=False` keeps a bias without decay even if a key names its layer. Only a key that ends
+in the variable's own name ("bias") decays it.
 
 Rules are read once for each variable. The resulting row stays with the variable through builds,
 saves and loads: see `core/registry.py`.

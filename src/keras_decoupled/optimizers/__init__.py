@@ -1,1 +1,1 @@
-"""The mathematics: one optimizer a file."""
+"""The mathematics, one optimizer a file: `adamw.py` shows the form. `stock.py`: Keras' classes."""

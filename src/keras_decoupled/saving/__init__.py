@@ -1,1 +1,1 @@
-"""What is kept: the optimizer's arrays and its config."""
+"""What is kept: arrays (`state.py`), and the config that `Decoupled.get_config` writes."""

@@ -22,7 +22,8 @@ from keras_decoupled.schedule.exact import INT32_MAX
 LAYOUT = "layout"  # a uint8 array with JSON; "a/b" would become a nested HDF5 group
 VERSION = 1  # of the layout
 ACCUMULATOR = "gradient_accumulator"  # Keras' name of its gradient accumulators
-# Numbers that a user may set. The layout also has the numbers that the optimizer was made with.
+# Our optimizer variables that a user may set. Of the rate and of λ, the layout also has the number
+# that the optimizer was made with.
 SETTINGS = ("learning_rate", "learning_rate_factor", "weight_decay")
 # Names of our optimizer variables that belong to no variable of the model.
 SCALARS = ("iteration", "cycle_start", "decay_start", *SETTINGS)

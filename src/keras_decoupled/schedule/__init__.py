@@ -1,1 +1,1 @@
-"""When: learning rates, η, restarts and T."""
+"""When: schedules, and the arguments about time. What moves in training: `core/clock.py`."""
