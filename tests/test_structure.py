@@ -65,6 +65,13 @@ def test_imports_run_one_way(file):
     assert not back, f"{folder} must not import {back}"
 
 
+@every_file
+def test_autograph_can_read_a_file(file):
+    """Of `:=` in what a TensorFlow step runs through, AutoGraph warns; TensorFlow never imports torch_*.py."""
+    named = [node for node in trees(file) if isinstance(node, ast.NamedExpr)]
+    assert file.name.startswith("torch_") or not named
+
+
 def test_no_two_files_import_each_other():
     """At the top of a file, where it counts: not inside a function."""
     modules = {name_of(file): file for file in FILES}

@@ -65,7 +65,8 @@ class Decoupled(KerasHooks):
         kd = self.__dict__["_kd"] = Parts(self, self._kd_algorithm, learning_rate, ours)
         # Keras' own weight decay is multiplied by the learning rate: it must not see ours.
         super().__init__(learning_rate=kd.timing.rate, **for_keras)
-        if taken := PUBLIC & self.__dict__.keys():
+        taken = PUBLIC & self.__dict__.keys()
+        if taken:
             refuse_names(type(self), taken)
         kd.complete()
         for name in kd.algorithm.arguments:

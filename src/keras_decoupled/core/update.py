@@ -58,12 +58,13 @@ class Update:
                 refuse("apply", Seen(what), rule, "Give gradients and variables in one order.")
             if not registry.is_built_on(variables):
                 key_of = registry.rules.key_of
-                built = {record.key for record in records}
-                if not optimizer.built:
+                if optimizer.built:
+                    keys = set(map(key_of, variables))
+                    if not keys.issubset(record.key for record in records):
+                        kept = [r.variable for r in records if r.key not in keys]
+                        optimizer.build([*kept, *variables])
+                else:
                     check_variables(variables, key_of)
-                elif not built.issuperset(keys := set(map(key_of, variables))):
-                    kept = [r.variable for r in records if r.key not in keys]
-                    optimizer.build([*kept, *variables])
                 records = [registry.find(v) or Record(None, v) for v in variables]
             if registry.is_built_on(variables):
                 variables = None  # Keras need not look for each of them again
@@ -102,7 +103,8 @@ class Update:
 
     def run(self, grads: Sequence[Any], variables: Sequence[Any], each: Callable[..., Any]) -> None:
         """Update these variables; `each` has Keras call `update_step` for each of them."""
-        if fast := self._usable():
+        fast = self._usable()
+        if fast:
             rest = fast.update(grads, variables)
             if not rest:
                 return
@@ -224,7 +226,8 @@ class Update:
     def average(self) -> None:
         """Average in float32 what has less precision, from its float32 copy."""
         each = [r for r in self._optimizer._kd.registry.built if AVERAGE in r.slots]
-        if fast := self._usable():
+        fast = self._usable()
+        if fast:
             each = fast.average(each)
         momentum = self._optimizer.ema_momentum
         if each:

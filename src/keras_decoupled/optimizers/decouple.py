@@ -108,7 +108,8 @@ def _make(base: type[Any], stock: bool) -> None:
         refuse(registered, Seen(repr(base)), rule, cure)
     own = (cls for cls in base.__mro__ if cls.__module__.split(".")[0] != "keras")
     names = {name for cls in own for name in vars(cls)}
-    if taken := {name for name in names if name in PUBLIC or name.startswith("_kd")}:
+    taken = {name for name in names if name in PUBLIC or name.startswith("_kd")}
+    if taken:
         refuse_names(base, taken)
 
     def initialize(*args: Any, **kwargs: Any) -> None: ...

@@ -10,8 +10,7 @@ process has made ("sub/dense_4" becomes "sub_1/dense_6"). Order and shapes stay.
     3. still several candidates         an error: a wrong choice would give a layer the moments
                                         and the decay of another
 
-Knows nothing of Keras. There is no `:=` here: if a TensorFlow step builds the optimizer, AutoGraph
-reads this file, and warns of `:=`.
+Knows nothing of Keras.
 """
 
 from __future__ import annotations

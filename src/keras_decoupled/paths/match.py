@@ -162,7 +162,8 @@ class _Paths:
         # "dense": ["dense_1", "dense_2"]
         self.siblings: defaultdict[str, list[str]] = defaultdict(list)
         for part in self._having:
-            if numbered := _AUTO_NUMBERED.fullmatch(part):
+            numbered = _AUTO_NUMBERED.fullmatch(part)
+            if numbered:
                 self.siblings[numbered[1]].append(part)
 
     def with_components(self, key: str) -> list[int]:

@@ -119,7 +119,7 @@ class CosineWarmRestarts(ExactSchedule):
         """
         starts, lengths = [0], [self.first_decay_steps]
         growing = self.autorestart and self.t_mul > 1
-        while growing and (start := starts[-1] + lengths[-1]) < limit:
+        while growing and starts[-1] + lengths[-1] < limit:
             if len(starts) == _MAX_CYCLES:
                 refuse(
                     "t_mul",
@@ -127,7 +127,7 @@ class CosineWarmRestarts(ExactSchedule):
                     f"> 1 must make at most {_MAX_CYCLES:,} cycles before step 2**31 - 1",
                     "Pass t_mul=1 for cycles of equal length, or a larger t_mul.",
                 )
-            starts.append(start)
+            starts.append(starts[-1] + lengths[-1])
             lengths.append(round(min(lengths[0] * self.t_mul ** len(lengths), INT32_MAX)))
         return starts, lengths
 
