@@ -264,6 +264,13 @@ counting_micro_batches = partial(make_stock, "adamw", **SCHEDULE, gradient_accum
 REFUSED = {
     "another class": (SGDW, partial(make_stock, "adamw"), {}, TypeError, "decouple"),
     "a class of a user": (AdamW, MyAdam, {}, TypeError, "decouple"),
+    "for a class without twins": (
+        type("Mine", (AdamW,), {"_kd_twins": ()}),
+        partial(make_stock, "adamw"),
+        {},
+        TypeError,
+        "cannot continue an optimizer",
+    ),
     "one of ours": (AdamW, AdamW, {}, TypeError, "decouple"),
     "a name": (AdamW, lambda: "adamw", {}, TypeError, r"keras\.optimizers\.Adam"),
     "a class": (AdamW, lambda: keras.optimizers.AdamW, {}, TypeError, r"keras\.optimizers\.Adam"),

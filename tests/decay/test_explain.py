@@ -207,7 +207,7 @@ def test_the_decay_as_it_is_now():
 def test_kinds_and_parts():
     decay = Decay(0.1, cautious=True, eta_power=2, towards="initial")
     kinds = column(AdamW(weight_decays={"kernel": decay}), "kind")
-    assert kinds["net/head/kernel"] == "cautious, towards initial, η^2"
+    assert kinds["net/head/kernel"] == "towards initial, cautious, η^2"
     assert kinds["net/head/bias"] == ""
     part = column(Muon(weight_decay=0.1, exclude_layers=["head"]), "part")
     assert part["net/attention/query/bias"] == "muon"  # two dimensions, as in Keras

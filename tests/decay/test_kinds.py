@@ -28,12 +28,15 @@ FALLING = partial(schedules.PolynomialDecay, 0.1, 10, 0.01)
 
 # --- the value ---
 
-EVERY = [
+PLAIN = [
     Decay(),
     Decay(1e-4),
     Decay(l1=0.1),
     Decay(0.5, 1e-20),
     Decay(2),
+]
+EVERY = [
+    *PLAIN,
     Decay(0.1, towards="initial"),
     Decay(0.1, cautious=True),
     Decay(0.1, eta_power=0),
@@ -61,7 +64,8 @@ def test_the_repr_makes_it_again(decay):
 
 
 def test_each_of_them_is_another():
-    assert [decay.plain for decay in EVERY] == [True] * 5 + [False] * 7
+    assert [decay for decay in EVERY if decay.plain] == PLAIN
+    assert [decay for decay in EVERY if not decay.in_words] == PLAIN
     assert len(set(EVERY)) == len(EVERY)
     for decay in EVERY:
         assert [other == decay for other in EVERY].count(True) == 1

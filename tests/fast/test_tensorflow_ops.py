@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cases import OPTIMIZERS, RUNNERS, make_variable, numpy
+from cases import FUSED, RUNNERS, make_variable, numpy
 from keras_decoupled import Decay
 from keras_decoupled.fast import tensorflow_ops
 from training import X, Y, linear, make
 
 SHAPES = [(3, 2), (2,), ()]
 RULES = {"weight_decay": 0.03, "weight_decays": {"v1": (0.01, 0.02)}, "lr_multipliers": {"v2": 0.5}}
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+every_optimizer = pytest.mark.parametrize("name", FUSED)
 any_size = pytest.mark.parametrize("small", [0, tensorflow_ops.SMALL])
 
 
@@ -101,7 +101,7 @@ OTHERS = [{"l1": 0.01}, {"cautious": True}, {"soft_threshold": True}, {"towards"
 
 @pytest.mark.parametrize(
     ("name", "runner", "arguments"),
-    [(name, "xla", {}) for name in OPTIMIZERS]
+    [(name, "xla", {}) for name in FUSED]
     # There is a master copy, which is written with the variable.
     + [("adamw", "eager", {"dtype": "bfloat16"})]
     + [

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from cases import OPTIMIZERS, make_variable, make_variables, numpy, warm_restarts
+from cases import FUSED, make_variable, make_variables, numpy, warm_restarts
 from keras_decoupled import Decay
 from side_by_side import PIECE, Sides, cut_into, normal, variables_in, variables_of, watched
 from training import X, Y, assert_no_graph, linear, make
@@ -24,7 +24,7 @@ SHAPES = [(3, 2), (2,), ()]
 FOUR_D = [(2, 3, 4, 5)] * 3
 ONE_OF_EACH = ("adamw", "nadamw", "sgdw-nesterov")
 DECAYS = {"weight_decay": 0.03, "weight_decays": {"v1": (0.01, 0.02)}}
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+every_optimizer = pytest.mark.parametrize("name", FUSED)
 one_of_each = pytest.mark.parametrize("name", ONE_OF_EACH)
 
 
@@ -51,7 +51,7 @@ class Situation:
     apart: bool = False  # what events leave is not the same on both sides
     around: Callable[[], Any] = contextlib.nullcontext  # each update
     updates: int = 3
-    optimizers: Sequence[str] = tuple(OPTIMIZERS)
+    optimizers: Sequence[str] = tuple(FUSED)
 
     def start(self, name):
         values = values_of(self.shapes)

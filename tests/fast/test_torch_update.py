@@ -12,19 +12,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from cases import ARITHMETIC, CASES, OPTIMIZERS, gradients, make_variables, warm_restarts
+from cases import ARITHMETIC, CASES, FUSED, gradients, make_variables, warm_restarts
 from keras_decoupled import Decay
 from keras_decoupled.fast import torch_pieces
 from side_by_side import PIECE, Sides, cut_into, normal, variables_of
 from training import make
 
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+every_optimizer = pytest.mark.parametrize("name", FUSED)
 
 # --- rules, schedules, restarts, accumulation: the cases of the trajectory tests ---
 
 MATRIX = [
     (name, case)
-    for name in OPTIMIZERS
+    for name in FUSED
     for case in (CASES if name in ("adamw", "nadamw", "sgdw-nesterov") else ARITHMETIC)
 ]
 
@@ -225,7 +225,7 @@ one_variable = st.tuples(
 
 @settings(max_examples=150)
 @given(
-    name=st.sampled_from(list(OPTIMIZERS)),
+    name=st.sampled_from(list(FUSED)),
     drawn=st.lists(one_variable, min_size=1, max_size=5),
     keras_arguments=st.sampled_from(KERAS),
     piece=st.sampled_from([4, 7, 2**16]),

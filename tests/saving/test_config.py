@@ -122,7 +122,7 @@ times = annealing | st.one_of(
 
 @st.composite
 def optimizers(draw):
-    cls = draw(st.sampled_from([AdamW, NadamW, SGDW]))
+    cls = draw(st.sampled_from(list(own)))
     arguments = draw(own[cls]) | draw(some(optional=shared)) | draw(times)
     optimizer = cls(**arguments)
     if draw(st.booleans()):

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+import keras_decoupled
 import oracle
 
 BACKEND = keras.backend.backend()
@@ -30,6 +31,12 @@ OPTIMIZERS = {
     "sgdw-momentum": ("SGDW", {"momentum": 0.9}),
     "sgdw-nesterov": ("SGDW", {"momentum": 0.8, "nesterov": True}),
 }
+# Those that fast/ has kernels of.
+FUSED = [
+    name
+    for name, (cls, _) in OPTIMIZERS.items()
+    if getattr(keras_decoupled, cls)._kd_algorithm.kernel
+]
 ALGORITHMS = {"AdamW": oracle.adamw, "NadamW": oracle.nadamw, "SGDW": oracle.sgdw}
 
 SHAPES = {
@@ -181,8 +188,6 @@ class Case:
         return made
 
     def optimizer(self, name):
-        import keras_decoupled
-
         cls, arguments = OPTIMIZERS[name]
         return self.make(partial(getattr(keras_decoupled, cls), **arguments))
 

@@ -66,7 +66,9 @@ def _check_class(cls: Any, optimizer: Any) -> None:
     refuse(
         f"{cls.__name__}.from_keras",
         optimizer,
-        f"needs an optimizer of exactly the class {names}",
+        f"needs an optimizer of exactly the class {names}"
+        if names
+        else "cannot continue an optimizer: no class of Keras has this step",
         "For another class call decouple(that class).from_keras(optimizer).",
         TypeError,
     )

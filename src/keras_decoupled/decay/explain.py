@@ -174,7 +174,7 @@ def explain(
                 "half_life_updates": half_life,
                 "half_life_epochs": epochs,
                 "multiplier": row.multiplier,
-                "kind": _kind(row.decay),
+                "kind": row.decay.in_words,
                 **({"part": row.part} if row.part else {}),
             }
         )
@@ -185,17 +185,6 @@ def _at_start(number: kinds.Number) -> float:
     if not isinstance(number, LearningRateSchedule):
         return number
     return float(keras.ops.convert_to_numpy(number(keras.ops.convert_to_tensor(0, "int32"))))
-
-
-def _kind(decay: Decay) -> str:
-    words = [
-        ("cautious", decay.cautious),
-        ("towards initial", decay.towards == "initial"),
-        (f"η^{decay.eta_power}", decay.eta_power != 1),
-        ("soft threshold", decay.soft_threshold),
-        ("a schedule", isinstance(decay.l2, LearningRateSchedule)),
-    ]
-    return ", ".join(word for word, holds in words if holds)
 
 
 def _warnings(

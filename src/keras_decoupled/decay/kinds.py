@@ -118,6 +118,19 @@ class Decay:
         """Whether nothing is decayed."""
         return self.l1 == 0 and not isinstance(self.l2, LearningRateSchedule) and self.l2 == 0
 
+    @property
+    def in_words(self) -> str:
+        """All but the amounts: "a schedule, towards initial, cautious, η^2"; "" for plain decay."""
+        words = ["a schedule"] if isinstance(self.l2, LearningRateSchedule) else []
+        for field in dataclasses.fields(self)[2:]:
+            value = getattr(self, field.name)
+            if field.name == "eta_power" and value != 1:
+                words.append(f"η^{value}")
+            elif value != field.default:
+                word = field.name.replace("_", " ")
+                words.append(word if value is True else f"{word} {value}")
+        return ", ".join(words)
+
     def with_amounts(self, l2: Number, l1: float | None = None) -> Decay:
         """Return the same kind of decay with this l2, and with this l1 if it is given."""
         return dataclasses.replace(self, l2=l2, l1=self.l1 if l1 is None else l1)
@@ -204,8 +217,8 @@ def decayed(
 ) -> Any:
     """Return the new weight: θ minus the optimizer's step u and the decay.
 
-    `l2` is h·l2, `l1` is h·l1 and `reference` is ref. None means 0. If `using` works in place, θ
-    and the step may be overwritten.
+    `l2` is h·l2, `l1` is h·l1 and `reference` is ref. None means 0. `using` may work in place: then
+    `add` overwrites the step, and `subtract` overwrites θ, which is d where there is no reference.
     """
     d = theta if reference is None else theta - reference
     decaying = using.agreeing(d, step) if decay.cautious else d
