@@ -707,11 +707,13 @@ ACTIONS = {  # each of them halves η·λ
 }
 
 
-@CLASSES
 @pytest.mark.parametrize("before", [BATCHES, BATCHES + 1])
-@pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS)
+@pytest.mark.parametrize(
+    ("cls", "action"),
+    [*((SGDW, action) for action in ACTIONS), (AdamW, "assign"), (NadamW, "decay")],
+)
 def test_an_own_callback(cls, action, before):
-    weight = trained(cls(0.1, weight_decay=0.5), 3, Do(action, before))
+    weight = trained(cls(0.1, weight_decay=0.5), 3, Do(ACTIONS[action], before))
     assert weight == pytest.approx(0.5**before * 0.75 ** (3 * BATCHES - before), rel=1e-6)
 
 

@@ -18,6 +18,7 @@ from cases import (
     ALPHA,
     BACKEND,
     COMPILED,
+    ONE_OF_EACH,
     OPTIMIZERS,
     RUNNERS,
     assert_within,
@@ -27,7 +28,7 @@ from cases import (
     numpy,
     warm_restarts,
 )
-from effort import effort
+from effort import effort, examples
 from steps import floatx
 from training import make
 
@@ -36,7 +37,6 @@ ULP = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23}  # of 1.0
 START = np.array([1.0, -1.5, 0.25])
 every_runner = pytest.mark.parametrize("runner", RUNNERS)
 every_low = pytest.mark.parametrize("dtype", LOW)
-many_times = settings(max_examples=200, deadline=None)
 
 
 def optimizer(name, **more):
@@ -98,7 +98,7 @@ def test_first_steps(case, runner):
     follow(step, variables, run, gradients(6, [(8,)]), lambda dtype, value, path, k: 1e-5 * path)
 
 
-@many_times
+@settings(max_examples=examples(200), deadline=None)
 @given(
     name=st.sampled_from(["adamw", "adamw-amsgrad", "nadamw", "nadamw-keras"]),
     beta_1=st.floats(0.0, 1 - 1e-6),
@@ -125,7 +125,7 @@ def test_first_steps_with_any_beta(name, beta_1, beta_2):
 
 @every_runner
 @pytest.mark.parametrize("k", [10**6, 2**24 + 1, 2**31 - 10])
-@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw-momentum"])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_late_in_a_run(name, k, runner):
     """A cycle of ten updates, where float32 can't tell k from its neighbours, and a β2^k that is not 0 yet."""
     arguments = {} if name == "sgdw-momentum" else {"beta_2": 1 - 1e-7}
@@ -182,12 +182,16 @@ KINDS = [
 ]
 
 
-@every_runner
-@every_low
+PLAIN = oracle.Decay(l2=0.001)
+
+
 @pytest.mark.parametrize(
-    ("name", "decay"),
-    [(name, oracle.Decay(l2=0.001)) for name in OPTIMIZERS]
-    + list(product(["adamw", "nadamw", "sgdw-momentum"], KINDS)),
+    ("name", "decay", "dtype", "runner"),
+    [
+        *product(OPTIMIZERS, [PLAIN], LOW, ["eager"]),
+        *product(ONE_OF_EACH, [PLAIN], LOW, COMPILED),
+        *product(ONE_OF_EACH, KINDS, ["bfloat16"], ["eager"]),
+    ],
 )
 def test_low_precision_follows_the_oracle(name, decay, dtype, runner):
     """Steps far below the resolution of the type add up, and the type shows the oracle's weights rounded once.
@@ -206,10 +210,12 @@ def test_low_precision_follows_the_oracle(name, decay, dtype, runner):
 
 
 # 1 − 1e-4 is 1 in either type, and in bfloat16 so is 1 − 1e-3.
-ALONE = [*product(["adamw", "nadamw", "sgdw", "sgdw-momentum"], LOW)]
+ALONE = effort(
+    [*zip(["adamw", "nadamw", "sgdw", "sgdw-momentum"], LOW * 2, strict=True)],
+    [*product(["adamw", "nadamw", "sgdw", "sgdw-momentum"], LOW)],
+)
 DECAYS = [(*case, runner, 1e-4, 1000) for case in ALONE for runner in COMPILED]
 DECAYS += [(*case, "eager", *effort((1e-3, 100), (1e-4, 1000))) for case in ALONE]
-DECAYS += effort([("adamw", dtype, "eager", 1e-4, 1000) for dtype in LOW], [])
 
 
 @pytest.mark.reliability
@@ -244,7 +250,6 @@ def test_an_assigned_low_precision_value_counts(name):
 
 # --- types side by side, and gradients of another type ---
 
-NAMES = ["adamw", "nadamw", "sgdw-momentum"]
 OTHER = LOW if BACKEND == "jax" else [*LOW, "float64"]  # JAX has it only where it is switched on
 VARIANTS = ["adamw", "nadamw", "nadamw-keras", "sgdw-nesterov"]
 SIDE_BY_SIDE = [
@@ -277,9 +282,10 @@ def test_types_side_by_side(name, order, runner, alpha, l2):
     assert tuple(v.dtype for v in variables) == order
 
 
-@every_runner
-@pytest.mark.parametrize("dtype", OTHER)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "dtype", "runner"),
+    [*product(ONE_OF_EACH, OTHER, ["eager"]), *product(["adamw"], OTHER, COMPILED)],
+)
 def test_gradients_are_cast(name, dtype, runner):
     variables = variables_of([START], ["float32"])
     step = RUNNERS[runner](optimizer(name, weight_decay=0.01), variables)
@@ -305,8 +311,13 @@ def test_wider_gradients_of_low_precision_weights(name):
 
 
 @pytest.mark.reliability
-@every_runner
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "runner"),
+    [
+        *product(OPTIMIZERS, ["eager"]),
+        *product(effort(ONE_OF_EACH, OPTIMIZERS), COMPILED),
+    ],
+)
 def test_float64_everywhere(name, runner):
     """Scalars, moments and weights all have it: sixteen digits of the way gone, and of the decay."""
     with floatx("float32", x64=True):  # where JAX has it

@@ -339,9 +339,12 @@ if BACKEND == "jax":
 
 else:
 
-    @pytest.mark.parametrize("arguments", [*ARGUMENTS, "loss scale"])
+    @pytest.mark.parametrize(
+        ("arguments", "jit_compile"),
+        [(name, False) for name in [*ARGUMENTS, "loss scale"]]
+        + [("plain", True)] * (BACKEND == "tensorflow"),
+    )
     @changes
-    @jit
     def test_fit_without_build(change, arguments, jit_compile):
         """apply finds the new variables by itself; the known ones go on with what they had."""
         own = ARGUMENTS.get(arguments, {})

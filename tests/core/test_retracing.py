@@ -87,9 +87,11 @@ class Mover(keras.callbacks.Callback):
 
 if BACKEND != "torch":  # which runs everything as it is
     # on JAX without jit everything runs in Python, and nothing is traced
-    @pytest.mark.parametrize("jit_compile", [True, "auto" if BACKEND == "jax" else False])
+    @pytest.mark.parametrize(
+        ("name", "jit_compile"),
+        [("adamw", True), ("nadamw", "auto" if BACKEND == "jax" else False)],
+    )
     @pytest.mark.parametrize("configuration", CONFIGURATIONS)
-    @pytest.mark.parametrize("name", ["adamw", "nadamw"])
     def test_train_on_batch(name, configuration, jit_compile):
         optimizer = make(name, **CONFIGURATIONS[configuration])
         own = [restart, move_and_restart] if configuration == "restarts" else [assign_rate]

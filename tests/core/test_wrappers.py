@@ -8,7 +8,16 @@ import keras
 import numpy as np
 import pytest
 
-from cases import BACKEND, COMPILED, OPTIMIZERS, eager, make_variable, numpy, warm_restarts
+from cases import (
+    BACKEND,
+    COMPILED,
+    ONE_OF_EACH,
+    OPTIMIZERS,
+    eager,
+    make_variable,
+    numpy,
+    warm_restarts,
+)
 from training import X, Y, linear, make, oracle_of, state, values
 
 # Outside jit, Keras' LossScaleOptimizer does not work on JAX: its lax.cond assigns to variables.
@@ -69,10 +78,15 @@ MORE = {
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("more", MORE)
 @pytest.mark.parametrize("runner", RUNNERS)
 @pytest.mark.parametrize(
-    ("name", "bad"), [("adamw-amsgrad", np.inf), ("nadamw", np.nan), ("sgdw-momentum", -np.inf)]
+    ("name", "bad", "more"),
+    [
+        ("adamw-amsgrad", np.inf, "plain"),
+        ("nadamw", np.nan, "average, clipping"),
+        ("nadamw", np.nan, "accumulation"),
+        ("sgdw-momentum", -np.inf, "accumulation"),
+    ],
 )
 def test_a_non_finite_gradient_skips_everything(name, runner, bad, more, dtype):
     """Weights, moments, averages, finer copies, decay, products, position: only the scale moves."""
@@ -92,7 +106,7 @@ def test_a_non_finite_gradient_skips_everything(name, runner, bad, more, dtype):
     assert np.all(numpy(variable) != before)
 
 
-@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw-momentum"])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_skipped_steps_leave_the_run_as_if_they_had_not_been(name):
     """Scales are powers of two: the good steps of both runs compute the same numbers."""
     ends = []
@@ -134,8 +148,14 @@ def test_the_rate_passes_through_and_the_inner_optimizer_restarts():
     assert int(numpy(inner.t_cur)) == 1
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["adamw-amsgrad", "nadamw", "sgdw-momentum"])
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [
+        ("adamw-amsgrad", "mixed_float16"),
+        ("nadamw", "mixed_bfloat16"),
+        ("sgdw-momentum", "float16"),
+    ],
+)
 def test_low_precision_model_through_a_file(name, policy, tmp_path):
     """compile wraps the optimizer of a mixed_float16 model by itself."""
     keras.config.set_dtype_policy(policy)
@@ -256,7 +276,7 @@ COPIES = {
 
 
 @pytest.mark.parametrize("how", ["pickle", "deepcopy"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_copied_model_goes_on_with_its_optimizer(name, how):
     """Keras pickles a model as its .keras file."""
     model = linear()
@@ -274,6 +294,6 @@ def test_copies_of_wrappers(how):
     for wrapper in [LossScale(annealed())] + ([multi()] if HAS_MULTI else []):
         copied = COPIES[how](wrapper)
         model = encoder_and_head()
-        model.compile(copied, loss="mse")
+        model.compile(copied, loss="mse", run_eagerly=BACKEND == "tensorflow")  # else it compiles
         fit(model, 1)
         assert all(np.isfinite(w).all() for w in values(model.weights))

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from cases import ALPHA, BACKEND, COMPILED, OPTIMIZERS, eager, make_variable, numpy
+from cases import ALPHA, BACKEND, COMPILED, ONE_OF_EACH, OPTIMIZERS, eager, make_variable, numpy
 from effort import FULL, effort
 from oracle import At
 from training import DECAY, linear, make, oracle_of, state, tensors, values
@@ -279,7 +279,7 @@ def test_such_a_gradient_is_refused_before_anything_else_is_done(built, other, a
 
 @pytest.mark.parametrize("runner", RUNNERS)
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "bool"])
-@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw-momentum"])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_whole_numbers_are_gradients(name, dtype, runner):
     variables, run = pair(), oracle_of(name, values(pair()))
     step = RUNNERS[runner](make(name), variables)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from cases import BACKEND, COMPILED, OPTIMIZERS, RUNNERS, eager, make_variable, numpy
+from cases import BACKEND, COMPILED, ONE_OF_EACH, OPTIMIZERS, RUNNERS, eager, make_variable, numpy
 from training import (
     FITS,
     LOOPS,
@@ -26,7 +26,7 @@ COMPILED_RUNNER = next(iter(COMPILED.values()))
 DTYPES = ["float32", "bfloat16", "float16"] + ["float64"] * (BACKEND != "jax")
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 every_runner = pytest.mark.parametrize("runner", RUNNERS)
-one_of_each = pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw-momentum"])
+one_of_each = pytest.mark.parametrize("name", ONE_OF_EACH)
 START = np.array([1.0, -2.0])
 
 

@@ -17,6 +17,7 @@ from cases import (
     BACKEND,
     CASES,
     COMPILED,
+    ONE_OF_EACH,
     OPTIMIZERS,
     PATHS,
     allowance,
@@ -32,12 +33,13 @@ from cases import (
     uniform,
     warm_restarts,
 )
+from effort import examples
 
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 # On torch, where each class has a kernel, every case for one optimizer of each class; elsewhere all classes run one
 # code, and every case is for one of them.
-EVERY_CASE = ("adamw", "nadamw", "sgdw-momentum") if BACKEND == "torch" else ("adamw",)
+EVERY_CASE = ONE_OF_EACH if BACKEND == "torch" else ("adamw",)
 MATRIX = [
     ("eager", name, case)
     for name in OPTIMIZERS
@@ -202,7 +204,7 @@ def factors(low, high):
     return st.floats(low, high).map(lambda x: round(x, 3))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     name=st.sampled_from(list(OPTIMIZERS)),
     alpha=st.floats(1e-4, 0.5),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from keras import layers, regularizers
 
 from cases import eager, numpy
+from effort import examples
 from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Decay, NadamW
 from small import WEAK, again, named, ones
 
@@ -150,7 +151,7 @@ def build(optimizer, ours):
         optimizer.build(ours)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(optimizer=optimizers(), built=st.booleans())
 def test_a_config_is_a_fixed_point(optimizer, built):
     ours = variables(*PATHS)

@@ -37,6 +37,7 @@ FUSED = [
     for name, (cls, _) in OPTIMIZERS.items()
     if getattr(keras_decoupled, cls)._kd_algorithm.kernel
 ]
+ONE_OF_EACH = ("adamw", "nadamw", "sgdw-momentum")
 ALGORITHMS = {"AdamW": oracle.adamw, "NadamW": oracle.nadamw, "SGDW": oracle.sgdw}
 
 SHAPES = {
