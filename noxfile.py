@@ -118,9 +118,11 @@ def tests(session: nox.Session, backend: str) -> None:
     session.env["COVERAGE_FILE"] = f".coverage.{backend}"
     # The limit is for `coverage`, over both of the files. To measure makes tests slower by a quarter.
     measure = ("--cov", "--cov-report=", "--cov-fail-under=0")
-    run_tests(session, backend, *(measure if backend == "torch" else ()))
-    if backend == "tensorflow" and not session.posargs:  # what torch cannot reach
-        run_tests(session, backend, "tests/fast", *measure)
+    if backend == "tensorflow" and not session.posargs:
+        run_tests(session, backend, "--ignore=tests/fast")
+        run_tests(session, backend, "tests/fast", *measure)  # what torch cannot reach
+    else:
+        run_tests(session, backend, *(measure if backend == "torch" else ()))
     if not session.posargs:
         run_keras_tests(session, backend, *KERAS_OPTIMIZERS)
 
@@ -156,8 +158,9 @@ def integration(session: nox.Session, backend: str) -> None:
     more = ["tensorboard"] if backend == "tensorflow" else []
     # Not editable, so that pip builds a wheel and installs that.
     install(session, backend, "keras", "test", *more, package="--force-reinstall")
-    # Each file in one process: its tests share what one of them has made.
-    options = ("-n2", "--dist", "loadfile", "integration_tests", *session.posargs)
+    # Each file in one process: its tests share what one of them has made. Three processes for two
+    # cores, as many tests wait for scripts.
+    options = ("-n3", "--dist", "loadfile", "integration_tests", *session.posargs)
     python(session, backend, "-m", "pytest", *options, OMP_NUM_THREADS="1")
 
 

@@ -13,12 +13,14 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import h5py
+import keras
 import numpy as np
 import pytest
 
 from effort import effort
 from killed_run import BATCHES, CASES, EPOCHS
 
+BACKEND = keras.backend.backend()
 CHILD = Path(__file__).with_name("killed_run.py")
 SEED = os.environ.get("KILL_SEED") or str(random.randrange(10**6))
 # What the child said last when it is killed, and how often that is aimed at.
@@ -33,7 +35,9 @@ pytestmark = [
 @pytest.mark.parametrize(
     ("way", "case"),
     effort(
-        ci=[("epochs", "NadamW"), ("updates", "SGDW")],  # AdamW: below
+        ci=[
+            ("updates", "SGDW") if BACKEND == "tensorflow" else ("epochs", "NadamW")
+        ],  # AdamW: below
         full=list(itertools.product(("epochs", "updates"), CASES)),
     ),
 )

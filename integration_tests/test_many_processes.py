@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 
+from effort import effort
 from many_devices import job
 from many_processes import processes
 from test_docs import read_sections
@@ -84,12 +85,12 @@ SECTIONS = read_sections(PAGE.read_text(encoding="utf-8"))
 SCRIPT = SECTIONS["The script"][0]
 UPDATES, SAVE_EVERY = 60, 10  # the script's
 # In how many processes a run is started; it is killed each time but the last.
-COUNTS = {"script": (2, 2, 1, 2)}
+COUNTS = {"script": effort((2, 1, 2), (2, 2, 1, 2))}
 SCRIPTS = {"script": SCRIPT}
 if BACKEND == "jax":
     LINE = "\nset_distribution(distribution)\n"
     SCRIPTS["parts"] = SCRIPT.replace(LINE, f"\n{SECTIONS['A model in parts'][0].strip()}\n{LINE}")
-    COUNTS["parts"] = (2, 1, 2)
+    COUNTS["parts"] = effort((2, 1), (2, 1, 2))
 
 
 @pytest.fixture(scope="module")

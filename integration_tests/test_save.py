@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from effort import in_turn
 from keras_decoupled import (
     SGDW,
     Adadelta,
@@ -48,7 +49,7 @@ def train(model, shape, updates):
         model.train_on_batch(x, y)
 
 
-@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", in_turn(MODELS), ids=lambda make: make.__name__)
 def test_zoo_keeps_every_decay_multiplier_and_slot_through_two_loads(make, tmp_path):
     model, shape = make()
     with pytest.warns(UserWarning, match="becomes a weight decay of") as record:

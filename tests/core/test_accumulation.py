@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import oracle
-from cases import COMPILED, OPTIMIZERS, eager, make_variable, numpy, warm_restarts
+from cases import COMPILED, VARIANTS, eager, make_variable, numpy, warm_restarts
 from training import X, Y, linear, make, oracle_of, values
 
 RUNNERS = {"eager": eager, **COMPILED}
@@ -16,7 +16,7 @@ def schedule():
     return warm_restarts(0.05, 3, t_mul=2, eta_min=0.1)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_fit_in_micro_batches_is_fit_in_batches(name):
     final = []
     for batch_size, accumulate in [(16, None), (4, 4)]:
@@ -38,7 +38,7 @@ def test_fit_in_micro_batches_is_fit_in_batches(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "runner"), [("nadamw", "eager"), *((n, r) for n in OPTIMIZERS for r in COMPILED)]
+    ("name", "runner"), [("nadamw", "eager"), *((n, r) for n in VARIANTS for r in COMPILED)]
 )
 def test_between_updates_nothing_moves(name, runner):
     """Neither weights nor moments, position or rates: only the accumulator and the count of micro-batches."""
@@ -84,7 +84,7 @@ def test_restart_and_rate_between_micro_batches(name, runner):
         np.testing.assert_allclose(numpy(variables[0]), run.values[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_each_type_adds_in_one_that_holds_the_sum(name):
     """A sum of 64 gradients of bfloat16 needs more than bfloat16: from 16 on it would not notice 1/32."""
     dtypes = ["float32", "bfloat16", "float16"]

@@ -7,12 +7,12 @@ import keras
 import numpy as np
 import pytest
 
-from cases import BACKEND, OPTIMIZERS, RUNNERS, eager, make_variable, numpy
+from cases import BACKEND, RUNNERS, VARIANTS, eager, make_variable, numpy
 from training import X, linear, make, oracle_of, state, tensors, values
 
 G = np.array([0.5, -1.0], "float32")
 START = np.array([1.0, -2.0])
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+every_optimizer = pytest.mark.parametrize("name", VARIANTS)
 every_runner = pytest.mark.parametrize("runner", RUNNERS)
 two_types = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 
@@ -169,7 +169,7 @@ if BACKEND == "tensorflow":
     COMPILERS = {"eager": lambda f: f, "graph": tf.function, "xla": tf.function(jit_compile=True)}
     WAYS = [("adamw", "eager"), ("nadamw", "graph"), ("sgdw-momentum", "xla")]
     SPARSE = [(*way, arguments, "float32") for way in WAYS for arguments in CLIPPING]
-    SPARSE += [(name, "graph", "plain", "float32") for name in OPTIMIZERS if name != "nadamw"]
+    SPARSE += [(name, "graph", "plain", "float32") for name in VARIANTS if name != "nadamw"]
     SPARSE += [("sgdw", "graph", arguments, "bfloat16") for arguments in IN_BFLOAT16]
 
     def sparse(indices, rows, dtype):
@@ -178,7 +178,7 @@ if BACKEND == "tensorflow":
 
 else:
     COMPILERS = {"eager": lambda f: f}
-    SPARSE = [(name, "eager", "plain", "float32") for name in OPTIMIZERS]
+    SPARSE = [(name, "eager", "plain", "float32") for name in VARIANTS]
     SPARSE += [
         ("adamw", "eager", arguments, "float32") for arguments in CLIPPING if arguments != "plain"
     ]

@@ -21,6 +21,7 @@ from cases import (
     ONE_OF_EACH,
     OPTIMIZERS,
     RUNNERS,
+    VARIANTS,
     assert_within,
     eager,
     gradients,
@@ -188,7 +189,7 @@ PLAIN = oracle.Decay(l2=0.001)
 @pytest.mark.parametrize(
     ("name", "decay", "dtype", "runner"),
     [
-        *product(OPTIMIZERS, [PLAIN], LOW, ["eager"]),
+        *product(VARIANTS, [PLAIN], LOW, ["eager"]),
         *product(ONE_OF_EACH, [PLAIN], LOW, COMPILED),
         *product(ONE_OF_EACH, KINDS, ["bfloat16"], ["eager"]),
     ],
@@ -235,7 +236,7 @@ def assert_decayed(variable, start, decay, updates):
     np.testing.assert_allclose(numpy(variable), (1 - decay) ** updates * start, rtol=rtol)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_an_assigned_low_precision_value_counts(name):
     """Whatever finer copy is kept: a weight that somebody sets goes on from there."""
     variables = variables_of([np.ones(3)], ["bfloat16"])

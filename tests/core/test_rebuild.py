@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from keras import layers, regularizers
 
-from cases import BACKEND, OPTIMIZERS, eager, make_variable, numpy
+from cases import BACKEND, OPTIMIZERS, VARIANTS, eager, make_variable, numpy
 from keras_decoupled import SGDW, AdamW, Decay, NadamW
 from slots import (
     EVERY,
@@ -128,7 +128,7 @@ def two(path="x", other="y"):
     return [make_variable(f"{n}/w", np.array([1.0, -2.0])) for n in (path, other)]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_a_new_variable_starts_fresh(name):
     """Its moments are 0 at update 3; the bias correction is that of the count."""
     known, new = two()
@@ -149,7 +149,7 @@ def test_a_new_variable_starts_fresh(name):
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [*((name, "EMA") for name in OPTIMIZERS), ("adamw", "plain"), ("nadamw", "accumulation")],
+    [*((name, "EMA") for name in VARIANTS), ("adamw", "plain"), ("nadamw", "accumulation")],
 )
 def test_unknown_variables_in_apply(name, arguments):
     """The known one goes on as if nothing had happened, in mid-accumulation and in another place too."""

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from cases import BACKEND, OPTIMIZERS, make_variable, numpy, warm_restarts
+from cases import BACKEND, VARIANTS, make_variable, numpy, warm_restarts
 from keras_decoupled import Decay
 from training import X, Y, linear, make
 
@@ -99,7 +99,7 @@ if BACKEND != "torch":  # which runs everything as it is
         changes = [read, move_rate, *own]
         assert_traced_once(optimizer, linear(), changes, jit_compile=jit_compile)
 
-    @pytest.mark.parametrize("name", OPTIMIZERS)
+    @pytest.mark.parametrize("name", VARIANTS)
     def test_fit(name):
         """Over epochs and calls of fit, with a callback that changes rate and position inside."""
         model, optimizer = linear(), make(name, **CONFIGURATIONS["restarts"])
@@ -118,7 +118,7 @@ if BACKEND != "torch":  # which runs everything as it is
 if BACKEND == "jax":
 
     @pytest.mark.parametrize("configuration", CONFIGURATIONS)
-    @pytest.mark.parametrize("name", OPTIMIZERS)
+    @pytest.mark.parametrize("name", VARIANTS)
     def test_stateless_apply(name, configuration):
         """What comes out has the types of what goes in, weak ones too, so that it can go in again."""
         import jax
@@ -141,7 +141,7 @@ if BACKEND == "jax":
 if BACKEND == "tensorflow":
 
     @pytest.mark.parametrize("jit_compile", [False, True])
-    @pytest.mark.parametrize("name", OPTIMIZERS)
+    @pytest.mark.parametrize("name", VARIANTS)
     def test_tf_function(name, jit_compile):
         import tensorflow as tf
 

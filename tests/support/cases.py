@@ -38,6 +38,9 @@ FUSED = [
     if getattr(keras_decoupled, cls)._kd_algorithm.kernel
 ]
 ONE_OF_EACH = ("adamw", "nadamw", "sgdw-momentum")
+# On torch each variant has kernels. Elsewhere all run one code, so that one of each class stands for them
+# where the mathematics is not the point.
+VARIANTS = tuple(OPTIMIZERS) if BACKEND == "torch" else ONE_OF_EACH
 ALGORITHMS = {"AdamW": oracle.adamw, "NadamW": oracle.nadamw, "SGDW": oracle.sgdw}
 
 SHAPES = {

@@ -6,9 +6,9 @@ import numpy as np
 
 import stock
 import training
-from cases import OPTIMIZERS, make_variable, numpy
+from cases import OPTIMIZERS, VARIANTS, make_variable, numpy
 
-EVERY = [*OPTIMIZERS, *stock.STOCK]
+EVERY = [*VARIANTS, *stock.STOCK]
 SHAPES = {"a": (2, 2), "b": (2, 2), "c": (2, 2), "d": (3,)}  # a swap within one shape is silent
 # Lists of variables, by name, built one after the other.
 HISTORIES = {
