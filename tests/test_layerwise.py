@@ -93,7 +93,7 @@ WITHOUT_BLOCKS = {
 }
 EMBEDDINGS = """lookup/embeddings lookup/embeddings#2 embedding/lora_embeddings_a cls_token
     patches/class_token encoder/position_embeddings position_embedding/variable_3 pos_embed
-    query_tokens attn/relative_position_bias_table"""
+    query_tokens attn/relative_position_bias_table xlnet/mask_emb"""
 NO_EMBEDDINGS = """vit_patching_and_embedding/patch_embedding/kernel patch_embedding/bias w
     embeddings/patch_embeddings/projection/kernel embeddings_layer_norm/gamma token_mixing/kernel
     token_embedding/reverse_embeddings dense/kernel"""

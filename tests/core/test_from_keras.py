@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cases import eager, eager_with_cond, make_variable, numpy
-from keras_decoupled import SGDW, AdamW, NadamW, decouple
+from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, NadamW, decouple
 from stock import PATHS, STOCK, make_variables, micro_batches
 
 schedules = keras.optimizers.schedules
@@ -271,7 +271,7 @@ REFUSED = {
         TypeError,
         "cannot continue an optimizer",
     ),
-    "one of ours": (AdamW, AdamW, {}, TypeError, "decouple"),
+    "another one of ours": (SGDW, AdamW, {}, TypeError, "decouple"),
     "a name": (AdamW, lambda: "adamw", {}, TypeError, r"keras\.optimizers\.Adam"),
     "a class": (AdamW, lambda: keras.optimizers.AdamW, {}, TypeError, r"keras\.optimizers\.Adam"),
     "exclusions, not built": (AdamW, excluding, {}, ValueError, r"optimizer\.build"),
@@ -294,3 +294,53 @@ def test_another_accumulation_in_the_middle_of_one_is_refused():
     eager_with_cond(stock, variables)([np.ones(3, "float32")])
     with pytest.raises(ValueError, match=r"gradient_accumulation_steps.*Received: "):
         AdamW.from_keras(stock, gradient_accumulation_steps=4)
+
+
+# --- from one of ours ---
+
+
+def ours(rate):
+    """After three updates, in the middle of whatever it does."""
+    variables = [make_variable(f"net/{n}", np.ones(3, "float32")) for n in ("kernel", "bias")]
+    optimizer = AdamW(rate, weight_decay=0.001, weight_decays={"bias": 0.002}, use_ema=True)
+    step = eager(optimizer, variables)
+    for _ in range(3):
+        step([np.ones(3, "float32")] * 2)
+    return optimizer
+
+
+def state_of(optimizer):
+    return {v.path: numpy(v) for v in optimizer.variables if "learning_rate" not in v.path}
+
+
+@pytest.mark.parametrize("kind", ["constant", "schedule", "moved"])
+def test_another_rate_with_all_state(kind):
+    make = (lambda rate: CosineWarmRestarts(rate, 10)) if kind == "schedule" else float
+    before = ours(make(0.1))
+    if kind == "moved":
+        before.learning_rate = 0.025
+    after = AdamW.from_keras(before, learning_rate=make(0.5))
+    eta = float(numpy(before.eta_t))
+    assert float(numpy(after.eta_t)) == pytest.approx(eta, rel=1e-6)
+    assert float(numpy(after.learning_rate)) == pytest.approx(0.5 * eta, rel=1e-6)
+    assert after.weight_decays == before.weight_decays
+    found, wanted = state_of(after), state_of(before)
+    assert len(found) == len(wanted) > 8
+    for a, b in zip(found.values(), wanted.values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_other_rules_with_all_state():
+    before = ours(0.1)
+    rules = {
+        "weight_decay": 0.004,
+        "weight_decays": {"kernel": 0.003},
+        "lr_multipliers": {"bias": 2},
+    }
+    after = AdamW.from_keras(before, **rules)
+    assert sorted(after.weight_decays.values()) == [(0.0, 0.003), (0.0, 0.004)]
+    assert list(after.lr_multipliers.values()) == [2]
+    assert int(numpy(after.iterations)) == 3
+    assert AdamW.from_keras(before, beta_1=0.5).beta_1 == 0.5
+    with pytest.raises(ValueError, match="must match the path"):
+        AdamW.from_keras(before, weight_decays={"kernle": 0.1})

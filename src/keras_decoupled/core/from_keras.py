@@ -15,12 +15,15 @@ from keras_decoupled.core.settings import as_number
 from keras_decoupled.schedule.rates import make_rate
 
 _DECAYS = ("weight_decay", "adam_weight_decay")
+_RULES = {"weight_decays", "lr_multipliers", "decay_vectors", "model"}
 
 
 def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:
     """Return an optimizer of this class that continues `optimizer`; see `Decoupled.from_keras`."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return _loss_scaled(cls, optimizer, changes)
+    if type(optimizer) is cls:
+        return _with_changes(optimizer, changes)
     _check_class(cls, optimizer)
     stock = Inside(optimizer)
     arguments = optimizer.get_config()
@@ -38,6 +41,9 @@ def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:
             "micro-batches in keras.optimizers, and weight updates here",
             "Pass learning_rate= a schedule that counts weight updates.",
         )
+    if rate == 0 and "base_learning_rate" not in changes:
+        rule = "of 0 cannot be continued without `base_learning_rate`: the decay is λ = α·w"
+        refuse("learning_rate", rate, rule, "Pass base_learning_rate= the rate it began with.")
     alpha = make_rate(rate, changes.get("base_learning_rate"))[0].base
     arguments |= {
         "learning_rate": rate,
@@ -54,6 +60,23 @@ def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:
     if optimizer.built:
         new.build(stock.variables)
         _carry_state(stock, new)
+    return new
+
+
+def _with_changes(optimizer: Any, changes: Mapping[str, Any]) -> Any:
+    """Return one of our optimizers with other arguments, and with its state."""
+    config = optimizer.get_config()
+    if "learning_rate" in changes:  # η stays what it is; its α is the new one
+        config.pop("base_learning_rate")
+        config["resolved"]["learning_rate_factor"] = 1.0
+    if _RULES & changes.keys():  # variables are asked about anew
+        config["resolved"] |= {"table": [], "waiting": []}
+    new = type(optimizer).from_config(config | dict(changes))
+    if optimizer.built:
+        store: dict[str, Any] = {}
+        optimizer.save_own_variables(store)
+        new.build(Inside(optimizer).variables)
+        new.load_own_variables(store)
     return new
 
 

@@ -28,7 +28,7 @@ _NUMBER = re.compile(r"\d+[a-z]?(?![a-zA-Z])|\d+")  # "2a" too
 # Numbered layers that are no blocks: they are parts of one, or stand beside the blocks.
 _NO_BLOCK = re.compile(r"(attention|sequential|head|heads)$|downsampl|upsampl|transition")
 _STAGE = re.compile(r"(stage|stack|group|level)s?$")  # holds blocks
-_EMBEDDING = re.compile(r"embed|position|tokens?$")
+_EMBEDDING = re.compile(r"embed|_emb$|position|tokens?$")
 _NO_EMBEDDING = re.compile(r"^reverse_|kernel|(bias|gamma|beta|scale)$")
 
 
