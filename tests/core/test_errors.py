@@ -90,7 +90,6 @@ REFUSED = [
     *ADAMW("learning_rate", "LearningRateSchedule", [], [None, "0.1", True]),
     *ADAMW("learning_rate", "ExponentialDecay(...)", [], [schedules.ExponentialDecay]),
     *SGDW_("learning_rate", "one number", [VECTOR], base_learning_rate=0.1),
-    *ADAMW("learning_rate", NEEDS_BASE, [0]),
     *SGDW_("learning_rate:initial_learning_rate", NEEDS_BASE, [CosineWarmRestarts(0.0, 10)]),
     *SGDW_("learning_rate:initial_learning_rate", NEEDS_BASE, [schedules.CosineDecay(0.0, 10)]),
     *SGDW_(

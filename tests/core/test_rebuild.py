@@ -344,7 +344,7 @@ else:
         [(name, False) for name in [*ARGUMENTS, "loss scale"]]
         + [("plain", True)] * (BACKEND == "tensorflow"),
     )
-    @changes
+    @pytest.mark.parametrize("change", [unfreeze, freeze_one])
     def test_fit_without_build(change, arguments, jit_compile):
         """apply finds the new variables by itself; the known ones go on with what they had."""
         own = ARGUMENTS.get(arguments, {})
@@ -364,6 +364,18 @@ else:
             averages = of_slot(optimizer, "average")
             for variable in model.trainable_variables:
                 assert np.array_equal(numpy(variable), averages[variable.path]), variable.path
+
+    @pytest.mark.parametrize("build", [False, True])
+    def test_a_part_that_is_all_new_asks_for_a_build(build):
+        """It could be another model."""
+        model, optimizer = two_branches(), make("nadamw")
+        compile_and_fit(model, optimizer)
+        swap(model)
+        if build:
+            compile_and_fit(model, optimizer)
+            return
+        with pytest.raises(ValueError, match=r"optimizer\.build"):
+            compile_and_fit(model, optimizer, build=False)
 
     @jit
     def test_an_average_that_is_new_in_fit_starts_at_its_variable(jit_compile):

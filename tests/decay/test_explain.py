@@ -142,6 +142,7 @@ def test_a_row():
     }
 
 
+@pytest.mark.filterwarnings("ignore:Decayed, and also penalized")
 @pytest.mark.parametrize("built", [False, True])
 @pytest.mark.parametrize(
     ("arguments", "expected"),
@@ -297,20 +298,54 @@ def test_a_decay_below_the_resolution(dtype, decay, warned):
 # --- how it looks ---
 
 
-def test_text_is_as_wide_as_the_terminal(monkeypatch):
-    optimizer = AdamW(weight_decay=1e-4, weight_decays={"head": Decay(1e-3, cautious=True)})
-    for width in (60, 80, 140):
-        monkeypatch.setenv("COLUMNS", str(width))
-        text = str(optimizer.explain(variables(), steps_per_epoch=10))
-        assert max(map(len, text.splitlines())) <= width
-        assert "\x1b" not in text
-        whole = ("weight_decay", "half-life", "1e-04", "0.0001")  # only paths and kinds are folded
-        assert sum(word in text for word in whole) == 3
+def blocks():
+    """Twelve blocks of a network."""
+    parts = {"query/kernel": (768, 768), "key/kernel": (768, 768), "query/bias": (768,)}
+    return [
+        make_variable(f"net/block_{i}/attention/{name}", np.zeros(shape, "float32"))
+        for i in range(12)
+        for name, shape in parts.items()
+    ]
+
+
+def test_a_line_stands_for_all_variables_that_get_the_same():
+    optimizer = AdamW(weight_decay=1e-4, weight_decays={"bias": 0}, lr_multipliers={"query": 0.5})
+    text = str(optimizer.explain(blocks(), steps_per_epoch=100))
+    lines = [line.split() for line in text.splitlines()[2:9]]
+    assert lines == [
+        ["decay", "half-life", "epochs", "rate", "variables", "weights"],
+        ["0.0001", "6,931", "69.3", "×0.5", "12", "7,077,888"],
+        ["weight_decay:", "net/block_*/attention/query/kernel"],
+        ["0.0001", "6,931", "69.3", "×1", "12", "7,077,888"],
+        ["weight_decay:", "net/block_*/attention/key/kernel"],
+        ["0", "×0.5", "12", "9,216"],
+        ["bias:", "net/block_*/attention/query/bias"],
+    ]
+
+
+def test_it_fits_into_80_columns():
+    """However long the names are, and no number is cut."""
+    longest = Decay(1.234e-5, 1.234e-7, cautious=True, towards="initial", eta_power=0.123)
+    own = [make_variable("/".join([f"a_long_name_{i}"] * 9), np.zeros((9, 9))) for i in range(7)]
+    optimizer = AdamW(weight_decay=longest, lr_multipliers={"a_long_name_1": 1.23e-5})
+    text = str(optimizer.explain(own, steps_per_epoch=123))
+    assert max(map(len, text.splitlines())) <= 80
+    for word in ("1.23e-05", "1.23e-07", "56,170", "457", "×1.23e-05", "towards initial, cautious"):
+        assert word in text
+
+
+def test_a_line_of_the_table_stands_for_each_variable(capsys):
+    AdamW(weight_decay=1e-4, weight_decays={"bias": 0}).explain(blocks()).table()
+    text = capsys.readouterr().out
+    assert (
+        len(re.findall(r"0\.0001 +6,931  net/block_\d+/attention/\w+/kernel  768×768", text)) == 24
+    )
+    assert len(re.findall(r" 0 +  net/block_\d+/attention/query/bias  768  bias", text)) == 12
 
 
 def test_columns_that_say_nothing_are_left_out():
     head = str(AdamW(weight_decay=1e-4).explain(variables())).splitlines()[2]
-    assert head.split() == ["variable", "shape", "rule", "decay", "half-life"]
+    assert head.split() == ["decay", "half-life", "variables", "weights"]
 
 
 def test_the_summary_counts_no_frozen_variables():
@@ -322,7 +357,7 @@ def test_html_is_escaped():
     own = [make_variable("a<b>/kernel", np.ones((2, 2)))]
     page = AdamW(weight_decay=1e-4).explain(own)._repr_html_()
     assert "a&lt;b&gt;/kernel" in page
-    assert page.count("<tr>") == 2
+    assert page.count("<tr>") == 2  # the titles, and one group
 
 
 def test_frozen_layers_are_left_out():

@@ -212,10 +212,12 @@ def by_definition(key, names, frozen):
 
     def partly(label):
         text, n = label.split("#")[0], len(key)
+        short = n < 3 and key.isalpha()  # has to be a word
         return any(
             text[at : at + n] == key
             and not (text[at - 1 : at].isdigit() and key[0].isdigit())
             and not (key[-1].isdigit() and text[at + n :][:1].isdigit())
+            and not (short and (text[at - 1 : at].isalpha() or text[at + n :][:1].isalpha()))
             for at in range(len(text) - n + 1)
         )
 

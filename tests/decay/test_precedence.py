@@ -113,10 +113,10 @@ def test_a_pattern_is_searched_in_the_path(pattern, excluded):
     [
         ([([1, 2], [])], [1, 2]),
         ([([0], ["two/bias"])], [0, 3]),
-        ([([0], []), ([], ["two"])], [2, 3]),
-        ([([], ["two"]), ([], [])], []),
+        ([([0], []), ([], ["two"])], [0, 2, 3]),
+        ([([], ["two"]), ([], [])], [2, 3]),
     ],
-    ids=["variables", "both", "a later call replaces", "a later call may exclude nothing"],
+    ids=["variables", "both", "a later call adds", "a later call may add nothing"],
 )
 def test_variables_and_patterns(calls, excluded):
     assert excluding(*calls) == [0 if i in excluded else 0.5 for i in range(4)]
@@ -153,8 +153,7 @@ def test_a_pattern_that_excludes_nothing_gives_one_warning():
     optimizer.exclude_from_weight_decay(var_names=patterns)
     with pytest.warns(UserWarning, match="`exclude_from.*var_names.*exclude nothing") as caught:
         optimizer.build(model.trainable_variables)
-    assert len(caught) == 1
-    message = str(caught[0].message)
+    (message,) = (str(w.message) for w in caught if "exclude nothing" in str(w.message))
     assert "Received: 'two/kernal'. The nearest paths: 'net/two/kernel'" in message
     assert "'^one'. The nearest paths: 'net/one/kernel', 'net/one/bias'" in message
     assert r"'\\bkrenel\\b'. The nearest paths: 'net/one/kernel'" in message

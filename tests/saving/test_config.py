@@ -60,7 +60,7 @@ decays = (
     )
     | st.builds(Decay, l2s, l1=fractions, soft_threshold=st.booleans())
 )
-KEYS = ["a", "a/kernel", "kernel", "bias", "c/", "d", "n", "c/d/w"]
+KEYS = ["a", "a/kernel", "kernel", "bias", "c/", "d", "ern", "c/d/w"]
 PATHS = ["a/kernel", "a/bias", "c/d/w"]
 
 some = partial(st.fixed_dictionaries, {})  # some of these arguments
@@ -481,14 +481,14 @@ def test_exclusions_are_saved(built):
 
 
 def test_exclusions_of_a_config():
-    """They speak for added layers too; until the build a later call replaces them."""
+    """They speak for added layers too; until the build a later call adds to them."""
     optimizer = AdamW(weight_decay=0.5)
     optimizer.exclude_from_weight_decay(var_names=["bias"])
-    told_otherwise = again(optimizer)
-    told_otherwise.exclude_from_weight_decay(var_names=["b/"])
+    told_more = again(optimizer)
+    told_more.exclude_from_weight_decay(var_names=["b/"])
     optimizer.build(variables("a/kernel", "a/bias"))
     copied, added = again(optimizer), variables("b/kernel", "b/bias", shape=(3,))
-    for one, left in ((copied, ["a/kernel", "b/kernel"]), (told_otherwise, ["a/kernel", "a/bias"])):
+    for one, left in ((copied, ["a/kernel", "b/kernel"]), (told_more, ["a/kernel"])):
         one.build([*variables("a/kernel", "a/bias"), *added])
         assert list(one.weight_decays) == left
 

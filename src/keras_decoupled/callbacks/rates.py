@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+import warnings
 from typing import Any
 
 import keras
@@ -9,6 +12,8 @@ import keras
 from keras_decoupled.checks import Seen, refuse
 
 from .position import as_number, is_ours, optimizer_of
+
+_WRITERS = (keras.callbacks.CSVLogger, keras.callbacks.TensorBoard)  # of the logs, to files
 
 
 class LogRates(keras.callbacks.Callback):
@@ -45,6 +50,23 @@ class LogRates(keras.callbacks.Callback):
             cure = "Keras' `TensorBoard` logs the rate of each of its optimizers."
             received = Seen(f"optimizer={optimizer!r}")
             refuse("LogRates", received, "needs an optimizer with one learning rate", cure)
+        self._warn_of_writers_before()
+
+    def _warn_of_writers_before(self) -> None:
+        # No callback is told of the others. The list that holds this one is found by Python.
+        for callbacks in gc.get_referrers(self):
+            if not isinstance(callbacks, list):
+                continue
+            before = itertools.takewhile(lambda callback: callback is not self, callbacks)
+            names = [type(c).__name__ for c in before if isinstance(c, _WRITERS)]
+            if names:
+                warnings.warn(
+                    f"`LogRates` comes after {' and '.join(names)}, which will lack its columns. "
+                    "Put it before them in the list of callbacks.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+                return
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         """Add the rates to the epoch's logs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import re
@@ -46,7 +47,11 @@ KERAS_ARGUMENTS: dict[str, Check] = {
     "gradient_accumulation_steps": _count,
 }
 _RENAMED = {
-    "lr": "It is `learning_rate` in Keras 3.",
+    "lr": "It is `learning_rate` in Keras 3, the first argument. The variables come later: with "
+    "`model.compile(optimizer)`, or with `optimizer.apply(gradients, variables)`.",
+    "wd": "It is `weight_decay`.",
+    "eps": "It is `epsilon`.",
+    "betas": "They are `beta_1` and `beta_2`.",
     "decay": "Keras 3 has no `decay`: pass a `LearningRateSchedule` as `learning_rate`.",
     "batch_size": "It is not needed: `total_iterations` is the number of updates.",
     "init_lr": "Pass `base_learning_rate`.",
@@ -86,17 +91,25 @@ class Shared(TypedDict, total=False):
 OURS = Shared.__annotations__.keys() - KERAS_ARGUMENTS
 
 
-def keras_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def keras_arguments(cls: type[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return Keras' arguments, of the types that it expects. It checks their ranges itself."""
     for name in kwargs.keys() - KERAS_ARGUMENTS.keys():
-        cure = _RENAMED.get(name, "See help() of the class for its arguments.")
-        checks.refuse(
-            name, kwargs[name], "is not recognized as an argument of this optimizer", cure
-        )
+        rule = "is not recognized as an argument of this optimizer"
+        checks.refuse(name, kwargs[name], rule, _cure(cls, name))
     return {
         name: None if value is None else KERAS_ARGUMENTS[name](name, value)
         for name, value in kwargs.items()
     }
+
+
+def _cure(cls: type[Any], name: str) -> str:
+    """Say what an unknown argument is called here."""
+    own = inspect.signature(cls).parameters.keys() - {"shared"}
+    if name == "alpha" and "rho" in own:
+        return "It is `rho`."
+    near = difflib.get_close_matches(name, [*own, *Shared.__annotations__], n=1, cutoff=0.8)
+    named = f"Write `{near[0]}`." if near else "See help() of the class for its arguments."
+    return _RENAMED.get(name, named)
 
 
 def shared_docstring(own: str, name: str) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from keras import ops
 
 from keras_decoupled import checks
+from keras_decoupled.core.numbers import has_value
 from keras_decoupled.core.settings import Setting, as_number, checked_number
 from keras_decoupled.schedule.rates import (
     CallableRate,
@@ -71,7 +72,7 @@ class Clock:
         self._decay_start: Any = None
         if isinstance(timing.rate, StableRate):
             self._decay_start = add_scalar("decay_start", NEVER, "int")
-        self._warned_of_peak = False
+        self._warned_of_peak = self._warned_of_eta = False
 
     # Reading.
 
@@ -115,10 +116,8 @@ class Clock:
 
     def check_state(self) -> None:
         """Raise if the optimizer's variables hold no values now."""
-        try:
-            ops.convert_to_tensor(self.counter)
-        except (TypeError, AttributeError) as error:  # the variable holds no value
-            raise RuntimeError(_NOT_HERE) from error
+        if not has_value(self.counter):
+            raise RuntimeError(_NOT_HERE)
 
     # What a user sets.
 
@@ -131,6 +130,12 @@ class Clock:
         value = checked_number("learning_rate", value, "0 stops all steps and decay.")
         self.check_state()
         if self.constant:
+            if value > 0 and self.timing.rate.known_base is None:
+                rule = "cannot be set above 0 on an optimizer that was made with 0: η is the rate "
+                rule += "over the one that it was made with"
+                cure = "Make it with base_learning_rate= the rate at which the decay acts in full."
+                checks.refuse("learning_rate", value, rule, cure)
+            self._warn_of_eta(value)
             self.rate.variable.assign(value)
             return
         schedule = self.timing.rate
@@ -159,6 +164,19 @@ class Clock:
                 stacklevel=4,
             )
         self.rate.variable.assign(factor)
+
+    def _warn_of_eta(self, rate: float) -> None:
+        eta = rate / self.timing.rate.base
+        if eta > 1.01 and not self._warned_of_eta:
+            self._warned_of_eta = True
+            warnings.warn(
+                f"`learning_rate` was set to {rate:g}. That is {eta:g} times the rate at which the "
+                f"decay acts in full, so every decay is now {eta:g} times as strong. Make the "
+                f"optimizer with base_learning_rate={rate:g} to have the decay you gave at this "
+                "rate.",
+                UserWarning,
+                stacklevel=5,
+            )
 
     def set_factor(self, factor: float) -> None:
         """Set r, of a file."""

@@ -64,6 +64,15 @@ def cast(x: Any, dtype: Any) -> Any:
     return x if getattr(x, "dtype", None) == dtype else ops.cast(x, dtype)
 
 
+def has_value(variable: Any) -> bool:
+    """Tell whether a variable holds a value: in `fit`, JAX keeps many outside of them."""
+    try:
+        ops.convert_to_tensor(variable)
+    except (TypeError, AttributeError):
+        return False
+    return True
+
+
 def copied(variable: Any, dtype: Any) -> Any:
     """Return a variable's value in a buffer of its own: JAX donates a buffer once."""
     return ops.copy(ops.cast(ops.convert_to_tensor(variable), dtype))

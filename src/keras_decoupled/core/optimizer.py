@@ -30,7 +30,6 @@ from keras_decoupled.core.registry import (
 )
 from keras_decoupled.core.settings import as_number
 from keras_decoupled.decay import explain
-from keras_decoupled.decay.exclusions import Exclusions
 from keras_decoupled.decay.explain import Explanation
 from keras_decoupled.saving import state
 from keras_decoupled.saving.config import read_config
@@ -60,7 +59,7 @@ class Decoupled(KerasHooks):
         **shared: Any,
     ) -> None:
         ours = {name: shared.pop(name) for name in OURS & shared.keys()}
-        own, for_keras = self._kd_arguments(own or {}, keras_arguments(shared))
+        own, for_keras = self._kd_arguments(own or {}, keras_arguments(type(self), shared))
         ours["weight_decay"] = weight_decay
         kd = self.__dict__["_kd"] = Parts(self, self._kd_algorithm, learning_rate, ours)
         # Keras' own weight decay is multiplied by the learning rate: it must not see ours.
@@ -190,7 +189,7 @@ class Decoupled(KerasHooks):
     ) -> tuple[list[Any], list[Any]]:
         """Return the updated variables and optimizer variables, as in Keras."""
         if self.built:
-            self._kd.registry.check_values(trainable_variables)
+            self._kd.update.check_values(trainable_variables)
         return super().stateless_apply(optimizer_variables, grads, trainable_variables)
 
     # What users read and set.
@@ -317,7 +316,7 @@ class Decoupled(KerasHooks):
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
     ) -> None:
-        """Exclude variables from every weight decay; replaces what an earlier call said.
+        """Exclude variables from every weight decay; adds to what earlier calls said.
 
         Args:
             var_list: variables.
@@ -337,7 +336,7 @@ class Decoupled(KerasHooks):
         for name, value in (("var_list", var_list), ("var_names", var_names)):
             if value is not None and not isinstance(value, list | tuple | set):
                 checks.refuse(name, value, "must be a list", f"Write {name}=[...].", TypeError)
-        self._kd.registry.rules.exclusions = Exclusions(var_list or (), var_names or ())
+        self._kd.registry.rules.exclude(var_list or (), var_names or ())
 
     def explain(
         self, model_or_variables: Any = None, steps_per_epoch: int | None = None
@@ -401,7 +400,7 @@ class Decoupled(KerasHooks):
         two differ by about a thousandth of a step.
 
         Args:
-            optimizer: an optimizer of the class that this one stands for, or a
+            optimizer: an optimizer of the class that this one stands for, or of this class, or a
                 `LossScaleOptimizer` around one. If it is not built, only its arguments are taken.
             **changes: arguments of this class that take the place of those carried over.
 

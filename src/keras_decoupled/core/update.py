@@ -13,13 +13,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 from keras import ops
 
 from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.core.gradients import check_variables, dense
-from keras_decoupled.core.numbers import Numbers, OnTensors, cast
+from keras_decoupled.core.numbers import Numbers, OnTensors, cast, has_value
 from keras_decoupled.core.registry import AVERAGE, Amount, Record
 from keras_decoupled.decay.kinds import decayed
 from keras_decoupled.paths.match import path_of
@@ -36,6 +36,7 @@ class Update:
         # While an update runs: its numbers, and what `optimizer.learning_rate` is.
         self._now: Numbers | None = None
         self._rate: Any = None
+        self._updated = False  # whether an update has run
         # While `apply` runs: what the clock says, from when Keras asks for the rate.
         self._applying = False
         self._asked: tuple[Any, tuple[Any, ...]] | None = None
@@ -60,7 +61,10 @@ class Update:
                 key_of = registry.rules.key_of
                 if optimizer.built:
                     keys = set(map(key_of, variables))
-                    if not keys.issubset(record.key for record in records):
+                    known = {record.key for record in records}
+                    if not keys <= known:
+                        if self._updated and keys.isdisjoint(known):
+                            refuse_other_model()
                         kept = [r.variable for r in records if r.key not in keys]
                         optimizer.build([*kept, *variables])
                 else:
@@ -99,10 +103,20 @@ class Update:
         self._asked = on, clock.now(on)
         return self._asked[1][1]
 
+    def check_values(self, values: Sequence[Any]) -> None:
+        """On JAX, refuse values that are not of the variables that the optimizer was built on."""
+        kd = self._optimizer._kd
+        variables = kd.registry.variables
+        # `fit` has emptied the optimizer's variables and those of the model that it trains.
+        if variables and not has_value(kd.clock.counter) and all(map(has_value, variables)):
+            refuse_other_model()
+        kd.registry.check_values(values)
+
     # Once per update.
 
     def run(self, grads: Sequence[Any], variables: Sequence[Any], each: Callable[..., Any]) -> None:
         """Update these variables; `each` has Keras call `update_step` for each of them."""
+        self._updated = True
         fast = self._usable()
         if fast:
             rest = fast.update(grads, variables)
@@ -265,6 +279,18 @@ class Update:
         if fast:
             fast.empty(accumulators)
         return bool(fast)
+
+
+def refuse_other_model() -> NoReturn:
+    """Refuse to train a model with an optimizer that has trained another one."""
+    refuse(
+        "apply",
+        Seen("variables of which the optimizer was built on none"),
+        "cannot go on with another model after an update: it would start in the middle of the "
+        "schedule",
+        "Make a new optimizer for each model. To train another part of a model with this one, call "
+        "`optimizer.build(variables)` first.",
+    )
 
 
 def read(variable: Any, master: Any) -> Any:

@@ -14,7 +14,7 @@ _SYNTAX = re.compile(r"\\[A-Za-z]|[^\w/]")  # the parts of a pattern that no pat
 
 
 class Exclusions:
-    """What the last call of `exclude_from_weight_decay` excludes."""
+    """What the calls of `exclude_from_weight_decay` exclude."""
 
     def __init__(
         self,
@@ -31,6 +31,14 @@ class Exclusions:
             if not hasattr(variable, "assign"):
                 cure = "Patterns of paths go into `var_names`."
                 checks.refuse("var_list", variable, "must be a list of variables", cure, TypeError)
+
+    def __add__(self, more: Exclusions) -> Exclusions:
+        """Return what both exclude."""
+        return Exclusions(
+            [*self.variables, *more.variables],
+            dict.fromkeys([*self.patterns, *more.patterns]),
+            [*self.paths, *more.paths],
+        )
 
     def hits(self, label: str, key: Any, key_of: Callable[[Any], Any]) -> bool:
         """Tell whether the variable of that label and key is excluded."""

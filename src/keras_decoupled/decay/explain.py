@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import io
 import math
-import shutil
+import re
+import textwrap
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
-from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
 from keras_decoupled.decay import kinds, regularizers
@@ -19,12 +19,12 @@ from keras_decoupled.decay.kinds import Decay
 from keras_decoupled.decay.rows import Row
 from keras_decoupled.paths import match
 
-_SHOWN = 3  # variables in a warning
+_WIDTH = 80  # of the summary
 _ALWAYS = object()  # equals no value: a column with it is always shown
 
 
 def _amount(x: float) -> str:
-    return f"{x:.3g}" if x else ""
+    return f"{x:.3g}" if x else "0"
 
 
 def _count(x: float | None) -> str:
@@ -33,31 +33,29 @@ def _count(x: float | None) -> str:
     return f"{x:,.0f}" if 100 <= x < 1e7 else f"{x:.3g}"
 
 
-# Each column: its title, its key in a row, how to write a value, and the usual value. A column is
-# shown only if it has another value than the usual one.
+# Each column of numbers: its title, its key in a row, how to write a value, and the usual value. A
+# column is shown only if it has another value than the usual one.
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str], Any], ...] = (
-    ("variable", "path", str, _ALWAYS),
-    ("shape", "shape", lambda shape: "×".join(map(str, shape)) or "scalar", _ALWAYS),
-    ("dtype", "dtype", str, "float32"),
-    ("rule", "rule", str, _ALWAYS),
     ("decay", "decay_per_update", _amount, _ALWAYS),
     ("l1", "l1", _amount, 0.0),
-    ("kind", "kind", str, ""),
     ("half-life", "half_life_updates", _count, _ALWAYS),
     ("epochs", "half_life_epochs", _count, None),
     ("rate", "multiplier", lambda x: f"×{x:.3g}", 1.0),
-    ("part", "part", str, ""),
 )
-_TEXT = ("variable", "shape", "dtype", "rule", "kind", "part")  # other columns have numbers
-_LEGEND = "decay: the fraction removed per update; half-life: updates, if no gradient acts"
+# What a group of variables has in common. These stand in words behind the numbers.
+_WORDS = ("rule", "kind", "part", "dtype")
+_ALIKE = ("decay_per_update", "l1", "multiplier", *_WORDS)
+_LEGEND = "decay: share removed per update; half-life: updates, if no gradient acts"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Explanation:
-    """A table of what each variable gets, with warnings. `print` it, or show it in a notebook.
+    """What each variable gets, with warnings. `print` it, or show it in a notebook.
+
+    A line stands for all variables that get the same; `table()` prints a line for each of them.
 
     Attributes:
-        title: the table's first line, which names the optimizer.
+        title: the first line, which names the optimizer.
         rows: one dict per variable, with path, shape, dtype, rule, l1, l2, decay_per_update,
             half_life_updates, half_life_epochs, multiplier and kind; for Muon also part.
         warnings: sentences about what may be a mistake.
@@ -68,70 +66,120 @@ class Explanation:
     warnings: list[str]
 
     @property
-    def _table(self) -> tuple[list[str], list[list[str]]]:
-        """The titles of the columns to show, and the entries of each line."""
+    def _groups(self) -> list[list[dict[str, Any]]]:
+        """The rows of each group, the largest group first."""
+        groups = defaultdict(list)
+        for row in self.rows:
+            groups[tuple(row.get(name) for name in _ALIKE)].append(row)
+        return sorted(groups.values(), key=_weights, reverse=True)
+
+    def _numbers(self, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+        """The titles of the columns to show, then the numbers of these rows."""
         shown = [c for c in _COLUMNS if any(row.get(c[1], c[3]) != c[3] for row in self.rows)]
-        lines = [[write(row.get(key, x)) for _, key, write, x in shown] for row in self.rows]
-        return [title for title, *_ in shown], lines
+        lines = [[write(row.get(key, x)) for _, key, write, x in shown] for row in rows]
+        return [[title for title, *_ in shown], *lines]
 
     @property
     def _summary(self) -> str:
         decayed = list(filter(_is_decayed, self.rows))
-        part, whole = (sum(math.prod(r["shape"]) for r in rows) for rows in (decayed, self.rows))
         return (
             f"{len(decayed)} of {len(self.rows)} variables are decayed, "
-            f"{part:,} of {whole:,} parameters."
+            f"{_weights(decayed):,} of {_weights(self.rows):,} parameters."
         )
 
-    def __rich__(self) -> Any:
-        """Return what rich prints, in the width of its console."""
-        from rich import box
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        titles, lines = self._table
-        for title in titles:
-            table.add_column(
-                title,
-                justify="left" if title in _TEXT else "right",
-                no_wrap=title not in ("variable", "kind"),  # long ones, which fold first
-                overflow="fold",
-            )
-        for line in lines:
-            table.add_row(*map(Text, line))
-        warnings = [Text(f"Warning: {warning}", style="bold") for warning in self.warnings]
-        title = Text(self.title, style="bold")
-        return Group(title, table, Text(f"({_LEGEND})"), Text(self._summary), *warnings)
+    def _lines(self) -> tuple[list[list[str]], list[str]]:
+        """The numbers of each group, under their titles, and what follows them."""
+        groups = self._groups
+        head, *lines = self._numbers([group[0] for group in groups])
+        head += ["variables", "weights"]
+        for line, group in zip(lines, groups, strict=True):
+            line += [f"{len(group):,}", f"{_weights(group):,}"]
+        return [head, *lines], [f"{_words(g[0])}: {_pattern(g)}" for g in groups]
 
     def __str__(self) -> str:
-        """Return the table as wide as the terminal, without colours."""
-        from rich.console import Console
-
-        file, width = io.StringIO(), shutil.get_terminal_size((100, 24)).columns
-        Console(file=file, width=width, color_system=None).print(self)
-        return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+        """Return the summary, in 80 columns."""
+        numbers, names = self._lines()
+        head, *lines = _aligned(numbers)
+        out = [self.title, "", head]
+        for line, name in zip(lines, names, strict=True):
+            cut = name if len(name) <= _WIDTH - 4 else f"{name[: _WIDTH - 5]}…"
+            out += [line, f"    {cut}"]
+        return "\n".join([*out, *self._end(f"({_LEGEND})")])
 
     __repr__ = __str__
 
+    def table(self) -> None:
+        """Print a line for each variable."""
+        numbers = _aligned(self._numbers(self.rows))
+        names = ["variable", *(f"{r['path']}  {_shape(r)}  {_words(r)}" for r in self.rows)]
+        lines = (f"{line}  {name}" for line, name in zip(numbers, names, strict=True))
+        print("\n".join([self.title, "", *lines, *self._end(f"({_LEGEND})")]))
+
+    def _end(self, legend: str) -> list[str]:
+        warnings = [textwrap.fill(f"Warning: {text}", _WIDTH) for text in self.warnings]
+        return ["", legend, self._summary, *warnings]
+
     def _repr_html_(self) -> str:
-        """Return the table for a notebook, which has its own colours."""
+        """Return the summary for a notebook, which has its own colours."""
 
-        def cells(tag: str, entries: Sequence[str]) -> str:
-            start = f'<{tag} style="text-align: left; white-space: pre-wrap">'
-            return "".join(f"{start}{html.escape(entry)}</{tag}>" for entry in entries)
+        def row(tag: str, entries: Sequence[str]) -> str:
+            cells = (f'<{tag} style="text-align: left">{html.escape(e)}</{tag}>' for e in entries)
+            return f"<tr>{''.join(cells)}</tr>"
 
-        titles, lines = self._table
-        head = cells("th", titles)
-        body = "".join(f"<tr>{cells('td', line)}</tr>" for line in lines)
-        warnings = "".join(f"<li>{html.escape(warning)}</li>" for warning in self.warnings)
-        return (
-            f"<p><strong>{html.escape(self.title)}</strong></p>"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-            f"<p>({html.escape(_LEGEND)})<br>{html.escape(self._summary)}</p>"
-            + (f"<p>Warnings:</p><ul>{warnings}</ul>" if warnings else "")
-        )
+        (titles, *lines), names = self._lines()
+        head = row("th", [*titles, "which"])
+        body = "".join(row("td", [*e, name]) for e, name in zip(lines, names, strict=True))
+        end = "".join(f"<p>{html.escape(line)}</p>" for line in self._end(_LEGEND) if line)
+        title = f"<p><strong>{html.escape(self.title)}</strong></p>"
+        return f"{title}<table><thead>{head}</thead><tbody>{body}</tbody></table>{end}"
+
+
+def _weights(rows: Sequence[Mapping[str, Any]]) -> int:
+    return sum(math.prod(row["shape"]) for row in rows)
+
+
+def _shape(row: Mapping[str, Any]) -> str:
+    return "×".join(map(str, row["shape"])) or "scalar"
+
+
+def _words(row: Mapping[str, Any]) -> str:
+    """Return what is unusual, and the rule that decides."""
+    dtype = "" if row["dtype"] == "float32" else row["dtype"]
+    words = [row["kind"], row.get("part", ""), dtype, row["rule"] or "no rule"]
+    return ", ".join(filter(None, words))
+
+
+def _pattern(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the paths of these rows in short: "encoder/layer_*/query/kernel"."""
+    paths = [row["path"] for row in rows]
+    if len(paths) > 1:
+        paths = list(dict.fromkeys(re.sub(r"\d+", "*", path) for path in paths))
+    if len(paths) == 1 or len(", ".join(paths)) <= _WIDTH // 2:
+        return ", ".join(paths)
+    # What they begin and end with.
+    split = [path.split("/") for path in paths]
+    begin = _common(split)
+    end = _common([parts[len(begin) :][::-1] for parts in split])[::-1]
+    return "/".join([*begin, "…", *end])
+
+
+def _common(lists: Sequence[Sequence[str]]) -> list[str]:
+    """Return the first parts that all lists share."""
+    shared = []
+    for parts in zip(*lists, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return shared
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines with their columns aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(entry.rjust(width) for entry, width in zip(line, widths, strict=True))
+        for line in lines
+    ]
 
 
 def explain(
@@ -156,7 +204,7 @@ def explain(
     """
     entries = []
     for variable, row in zip(variables, rows, strict=True):
-        l2 = _at_start(row.decay.l2)
+        l2 = kinds.at_start(row.decay.l2)
         decay = normalization * l2
         half_life = kinds.half_life(decay) if decay and row.multiplier else None
         epochs = None
@@ -181,12 +229,6 @@ def explain(
     return Explanation(title, entries, _warnings(variables, entries, overridden))
 
 
-def _at_start(number: kinds.Number) -> float:
-    if not isinstance(number, LearningRateSchedule):
-        return number
-    return float(keras.ops.convert_to_numpy(number(keras.ops.convert_to_tensor(0, "int32"))))
-
-
 def _warnings(
     variables: Sequence[Any],
     entries: Sequence[Mapping[str, Any]],
@@ -197,7 +239,7 @@ def _warnings(
         (
             "Decayed, and also penalized in the loss by an L1 or L2 regularizer: {}. Pass `model=` "
             "to make the penalty a decay, or remove the regularizer.",
-            [e["path"] for v, e in decayed if _is_penalized(v)],
+            [e["path"] for v, e in decayed if regularizers.in_loss(v)],
         ),
         (
             "Biases or scales of a normalization are decayed: {}. Usually they are not decayed: "
@@ -206,7 +248,7 @@ def _warnings(
         ),
         (
             "A decay of 1 or more per update removes the whole weight at once: {}. Usual values "
-            "are far below 0.01.",
+            "are 1e-3 to 1e-6.",
             [e["path"] for _, e in decayed if e["decay_per_update"] >= 1],
         ),
         (
@@ -215,25 +257,15 @@ def _warnings(
             [e["path"] for _, e in decayed if 0 < e["decay_per_update"] < _half_ulp(e["dtype"])],
         ),
     ]
-    return [sentence.format(_first(paths)) for sentence, paths in found if paths] + [
+    return [sentence.format(match.first(paths)) for sentence, paths in found if paths] + [
         f"A key of `{argument}` decides for no variable, because other keys or rules beat it for "
         f"each one: {key}. Of several keys the last one wins, so put exceptions last."
         for argument, key in overridden
     ]
 
 
-def _first(paths: Sequence[str]) -> str:
-    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
-    return ", ".join(paths[:_SHOWN]) + more
-
-
 def _is_decayed(entry: Mapping[str, Any]) -> bool:
     return entry["multiplier"] > 0 and (entry["l1"] > 0 or entry["l2"] > 0)
-
-
-def _is_penalized(variable: Any) -> bool:
-    in_loss = getattr(variable, "regularizer", None) is not None
-    return in_loss and any(regularizers.read_penalty(variable) or ())
 
 
 def _half_ulp(dtype: str) -> float:

@@ -19,6 +19,10 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_decoupled import checks
 
 Number: TypeAlias = float | LearningRateSchedule
+_PENALTY = (
+    "A regularizer is a penalty in the loss. Leave it on its layer and pass `model=model`: then "
+    "its factor becomes the decay. Or pass the factor."
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -244,8 +248,10 @@ def checked_l2(name: str, value: Any) -> Number:
         value,
         minimum=0.0,
         below=checks.FLOAT32,
-        cure="It is the fraction of the weight removed per update at η = 1: a number or a "
-        "`LearningRateSchedule`. Decays per variable go into `weight_decays`.",
+        cure=_PENALTY
+        if isinstance(value, keras.regularizers.Regularizer)
+        else "It is the fraction of the weight removed per update at η = 1, and 0 is no decay: a "
+        "number or a `LearningRateSchedule`. Decays per variable go into `weight_decays`.",
     )
 
 
@@ -254,6 +260,13 @@ def checked_l1(name: str, value: Any) -> float:
     return checks.real(
         name, value, minimum=0.0, below=checks.FLOAT32, cure="It is the l1 of a decay, a number."
     )
+
+
+def at_start(number: Number) -> float:
+    """Return a number, or a schedule's value at the first update."""
+    if not isinstance(number, LearningRateSchedule):
+        return number
+    return float(ops.convert_to_numpy(number(ops.convert_to_tensor(0, "int32"))))
 
 
 def half_life(decay: float) -> float:

@@ -130,6 +130,11 @@ def read_penalty(variable: Any) -> Penalty | None:
     return _factors(regularizer)
 
 
+def in_loss(variable: Any) -> bool:
+    """Tell whether an L1, L2 or L1L2 penalty of the variable is still in the loss."""
+    return any(_factors(getattr(variable, "regularizer", None)) or ())
+
+
 def remove_penalty(variable: Any) -> None:
     """Remove an L1, L2 or L1L2 penalty from a variable, and save its factors there."""
     penalty = _factors(getattr(variable, "regularizer", None))

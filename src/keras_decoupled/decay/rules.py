@@ -12,7 +12,7 @@ saves and loads: see `core/registry.py`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -50,6 +50,7 @@ class Rules:
         self.weight_decay = (
             None if weight_decay is None else arguments.as_decay("weight_decay", weight_decay)
         )
+        self._given = weight_decay
         self.weight_decays = arguments.mapping("weight_decays", weight_decays, arguments.as_decay)
         self.weight_decays_as_given = dict(weight_decays or {})
         self.lr_multipliers = arguments.mapping("lr_multipliers", lr_multipliers, _multiplier)
@@ -70,6 +71,15 @@ class Rules:
         self.trainable = 0  # how many of them are trainable
         self._of_model: dict[Any, Decay] = {}  # by identity
         self._removed: dict[Any, Penalty] = {}  # penalties that are no longer in the loss
+
+    def meant(self, decay: Decay) -> bool:
+        """Tell whether the user wrote this `Decay`, and not a number."""
+        given = (self._given, *self.weight_decays_as_given.values())
+        return any(one is decay for one in given)
+
+    def exclude(self, variables: Iterable[Any], patterns: Iterable[str]) -> None:
+        """Exclude these too."""
+        self.exclusions += Exclusions(variables, patterns)
 
     def extract(self, model: keras.Model, remove: bool, normalization: float) -> None:
         """Read a model's regularizers, and check every key against the model's variables.

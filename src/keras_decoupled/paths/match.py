@@ -4,7 +4,8 @@ A string is tried in three ways. The first way that hits a variable is its meani
 
     exact       the label of one variable              "lstm_1/lstm_cell/kernel", "dense/kernel#2"
     component   whole components of a path in a row    "lstm_1", "bias", "dense/", "cell/kernel"
-    substring   a part of a path that cuts no number   "conv1d" hits conv1d_0 and conv1d_1
+    substring   a part of a path that cuts no number   "conv1d" hits conv1d_0 and conv1d_1;
+                one or two letters must be a word      "bn" hits bn2a_branch
 
 A tuple of labels stands for the variables of a layer, and hits exactly these.
 
@@ -174,9 +175,13 @@ class _Paths:
         ]
 
     def with_substring(self, key: str) -> list[int]:
-        """Return the variables whose path has the key, without cutting a number in two."""
-        begin = r"(?<!\d)" if key[0].isdecimal() else ""
-        end = r"(?!\d)" if key[-1].isdecimal() else ""
+        """Return the variables whose path has the key, without cutting a number in two.
+
+        One or two letters must be a word: "bn" is one in "bn2a_branch", "l" is none in "kernel".
+        """
+        digit, letter = r"\d", r"[^\W\d_]" if key.isalpha() and len(key) < 3 else "(?!)"
+        first, last = (digit if c.isdecimal() else letter for c in (key[0], key[-1]))
+        begin, end = f"(?<!{first})", f"(?!{last})"
         search = re.compile(begin + re.escape(key) + end).search
         return [i for i, label in enumerate(self.labels) if search(path_in(label))]
 
@@ -218,13 +223,14 @@ def _check_siblings(key: str, paths: _Paths, argument: str) -> None:
 
 
 def _refuse_unknown(key: str, paths: _Paths, argument: str) -> NoReturn:
+    old = "Drop the ':0', which no path of Keras 3 has. " if key.endswith(":0") else ""
     refuse(
         f"a key of `{argument}`",
         Seen(repr(key)),
         "must match the path of at least one variable",
-        f"{paths.nearest(key)} A key is a path, whole components of one, or a part of one that "
-        "does not cut a number in two: correct this key or leave it out. A frozen layer can be the "
-        "key itself. So can a model inside the model, whose name is in no path: "
+        f"{old}{paths.nearest(key)} A key is a path, whole components of one, or a part of one "
+        "that does not cut a number in two: correct this key or leave it out. A frozen layer can "
+        "be the key itself. So can a model inside the model, whose name is in no path: "
         "{model.get_layer('backbone'): …}.",
     )
 
@@ -232,3 +238,9 @@ def _refuse_unknown(key: str, paths: _Paths, argument: str) -> NoReturn:
 def listed(names: Sequence[str]) -> str:
     """Return the first of these names, for a message."""
     return ", ".join(map(repr, names[:SHOWN])) + (", …" if len(names) > SHOWN else "")
+
+
+def first(names: Sequence[str]) -> str:
+    """Return three of these names and how many more there are, for a warning."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -12,7 +12,7 @@ import copy
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from typing import Any, Self
 
@@ -34,13 +34,13 @@ _FEW = sorted(_STEPS[::-20])  # enough to see whether a schedule rises above its
 
 # What a schedule may raise after its end: its table is over, or its formula overflows.
 _ENDED: tuple[type[Exception], ...] = (LookupError, ArithmeticError, ValueError)
-_eager: Any = contextlib.nullcontext
+eager: Any = contextlib.nullcontext
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
     _ENDED += (tf.errors.InvalidArgumentError,)  # a table that is a tensor
     # TensorFlow builds inside a traced step. Only in this scope do tensors have values there.
-    _eager = tf.init_scope
+    eager = tf.init_scope
 
 
 class Rate(LearningRateSchedule):
@@ -62,11 +62,16 @@ class Rate(LearningRateSchedule):
 
 
 class ConstantRate(Rate):
-    """A number: α at every step."""
+    """A number: α at every step. α is None if the number is 0: then nothing moves."""
 
-    def __init__(self, base: float, given: float) -> None:
+    def __init__(self, base: float | None, given: float) -> None:
         super().__init__(base)
         self.given = given  # differs from α if `base_learning_rate` does
+
+    @property
+    def base(self) -> float:
+        """α, or 1 where it is not known: η is 0 in any case."""
+        return 1.0 if self.known_base is None else self.known_base
 
     def __call__(self, step: Any) -> Any:
         """Return α."""
@@ -85,7 +90,7 @@ class CallableRate(Rate):
         """α; before build, the callable's value now."""
         if self.known_base is not None:
             return self.known_base
-        with _eager():
+        with eager():
             value = self.function()
             if ops.is_tensor(value) or isinstance(value, (keras.Variable, np.ndarray)):
                 value = ops.convert_to_numpy(ops.convert_to_tensor(value, "float32"))
@@ -194,9 +199,13 @@ def make_rate(learning_rate: Any, base_learning_rate: Any = None) -> tuple[Rate,
         _check_callable(learning_rate)
         return CallableRate(learning_rate, base), 1.0
     cure = "Pass a number, a `LearningRateSchedule` or a callable without arguments."
+    if isinstance(learning_rate, list | tuple | Iterator):
+        cure += " Variables do not come first, as in torch: `model.compile(optimizer)` brings them."
     rate = checks.real("learning_rate", learning_rate, minimum=0.0, below=checks.FLOAT32, cure=cure)
-    base = _reference(rate, "`learning_rate`") if base is None else base
-    return ConstantRate(base, rate), rate / base
+    if base is None and rate > 0:
+        base = _reference(rate, "`learning_rate`")
+    made = ConstantRate(base, rate)
+    return made, rate / made.base
 
 
 def _check_callable(function: Callable[..., Any]) -> None:

@@ -16,7 +16,9 @@ from .cosine import CosineWarmRestarts
 from .exact import INT32_MAX
 from .rates import ConstantRate, CosineRate, ExactRate, Rate, ScheduleRate, make_rate
 
-_count = partial(checks.integer, minimum=1, cure="It counts weight updates.")
+_count = partial(
+    checks.integer, minimum=1, cure="It counts weight updates. Leave it out if there is no cycle."
+)
 
 
 def _position(name: str, value: Any) -> int:
@@ -134,6 +136,9 @@ def _annealed(rate: Rate, learning_rate: Any, given: dict[str, Any]) -> CosineRa
         rule = "must be a number: `use_cosine_annealing=True` makes the schedule"
         cure = "Pass the base rate, or leave use_cosine_annealing out and keep your schedule."
         refuse("learning_rate", learning_rate, rule, cure)
+    if rate.known_base is None:
+        rule = "must be above 0 with `use_cosine_annealing=True`: a cycle begins there"
+        refuse("learning_rate", learning_rate, rule, "Pass the rate at the top of a cycle.")
     if total is None or total < 2:
         rule = "must be ≥ 2 with `use_cosine_annealing=True`: it counts the updates of a cycle"
         refuse("total_iterations", total, rule, "Pass the updates per epoch, say.")
