@@ -121,3 +121,10 @@ def test_the_page_on_many_devices(tmp_path):
     start(script, cwd=tmp_path)
     counts = [file.read_text() for file in tmp_path.glob("*.devices")]
     assert counts == {"jax": ["8"], "tensorflow": ["2"], "torch": ["2", "2"]}[BACKEND]
+
+
+if BACKEND == "tensorflow":
+
+    def test_callbacks_under_one_and_two_replicas(tmp_path):
+        start(FOLDER / "callbacks_tensorflow.py", cwd=tmp_path)
+        assert len(list(tmp_path.glob("*.weights.h5"))) == 6  # three cycles under each

@@ -48,7 +48,7 @@ def check_cosine(optimizer: Any) -> None:
 
 def batches_seen(optimizer: Any) -> int:
     """Return how many batches the optimizer has had, also if gradients accumulate."""
-    return int(optimizer._kd.clock.counter)
+    return int(as_number(optimizer._kd.clock.counter))
 
 
 def batches_at_end(optimizer: Any) -> float:
