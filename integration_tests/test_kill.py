@@ -21,6 +21,7 @@ from effort import effort
 from killed_run import BATCHES, CASES, EPOCHS
 
 BACKEND = keras.backend.backend()
+CASE_IN_CI = ("updates", "SGDW") if BACKEND == "tensorflow" else ("epochs", "NadamW")
 CHILD = Path(__file__).with_name("killed_run.py")
 SEED = os.environ.get("KILL_SEED") or str(random.randrange(10**6))
 # What the child said last when it is killed, and how often that is aimed at.
@@ -35,9 +36,7 @@ pytestmark = [
 @pytest.mark.parametrize(
     ("way", "case"),
     effort(
-        ci=[
-            ("updates", "SGDW") if BACKEND == "tensorflow" else ("epochs", "NadamW")
-        ],  # AdamW: below
+        ci=[CASE_IN_CI],  # AdamW: below
         full=list(itertools.product(("epochs", "updates"), CASES)),
     ),
 )

@@ -66,6 +66,17 @@ def test_imports_run_one_way(file):
 
 
 @every_file
+def test_only_fast_knows_a_backend(file):
+    """All else is public Keras, which works on each of them."""
+    names = {"tensorflow", "torch", "jax"}
+    for node in trees(file):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+            used = names & {module.split(".")[0] for module in modules if module}
+            assert not used or file.parent.name == "fast", used
+
+
+@every_file
 def test_autograph_can_read_a_file(file):
     """Of `:=` in what a TensorFlow step runs through, AutoGraph warns; TensorFlow never imports torch_*.py."""
     named = [node for node in trees(file) if isinstance(node, ast.NamedExpr)]

@@ -37,7 +37,6 @@ LOW = ["bfloat16", "float16"]
 ULP = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23}  # of 1.0
 START = np.array([1.0, -1.5, 0.25])
 every_runner = pytest.mark.parametrize("runner", RUNNERS)
-every_low = pytest.mark.parametrize("dtype", LOW)
 
 
 def optimizer(name, **more):
@@ -252,10 +251,10 @@ def test_an_assigned_low_precision_value_counts(name):
 # --- types side by side, and gradients of another type ---
 
 OTHER = LOW if BACKEND == "jax" else [*LOW, "float64"]  # JAX has it only where it is switched on
-VARIANTS = ["adamw", "nadamw", "nadamw-keras", "sgdw-nesterov"]
+TOGETHER = ["adamw", "nadamw", "nadamw-keras", "sgdw-nesterov"]
 SIDE_BY_SIDE = [
     (name, order, "eager", 0.003, 0.01)
-    for name in VARIANTS
+    for name in TOGETHER
     for order in (("bfloat16", "float32", "float16"), ("float16", "float32", "bfloat16"))
 ]
 if BACKEND != "jax":

@@ -371,11 +371,27 @@ def many(count):
     return [keras.Variable(np.ones(1, "float32"), name=f"w{i}") for i in range(count)]
 
 
+def test_a_schedule_that_variables_share_is_asked_once():
+    asked = []
+
+    class Noted(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            asked.append(step)
+            return 1e-3
+
+    ours, optimizer = many(100), AdamW(1e-3, weight_decay=Noted())
+    asked.clear()
+    optimizer.explain(ours)
+    optimizer.build(ours)
+    assert len(asked) == 2
+
+
 def test_no_part_is_quadratic_in_the_number_of_variables():
     """4 times the variables: 4 times the time, 16 where it is quadratic. In between there is room for noise."""
     times = {}
     for count in (250, 1000):
-        ours, optimizer = many(count), AdamW(1e-3, weight_decay=0.1)
+        ours, rules = many(count), {f"w{i}": Decay(0.1) for i in range(count)}
+        optimizer = AdamW(1e-3, weight_decay=0.1, weight_decays=rules)
         build = cost(lambda o=optimizer, v=ours: o.build(v), repeats=1)
         store, config = saved(optimizer), optimizer.get_config()
         times[count] = {

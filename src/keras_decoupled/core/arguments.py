@@ -6,7 +6,7 @@ import difflib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict
 
 import keras
@@ -49,13 +49,17 @@ KERAS_ARGUMENTS: dict[str, Check] = {
 _RENAMED = {
     "lr": "It is `learning_rate` in Keras 3, the first argument. The variables come later: with "
     "`model.compile(optimizer)`, or with `optimizer.apply(gradients, variables)`.",
-    "wd": "It is `weight_decay`.",
-    "eps": "It is `epsilon`.",
-    "betas": "They are `beta_1` and `beta_2`.",
     "decay": "Keras 3 has no `decay`: pass a `LearningRateSchedule` as `learning_rate`.",
     "batch_size": "It is not needed: `total_iterations` is the number of updates.",
     "init_lr": "Pass `base_learning_rate`.",
     "adam_weight_decay": "Both parts of Muon have one λ, `weight_decay`; `weight_decays` has more.",
+}
+# What torch calls the arguments that some classes here have.
+_OF_TORCH = {
+    "wd": ("weight_decay",),
+    "eps": ("epsilon",),
+    "betas": ("beta_1", "beta_2"),
+    "alpha": ("rho",),
 }
 
 
@@ -104,12 +108,15 @@ def keras_arguments(cls: type[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]
 
 def _cure(cls: type[Any], name: str) -> str:
     """Say what an unknown argument is called here."""
-    own = inspect.signature(cls).parameters.keys() - {"shared"}
-    if name == "alpha" and "rho" in own:
-        return "It is `rho`."
-    near = difflib.get_close_matches(name, [*own, *Shared.__annotations__], n=1, cutoff=0.8)
-    named = f"Write `{near[0]}`." if near else "See help() of the class for its arguments."
-    return _RENAMED.get(name, named)
+    known = {*inspect.signature(cls).parameters, *Shared.__annotations__} - {"shared"}
+    if name in _RENAMED:
+        return _RENAMED[name]
+    names: Sequence[str] = _OF_TORCH.get(name, ())
+    if not names or not known.issuperset(names):
+        names = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
+    if not names:
+        return "See help() of the class for its arguments."
+    return f"Write {' and '.join(f'`{name}`' for name in names)}."
 
 
 def shared_docstring(own: str, name: str) -> str:

@@ -72,7 +72,7 @@ class Clock:
         self._decay_start: Any = None
         if isinstance(timing.rate, StableRate):
             self._decay_start = add_scalar("decay_start", NEVER, "int")
-        self._warned_of_peak = self._warned_of_eta = False
+        self._warned = False  # that a rate which was set strengthens the decay
 
     # Reading.
 
@@ -154,8 +154,8 @@ class Clock:
         if abs(value - as_number(self.learning_rate(on))) <= 5e-7 * value:
             return  # the rate as it was read, rounded: written back, it must not move r
         factor = value / now
-        if factor > 1 + 1e-6 and isinstance(schedule, ScheduleRate) and not self._warned_of_peak:
-            self._warned_of_peak = True
+        if factor > 1 + 1e-6 and isinstance(schedule, ScheduleRate) and not self._warned:
+            self._warned = True
             warnings.warn(
                 f"`learning_rate` was set to {factor:g} times what its schedule says here, and "
                 f"the factor stays: the rate will peak at {factor * self.timing.rate.peak:g} when "
@@ -167,8 +167,8 @@ class Clock:
 
     def _warn_of_eta(self, rate: float) -> None:
         eta = rate / self.timing.rate.base
-        if eta > 1.01 and not self._warned_of_eta:
-            self._warned_of_eta = True
+        if eta > 1.01 and not self._warned:
+            self._warned = True
             warnings.warn(
                 f"`learning_rate` was set to {rate:g}. That is {eta:g} times the rate at which the "
                 f"decay acts in full, so every decay is now {eta:g} times as strong. Make the "

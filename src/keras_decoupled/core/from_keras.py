@@ -68,7 +68,6 @@ def _with_changes(optimizer: Any, changes: Mapping[str, Any]) -> Any:
     config = optimizer.get_config()
     if "learning_rate" in changes:  # η stays what it is; its α is the new one
         config.pop("base_learning_rate")
-        config["resolved"]["learning_rate_factor"] = 1.0
     if _RULES & changes.keys():  # variables are asked about anew
         config["resolved"] |= {"table": [], "waiting": []}
     new = type(optimizer).from_config(config | dict(changes))

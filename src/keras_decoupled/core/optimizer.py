@@ -12,11 +12,11 @@ from typing import Any, ClassVar, Self
 import keras
 
 from keras_decoupled import checks
-from keras_decoupled.core import from_keras
+from keras_decoupled.core import from_keras, report
 from keras_decoupled.core.algorithm import Algorithm
 from keras_decoupled.core.arguments import KERAS_ARGUMENTS, OURS, keras_arguments, shared_docstring
 from keras_decoupled.core.build import build
-from keras_decoupled.core.gradients import LOW_PRECISION, check_variables
+from keras_decoupled.core.gradients import LOW_PRECISION
 from keras_decoupled.core.keras_hooks import KerasHooks
 from keras_decoupled.core.numbers import Numbers, cast
 from keras_decoupled.core.parts import Parts, refuse_names
@@ -29,7 +29,6 @@ from keras_decoupled.core.registry import (
     name_of_user,
 )
 from keras_decoupled.core.settings import as_number
-from keras_decoupled.decay import explain
 from keras_decoupled.decay.explain import Explanation
 from keras_decoupled.saving import state
 from keras_decoupled.saving.config import read_config
@@ -364,30 +363,7 @@ class Decoupled(KerasHooks):
         >>> [(row["path"], row["rule"], row["half_life_epochs"]) for row in explanation.rows][0]
         ('sequential/head/kernel', 'weight_decay', 6.928...)
         """
-        registry, clock = self._kd.registry, self._kd.clock
-        updates_per_epoch = None
-        if steps_per_epoch is not None:
-            cure = "It counts batches, as in fit."
-            steps = checks.integer("steps_per_epoch", steps_per_epoch, minimum=1, cure=cure)
-            updates_per_epoch = steps / (self.gradient_accumulation_steps or 1)
-        if model_or_variables is None and self.built:
-            variables = registry.variables
-        else:
-            variables = explain.variables_of(model_or_variables)
-            check_variables(variables, self._kd.inside.key_of)
-        clock.check_state()
-        rows, overridden, told = registry.foreseen(variables)
-        found = explain.explain(
-            f"{self.name} ({type(self).__name__}): each variable's decay at η = 1",
-            variables,
-            rows,
-            registry.uniform_now(),
-            clock.timing.first_normalization(),
-            updates_per_epoch,
-            overridden,
-        )
-        found.warnings.extend(told)
-        return found
+        return report.explanation(self, model_or_variables, steps_per_epoch)
 
     @classmethod
     def from_keras(cls, optimizer: Any, **changes: Any) -> Any:

@@ -16,7 +16,7 @@ import keras
 from keras_decoupled import checks
 from keras_decoupled.decay import kinds, regularizers
 from keras_decoupled.decay.kinds import Decay
-from keras_decoupled.decay.rows import Row
+from keras_decoupled.decay.rows import Row, l2_at_start
 from keras_decoupled.paths import match
 
 _WIDTH = 80  # of the summary
@@ -42,10 +42,13 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], str], Any], ...] = (
     ("epochs", "half_life_epochs", _count, None),
     ("rate", "multiplier", lambda x: f"×{x:.3g}", 1.0),
 )
-# What a group of variables has in common. These stand in words behind the numbers.
-_WORDS = ("rule", "kind", "part", "dtype")
-_ALIKE = ("decay_per_update", "l1", "multiplier", *_WORDS)
-_LEGEND = "decay: share removed per update; half-life: updates, if no gradient acts"
+# What the variables of a group have in common.
+_ALIKE = ("decay_per_update", "l1", "multiplier", "rule", "kind", "part", "dtype")
+PENALIZED = (
+    "Decayed, and also penalized in the loss by an L1 or L2 regularizer: {}. Pass `model=` to make "
+    "the penalty a decay, or remove the regularizer."
+)
+_LEGEND = "(decay: share removed per update; half-life: updates, if no gradient acts)"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -104,7 +107,7 @@ class Explanation:
         for line, name in zip(lines, names, strict=True):
             cut = name if len(name) <= _WIDTH - 4 else f"{name[: _WIDTH - 5]}…"
             out += [line, f"    {cut}"]
-        return "\n".join([*out, *self._end(f"({_LEGEND})")])
+        return "\n".join([*out, *self._end()])
 
     __repr__ = __str__
 
@@ -113,11 +116,11 @@ class Explanation:
         numbers = _aligned(self._numbers(self.rows))
         names = ["variable", *(f"{r['path']}  {_shape(r)}  {_words(r)}" for r in self.rows)]
         lines = (f"{line}  {name}" for line, name in zip(numbers, names, strict=True))
-        print("\n".join([self.title, "", *lines, *self._end(f"({_LEGEND})")]))
+        print("\n".join([self.title, "", *lines, *self._end()]))
 
-    def _end(self, legend: str) -> list[str]:
+    def _end(self) -> list[str]:
         warnings = [textwrap.fill(f"Warning: {text}", _WIDTH) for text in self.warnings]
-        return ["", legend, self._summary, *warnings]
+        return ["", _LEGEND, self._summary, *warnings]
 
     def _repr_html_(self) -> str:
         """Return the summary for a notebook, which has its own colours."""
@@ -129,7 +132,7 @@ class Explanation:
         (titles, *lines), names = self._lines()
         head = row("th", [*titles, "which"])
         body = "".join(row("td", [*e, name]) for e, name in zip(lines, names, strict=True))
-        end = "".join(f"<p>{html.escape(line)}</p>" for line in self._end(_LEGEND) if line)
+        end = "".join(f"<p>{html.escape(line)}</p>" for line in self._end() if line)
         title = f"<p><strong>{html.escape(self.title)}</strong></p>"
         return f"{title}<table><thead>{head}</thead><tbody>{body}</tbody></table>{end}"
 
@@ -203,8 +206,7 @@ def explain(
         overridden: (argument, key) of each key that hits variables and decides for none.
     """
     entries = []
-    for variable, row in zip(variables, rows, strict=True):
-        l2 = kinds.at_start(row.decay.l2)
+    for variable, row, l2 in zip(variables, rows, l2_at_start(rows), strict=True):
         decay = normalization * l2
         half_life = kinds.half_life(decay) if decay and row.multiplier else None
         epochs = None
@@ -237,8 +239,7 @@ def _warnings(
     decayed = [(v, e) for v, e in zip(variables, entries, strict=True) if _is_decayed(e)]
     found = [
         (
-            "Decayed, and also penalized in the loss by an L1 or L2 regularizer: {}. Pass `model=` "
-            "to make the penalty a decay, or remove the regularizer.",
+            PENALIZED,
             [e["path"] for v, e in decayed if regularizers.in_loss(v)],
         ),
         (

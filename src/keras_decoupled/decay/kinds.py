@@ -262,13 +262,6 @@ def checked_l1(name: str, value: Any) -> float:
     )
 
 
-def at_start(number: Number) -> float:
-    """Return a number, or a schedule's value at the first update."""
-    if not isinstance(number, LearningRateSchedule):
-        return number
-    return float(ops.convert_to_numpy(number(ops.convert_to_tensor(0, "int32"))))
-
-
 def half_life(decay: float) -> float:
     """Return the number of updates in which a weight loses half of its value, at η = 1."""
     return math.log(0.5) / math.log1p(-decay) if decay < 1 else 0.0

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
 from keras_decoupled.decay.kinds import Decay, checked_l1, checked_l2
@@ -34,6 +37,18 @@ class Row:
         if self.removed_penalty:
             config["taken"] = list(self.removed_penalty)
         return config | {k: v for k, v in (("part", self.part), ("rule", self.rule)) if v}
+
+
+def l2_at_start(rows: Sequence[Row]) -> list[float]:
+    """Return each row's l2 at the first update. A decay that rows share is asked once."""
+    decays = {id(row.decay): row.decay.l2 for row in rows}
+    numbers = {
+        key: float(ops.convert_to_numpy(l2(ops.convert_to_tensor(0, "int32"))))
+        if isinstance(l2, LearningRateSchedule)
+        else l2
+        for key, l2 in decays.items()
+    }
+    return [numbers[id(row.decay)] for row in rows]
 
 
 def read_rows(

@@ -50,9 +50,10 @@ class Rules:
         self.weight_decay = (
             None if weight_decay is None else arguments.as_decay("weight_decay", weight_decay)
         )
-        self._given = weight_decay
         self.weight_decays = arguments.mapping("weight_decays", weight_decays, arguments.as_decay)
         self.weight_decays_as_given = dict(weight_decays or {})
+        given = (weight_decay, *self.weight_decays_as_given.values())
+        self._meant = {id(one) for one in given if isinstance(one, Decay)}
         self.lr_multipliers = arguments.mapping("lr_multipliers", lr_multipliers, _multiplier)
         self.decay_vectors = decay_vectors
         self.exclusions = Exclusions()
@@ -74,8 +75,7 @@ class Rules:
 
     def meant(self, decay: Decay) -> bool:
         """Tell whether the user wrote this `Decay`, and not a number."""
-        given = (self._given, *self.weight_decays_as_given.values())
-        return any(one is decay for one in given)
+        return id(decay) in self._meant
 
     def exclude(self, variables: Iterable[Any], patterns: Iterable[str]) -> None:
         """Exclude these too."""

@@ -1,7 +1,8 @@
-"""The same numbers in fewer passes over memory. The package also works without this folder."""
+"""What knows a backend: the same numbers in fewer passes over memory, a scope of TensorFlow."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,15 @@ class StandIn(NamedTuple):
 
     value: Any
     position: int  # the variable's position in the last build
+
+
+def eager() -> Any:
+    """Return a scope in which tensors have values, although TensorFlow builds in a traced step."""
+    if keras.backend.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    from keras_decoupled.fast import tensorflow_ops  # needs TensorFlow
+
+    return tensorflow_ops.eager()
 
 
 def paths_of(optimizer: Any) -> tuple[Any, Any]:

@@ -41,6 +41,11 @@ class Op:
         return bool(rounding <= 1e-6 * exact) and not _under_xla()
 
 
+def eager() -> Any:
+    """Return the scope in which tensors have values inside a traced step."""
+    return tf.init_scope()
+
+
 def subtract(handle: Any, factor: Any, value: Any) -> None:
     """Subtract factor·value from the variable of this handle, in one pass."""
     factor = tf.convert_to_tensor(factor, value.dtype)

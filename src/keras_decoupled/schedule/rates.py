@@ -7,7 +7,6 @@ float32 numbers could give 1.00000005 in place of 1.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import math
@@ -33,14 +32,7 @@ _STEPS = sorted({0, *(round(10 ** (6 * i / 199)) for i in range(200))})
 _FEW = sorted(_STEPS[::-20])  # enough to see whether a schedule rises above its first rate
 
 # What a schedule may raise after its end: its table is over, or its formula overflows.
-_ENDED: tuple[type[Exception], ...] = (LookupError, ArithmeticError, ValueError)
-eager: Any = contextlib.nullcontext
-if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf
-
-    _ENDED += (tf.errors.InvalidArgumentError,)  # a table that is a tensor
-    # TensorFlow builds inside a traced step. Only in this scope do tensors have values there.
-    eager = tf.init_scope
+_ENDED = (LookupError, ArithmeticError, ValueError)
 
 
 class Rate(LearningRateSchedule):
@@ -90,11 +82,10 @@ class CallableRate(Rate):
         """α; before build, the callable's value now."""
         if self.known_base is not None:
             return self.known_base
-        with eager():
-            value = self.function()
-            if ops.is_tensor(value) or isinstance(value, (keras.Variable, np.ndarray)):
-                value = ops.convert_to_numpy(ops.convert_to_tensor(value, "float32"))
-                value = value.item() if value.ndim == 0 else value
+        value = self.function()
+        if ops.is_tensor(value) or isinstance(value, (keras.Variable, np.ndarray)):
+            value = ops.convert_to_numpy(ops.convert_to_tensor(value, "float32"))
+            value = value.item() if value.ndim == 0 else value
         return _reference(value, "the callable's value at build")
 
     def fix_base(self) -> None:
@@ -267,8 +258,15 @@ def _values(schedule: LearningRateSchedule, steps: Sequence[int]) -> dict[int, f
             try:  # with a tensor, as in an update: in Python, 0 ** -0.5 is an error
                 rate = schedule(ops.convert_to_tensor(step, "int32"))
                 found[step] = float(ops.convert_to_numpy(rate))
-            except _ENDED:
-                if not found:
+            except Exception as error:
+                if not found or not _is_end(error):
                     raise
                 break
     return found
+
+
+def _is_end(error: Exception) -> bool:
+    """Tell whether a schedule may raise this after its end."""
+    # TensorFlow's error for a table that is a tensor. Only fast/ imports TensorFlow.
+    of_a_tensor = type(error).__name__ == "InvalidArgumentError"
+    return of_a_tensor or isinstance(error, _ENDED)

@@ -1,0 +1,116 @@
+"""What an optimizer tells of itself: `explain()`, and the warnings of its first build."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+
+from keras_decoupled import checks
+from keras_decoupled.core.gradients import check_variables
+from keras_decoupled.decay import explain, regularizers
+from keras_decoupled.decay.explain import Explanation
+from keras_decoupled.decay.kinds import half_life
+from keras_decoupled.decay.rows import Row, l2_at_start
+from keras_decoupled.paths.match import first, path_of
+
+# A plain number that removes this share of the weight per update looks like a decay of torch's.
+_COPIED = 0.01
+
+
+def explanation(optimizer: Any, given: Any, steps_per_epoch: int | None) -> Explanation:
+    """Explain an optimizer; see `Decoupled.explain`."""
+    registry, clock = optimizer._kd.registry, optimizer._kd.clock
+    updates_per_epoch = None
+    if steps_per_epoch is not None:
+        cure = "It counts batches, as in fit."
+        steps = checks.integer("steps_per_epoch", steps_per_epoch, minimum=1, cure=cure)
+        updates_per_epoch = steps / (optimizer.gradient_accumulation_steps or 1)
+    if given is None and optimizer.built:
+        variables = registry.variables
+    else:
+        variables = explain.variables_of(given)
+        check_variables(variables, registry.rules.key_of)
+    clock.check_state()
+    rows, overridden, told = registry.foreseen(variables)
+    found = explain.explain(
+        f"{optimizer.name} ({type(optimizer).__name__}): each variable's decay at η = 1",
+        variables,
+        rows,
+        registry.uniform_now(),
+        clock.timing.first_normalization(),
+        updates_per_epoch,
+        overridden,
+    )
+    found.warnings.extend(told)
+    return found
+
+
+def warnings_of(optimizer: Any, variables: Sequence[Any], rows: Sequence[Row]) -> list[str]:
+    """Return what a build on these variables tells: a first one that no file preceded."""
+    kd = optimizer._kd
+    if optimizer.built or kd.registry.table:
+        return []
+    return [
+        *_of_no_decay(optimizer, rows),
+        *_of_strong_decays(kd, rows),
+        *_of_penalties(variables, rows),
+        *_of_equal_paths(variables),
+    ]
+
+
+def _of_no_decay(optimizer: Any, rows: Sequence[Row]) -> Iterator[str]:
+    decay = optimizer._kd.registry.decay
+    if rows and not (decay and decay.given == 0) and all(row.decay.zero for row in rows):
+        yield (
+            f"{type(optimizer).__name__} decays no variable: its weight_decay, weight_decays and "
+            "model give no decay above 0, or exclude_from_weight_decay() excludes what they hit. "
+            "Give `weight_decay` (1e-4 is a start), or weight_decay=0 if you want no decay."
+        )
+
+
+def _of_strong_decays(kd: Any, rows: Sequence[Row]) -> Iterator[str]:
+    normalization, strong = kd.timing.first_normalization(), defaultdict(list)
+    for row, l2 in zip(rows, l2_at_start(rows), strict=True):
+        decay = normalization * l2
+        least = 1 if kd.registry.rules.meant(row.decay) else _COPIED
+        if row.rule != "model" and decay >= least:
+            strong[decay].append(row.path)
+    for decay, paths in strong.items():
+        number, names = f"{decay:.3g}", first(paths)
+        if decay >= 1:
+            yield (
+                f"A weight decay of {number} removes the whole weight at every update: {names}. "
+                "Usual values are 1e-3 to 1e-6."
+            )
+            continue
+        yield (
+            f"A weight decay of {number} halves the weight every {half_life(decay):.0f} updates: "
+            f"{names}. In torch and keras.optimizers the learning rate multiplies the decay, here "
+            f"it does not: convert_weight_decay({number}, learning_rate) gives the number for "
+            f"here. If you mean {number}, write Decay({number})."
+        )
+
+
+def _of_penalties(variables: Sequence[Any], rows: Sequence[Row]) -> Iterator[str]:
+    both = [
+        row.path
+        for variable, row in zip(variables, rows, strict=True)
+        if row.rule != "model" and not row.decay.zero and regularizers.in_loss(variable)
+    ]
+    if both:
+        yield explain.PENALIZED.format(first(both))
+
+
+def _of_equal_paths(variables: Sequence[Any]) -> Iterator[str]:
+    if keras.backend.backend() != "torch":
+        return
+    equal = [path for path, count in Counter(map(path_of, variables)).items() if count > 1]
+    if equal:
+        yield (
+            f"Several variables have the path {first(equal)}. On torch, Keras keeps parameters by "
+            "path: `zero_grad` forgets some of these, and their gradients add up from step to "
+            "step. Give the layers different names."
+        )
