@@ -151,10 +151,16 @@ def another_tensor(_, variables):
     variables[1]._value = torch.nn.Parameter(variables[1].value.detach() * 2)
 
 
+def settings_of(optimizer):
+    return [setting.variable for setting in optimizer._kd.settings.values()]
+
+
 def other_slots_and_scalars(optimizer, variables):
     slots = [v for v in optimizer.variables if v.path.endswith("v1_w_momentum")]
     assert len(slots) == 1
+    moving = set(map(id, settings_of(optimizer)))
     scalars = [v for v in optimizer.variables if v.shape == () and "v2" not in v.path]
+    scalars = [v for v in scalars if id(v) not in moving]  # β1 = 1.8 is no number of Adam's
     for v in (*slots, *scalars):
         v._value = torch.nn.Parameter(v.value.detach() * 2, requires_grad=False)
 
@@ -211,13 +217,9 @@ SETTINGS = [
     ("sgdw-momentum", "momentum", 0.0),
     ("sgdw-momentum", "momentum", 0.5),
     ("sgdw-nesterov", "momentum", 0.0),
-    ("sgdw-momentum", "nesterov", True),
-    ("sgdw", "momentum", 0.9),
     ("adamw", "beta_1", 0.0),
     ("adamw", "beta_2", 0.9),
     ("adamw", "epsilon", 0.1),
-    ("adamw", "amsgrad", True),
-    ("adamw-amsgrad", "amsgrad", False),
     ("nadamw", "epsilon", 0.1),
     ("nadamw", "momentum_decay", 0.0),
     ("adamw", "clipnorm", 0.1),

@@ -23,10 +23,14 @@ def adamw(g, state, k, rate, beta_1=0.9, beta_2=0.999, epsilon=1e-7, amsgrad=Fal
     return rate * np.sqrt(1 - beta_2**i) / (1 - beta_1**i) * m / (np.sqrt(v) + epsilon)
 
 
-def nadamw(g, state, k, rate, beta_1=0.9, beta_2=0.999, epsilon=1e-7, momentum_decay=0.004):
-    """Dozat, Incorporating Nesterov Momentum into Adam (2016), Algorithm 2 with the schedule μ_i of its section 3."""
+def nadamw(g, state, k, rate, beta_1=0.9, beta_2=0.999, epsilon=1e-7, momentum_decay=0.004, mus=()):
+    """Dozat, Incorporating Nesterov Momentum into Adam (2016), Algorithm 2 with the schedule μ_i of its section 3.
+
+    `mus` are μ_1 to μ_k, where β1 or momentum_decay were others then.
+    """
     i = k + 1
     mu = beta_1 * (1 - 0.5 * 0.96 ** (np.arange(1.0, i + 2) * momentum_decay))  # μ_1 … μ_(i+1)
+    mu[: len(mus)] = mus
     m = state["m"] = beta_1 * state.get("m", 0.0) + (1 - beta_1) * g
     v = state["v"] = beta_2 * state.get("v", 0.0) + (1 - beta_2) * g**2
     m_bar = mu[i] * m / (1 - np.prod(mu)) + (1 - mu[i - 1]) * g / (1 - np.prod(mu[:i]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -24,6 +25,11 @@ def optimizer_of(model: Any) -> Any:
 def is_ours(optimizer: Any) -> bool:
     """Tell whether an optimizer is of this package."""
     return isinstance(optimizer, Decoupled)
+
+
+def moving_settings(optimizer: Any, names: Collection[str] = ()) -> dict[str, float]:
+    """Return the settings that are scheduled or were set, and those of these names."""
+    return optimizer._kd.update.moving(names)
 
 
 def check_schedule(optimizer: Any) -> None:

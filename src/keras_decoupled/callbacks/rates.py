@@ -11,7 +11,7 @@ import keras
 
 from keras_decoupled.checks import Seen, refuse
 
-from .position import as_number, is_ours, optimizer_of
+from .position import as_number, is_ours, moving_settings, optimizer_of
 
 _WRITERS = (keras.callbacks.CSVLogger, keras.callbacks.TensorBoard)  # of the logs, to files
 
@@ -21,8 +21,9 @@ class LogRates(keras.callbacks.Callback):
 
     History, `CSVLogger`, `TensorBoard` and the progress bar then show `learning_rate`, `eta` (η,
     which also scales the decay), `t_cur` (the position in the cycle) and `weight_decay` (the
-    uniform λ, before η; absent if the optimizer has none). A stock Keras optimizer has only
-    `learning_rate`. The rates are read once an epoch, when it ends.
+    uniform λ, before η; absent if the optimizer has none). An argument such as `beta_1` is there
+    from when it was set, or if it is a schedule. A stock Keras optimizer has only `learning_rate`.
+    All are read once an epoch, when it ends.
 
     In the list of callbacks, put `LogRates` before `CSVLogger` and `TensorBoard`, which write the
     logs. Put it after callbacks that move the rate when an epoch ends, such as `RestartOnPlateau`.
@@ -50,6 +51,7 @@ class LogRates(keras.callbacks.Callback):
             cure = "Keras' `TensorBoard` logs the rate of each of its optimizers."
             received = Seen(f"optimizer={optimizer!r}")
             refuse("LogRates", received, "needs an optimizer with one learning rate", cure)
+        self._settings: set[str] = set()
         self._warn_of_writers_before()
 
     def _warn_of_writers_before(self) -> None:
@@ -81,3 +83,6 @@ class LogRates(keras.callbacks.Callback):
             decay = decay(optimizer.iterations)
         if decay is not None:
             logs["weight_decay"] = as_number(decay)
+        settings = moving_settings(optimizer, self._settings)
+        self._settings |= settings.keys()  # a column that was there once stays
+        logs.update(settings)

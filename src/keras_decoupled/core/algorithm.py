@@ -12,10 +12,13 @@ class Algorithm:
     """How a gradient becomes a step.
 
     In each method `h` has the optimizer's own arguments as they are now (`h.beta_1`), `on` computes
-    scalars (`core/numbers.py`), and i = k + 1 is the number of this update, from 1.
+    scalars (`core/numbers.py`), and i = k + 1 is the number of this update, from 1. In a compiled
+    step, numbers are tensors: use them in no `if`. What loses digits when they are rounded, such as
+    1 − β, belongs into `scalars`, by `h.exactly`.
     """
 
-    arguments: ClassVar[Mapping[str, Check]] = {}  # the optimizer's own, and their checks
+    # The optimizer's own, and their checks. Those of the type `Real` are settings.
+    arguments: ClassVar[Mapping[str, Check]] = {}
     kernel: ClassVar[str | None] = None  # name of the fused kernels in fast/ that do `step`
     # Optimizer variables that belong to no variable of the model: name and first value.
     state: ClassVar[Mapping[str, float]] = {}

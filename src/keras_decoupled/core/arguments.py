@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -16,14 +17,21 @@ from keras_decoupled import checks
 Check: TypeAlias = Callable[[str, Any], Any]  # (name, value) → the value as it is kept
 
 
-def fraction(cure: str) -> Check:
-    """Return the check of a number in [0, 1)."""
-    return functools.partial(checks.real, minimum=0.0, below=1.0, cure=cure)
+@dataclasses.dataclass(frozen=True)
+class Real:
+    """The check of a number ≥ minimum and < below. An optimizer's own argument is a setting."""
+
+    cure: str
+    minimum: float | None = None
+    below: float | None = None
+
+    def __call__(self, name: str, value: Any) -> float:
+        """Return the value as a float."""
+        return checks.real(name, value, minimum=self.minimum, below=self.below, cure=self.cure)
 
 
-def at_least_0(cure: str) -> Check:
-    """Return the check of a number ≥ 0."""
-    return functools.partial(checks.real, minimum=0.0, cure=cure)
+fraction = functools.partial(Real, minimum=0.0, below=1.0)
+at_least_0 = functools.partial(Real, minimum=0.0)
 
 
 def flag(cure: str) -> Check:

@@ -19,6 +19,7 @@ import numpy as np
 from keras import ops
 
 from keras_decoupled import checks
+from keras_decoupled.core.arguments import at_least_0
 from keras_decoupled.core.numbers import has_value
 from keras_decoupled.core.settings import Setting, as_number, checked_number
 from keras_decoupled.schedule.rates import (
@@ -66,7 +67,7 @@ class Clock:
             name, value, dtype = "learning_rate", timing.rate.given, "float32"
         else:
             name, value = "learning_rate_factor", timing.rate_factor
-        self.rate = Setting(name, value, add_scalar(name, value, dtype))
+        self.rate = Setting(name, value, add_scalar(name, value, dtype), at_least_0(""))
         self._cycle_start = add_scalar("cycle_start", -timing.t_cur, "int")
         # The schedule's step at which `begin_decay` said that the decay starts.
         self._decay_start: Any = None

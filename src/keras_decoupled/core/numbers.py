@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
 
 
-class Numbers(NamedTuple):
-    """What an update computes once; see `Update.numbers`."""
+class Own:
+    """The optimizer's own arguments as they are now: `h.beta_1`.
 
+    Args:
+        values: the arguments by name.
+        exactly: what computes a function of an argument.
+    """
+
+    def __init__(self, values: Mapping[str, Any], exactly: Callable[..., Any]) -> None:
+        self.__dict__.update(values)
+        self._exactly = exactly
+
+    def exactly(self, function: Callable[[Any], Any], name: str) -> Any:
+        """Return the function of an argument before it is rounded; see `Setting.exactly`."""
+        return self._exactly(function, name)
+
+    def cast(self, dtype: Any) -> Own:
+        """Return the same with its tensors in this type."""
+        tensors = {name: x for name, x in vars(self).items() if ops.is_tensor(x)}
+        values = {name: cast(x, dtype) for name, x in tensors.items()}
+        return Own(vars(self) | values, self._exactly)
+
+
+class Numbers(NamedTuple):
+    """What an update computes once; see `Update.begin`."""
+
+    dtype: Any  # of the numbers below
     rate: Any  # η·α, before multipliers
     decays: tuple[Any, ...]  # η^power·√(1/T)·l for each distinct amount l of decay
-    own: Any  # the optimizer's own arguments as they are now, by name
-    scalars: tuple[Any, ...]  # what its mathematics asks for
+    own: Own
+    scalars: tuple[Any, ...]  # what the optimizer's mathematics asks for
+
+    def of(self, dtype: Any) -> tuple[Own, tuple[Any, ...]]:
+        """Return the arguments and the scalars in a variable's type."""
+        if dtype == self.dtype:
+            return self.own, self.scalars
+        return self.own.cast(dtype), tuple(cast(scalar, dtype) for scalar in self.scalars)
 
 
 class OnTensors:
@@ -50,13 +81,30 @@ class OnTensors:
         # TensorFlow's cast of a Python number to float64 goes through float32.
         return value if isinstance(value, float) else ops.cast(value, self.dtype)
 
+    def tensor(self, value: Any) -> Any:
+        """Return a number or tensor as a tensor of the step's precision."""
+        exact = isinstance(value, float)
+        return ops.convert_to_tensor(np.array(value, self.dtype)) if exact else self.number(value)
+
     def where(self, condition: Any, value: float, otherwise: Any) -> Any:
         """Return the value where the condition holds."""
-        return ops.where(condition, ops.convert_to_tensor(np.array(value, self.dtype)), otherwise)
+        return ops.where(condition, self.tensor(value), otherwise)
 
     def write(self, variable: Any, value: Any) -> None:
         """Assign a scalar variable."""
         variable.assign(value)
+
+
+def one_minus(x: Any) -> Any:
+    """Return 1 − x."""
+    return 1 - x
+
+
+def log(x: Any) -> Any:
+    """Return the natural logarithm of a tensor, or of a float; of 0, −∞."""
+    if isinstance(x, float):
+        return math.log(x) if x else -math.inf
+    return ops.log(x)
 
 
 def cast(x: Any, dtype: Any) -> Any:

@@ -10,15 +10,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import keras
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
 from keras_decoupled.core import from_keras, report
 from keras_decoupled.core.algorithm import Algorithm
-from keras_decoupled.core.arguments import KERAS_ARGUMENTS, OURS, keras_arguments, shared_docstring
+from keras_decoupled.core.arguments import (
+    KERAS_ARGUMENTS,
+    OURS,
+    Check,
+    keras_arguments,
+    shared_docstring,
+)
 from keras_decoupled.core.build import build
 from keras_decoupled.core.gradients import LOW_PRECISION
 from keras_decoupled.core.keras_hooks import KerasHooks
-from keras_decoupled.core.numbers import Numbers, cast
+from keras_decoupled.core.numbers import Numbers
 from keras_decoupled.core.parts import Parts, refuse_names
 from keras_decoupled.core.registry import (
     ACCUMULATOR,
@@ -28,7 +35,7 @@ from keras_decoupled.core.registry import (
     Record,
     name_of_user,
 )
-from keras_decoupled.core.settings import as_number
+from keras_decoupled.core.settings import Attribute, as_number, check_own, to_config
 from keras_decoupled.decay.explain import Explanation
 from keras_decoupled.saving import state
 from keras_decoupled.saving.config import read_config
@@ -42,10 +49,15 @@ class Decoupled(KerasHooks):
 
     _kd_algorithm: ClassVar[Algorithm]
     _kd_twins: ClassVar[tuple[type[Any], ...]] = ()  # the stock classes whose step is this one
+    _kd_own: ClassVar[Mapping[str, Check]] = {}  # the class's own arguments, and their checks
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Give the class's help all of its arguments."""
+        """Give the class's help all of its arguments, and the class their attributes."""
         super().__init_subclass__(**kwargs)
+        if "_kd_algorithm" in vars(cls):
+            cls._kd_own = cls._kd_algorithm.arguments
+            for name in cls._kd_own:
+                setattr(cls, name, Attribute(name))
         if cls.__doc__ and "**shared" in cls.__doc__:
             cls.__doc__ = shared_docstring(cls.__doc__, cls.__name__)
 
@@ -66,9 +78,11 @@ class Decoupled(KerasHooks):
         taken = PUBLIC & self.__dict__.keys()
         if taken:
             refuse_names(type(self), taken)
+        for name, value in own.items():
+            scheduled = name in self._kd_own and isinstance(value, LearningRateSchedule)
+            if scheduled or name in kd.algorithm.arguments:
+                setattr(self, name, value)
         kd.complete()
-        for name in kd.algorithm.arguments:
-            setattr(self, name, own[name])
 
     # `optimizers/stock.py` overrides these.
 
@@ -77,7 +91,7 @@ class Decoupled(KerasHooks):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the class's own arguments, checked, and what Keras' constructor takes."""
         checked = self._kd_algorithm.arguments.items()
-        return {name: check(name, own[name]) for name, check in checked}, shared
+        return {name: check_own(name, own[name], check) for name, check in checked}, shared
 
     def _kd_build_keras(self, variables: list[Any]) -> None:
         """Have Keras build, also a second time."""
@@ -96,15 +110,16 @@ class Decoupled(KerasHooks):
         """Return the step, and assign the variable's new slots; `theta` is its value."""
         # Tensors, as the + of Keras' variables takes a short cut that fails on the shape (0, 3).
         slots = tuple(map(keras.ops.stop_gradient, record.own))
-        scalars = tuple(cast(scalar, gradient.dtype) for scalar in numbers.scalars)
-        step, new = self._kd_algorithm.step(numbers.own, gradient, slots, rate, scalars)
+        own, scalars = numbers.of(gradient.dtype)
+        step, new = self._kd_algorithm.step(own, gradient, slots, rate, scalars)
         for slot, value in zip(record.own, new, strict=True):
             self.assign(slot, value)
         return step
 
     def _kd_own_config(self) -> dict[str, Any]:
         """Return the class's own arguments as they are now."""
-        return {name: getattr(self, name) for name in self._kd_algorithm.arguments}
+        own = {name: getattr(self, name) for name in self._kd_algorithm.arguments}
+        return {name: to_config(value) for name, value in own.items()}
 
     def _kd_twin_state(self, stock: Any) -> list[tuple[Any, Any]]:
         """Return pairs of an optimizer variable of this optimizer and of its stock twin."""
@@ -420,7 +435,7 @@ class Decoupled(KerasHooks):
         cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
     ) -> Self:
         """Make the optimizer of a config."""
-        arguments, resolved = read_config(config, custom_objects)
+        arguments, resolved = read_config(config, custom_objects, cls._kd_own)
         optimizer = cls(**arguments)
         if resolved is not None:
             registry = optimizer._kd.registry
@@ -451,19 +466,18 @@ class Decoupled(KerasHooks):
     def load_own_variables(self, store: Any) -> None:
         """Read the state, each slot into the variable that it belongs to."""
         kd = self._kd
-        loaded = state.load(store, self.variables, self._kd_layout(), self.name, self.built)
+        layout, movable = self._kd_layout(), kd.movable
+        loaded = state.load(store, self.variables, layout, movable, self.name, self.built)
         if loaded is None:
             return
         if loaded.factor is not None:
             kd.clock.set_factor(loaded.factor)
-        if loaded.weight_decay is not None and kd.registry.decay is not None:
-            kd.registry.decay.load(*loaded.weight_decay)
         kd.registry.begin_anew(loaded.fresh)
 
     def _kd_layout(self) -> dict[str, Any]:
-        decay = self._kd.registry.decay
-        given = {"learning_rate": self._kd.clock.given, "weight_decay": decay and decay.given}
-        return self._kd.registry.layout(self.variables) | {"given": given}
+        given = {"learning_rate": self._kd.clock.given, "weight_decay": None}
+        given |= {name: setting.given for name, setting in self._kd.movable.items()}
+        return self._kd.registry.layout(self.variables, self._kd.settings) | {"given": given}
 
     def _kd_check_made(self, name: str) -> None:
         """Refuse a user's class that sets a name of ours in its constructor."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from numbers import Real as RealNumber
 from types import SimpleNamespace
 from typing import Any
 
 import keras
 import numpy as np
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
 from keras_decoupled.core.algorithm import Algorithm
+from keras_decoupled.core.arguments import Real, at_least_0
 from keras_decoupled.core.clock import Clock
 from keras_decoupled.core.keras_hooks import Inside, part_of
 from keras_decoupled.core.registry import Registry
-from keras_decoupled.core.settings import Setting
+from keras_decoupled.core.settings import Attribute, Setting
 from keras_decoupled.core.update import Update
 from keras_decoupled.decay import regularizers
 from keras_decoupled.decay.rules import Rules
@@ -35,7 +39,7 @@ class Parts:
     """
 
     # These need optimizer variables, which Keras' constructor makes possible.
-    clock: Clock | None = None  # when: k, s, rate, η
+    clock: Any = None  # when: k, s, rate, η
     update: Update  # what runs at an update
 
     def __init__(
@@ -43,6 +47,7 @@ class Parts:
     ) -> None:
         self._optimizer, self.algorithm = optimizer, algorithm
         self.inside = Inside(optimizer)  # the private side of Keras
+        self.settings: dict[str, Setting] = {}  # the optimizer's own, by name
         self.fast = True
         self.init_verbose = _flag("init_verbose", arguments, False, "True prints `explain()`.")
         cure = "False leaves the penalties in the loss, too."
@@ -69,7 +74,11 @@ class Parts:
         self.stands_for: dict[int, Any] = {}
 
     def complete(self) -> None:
-        """Make what needs optimizer variables. Every error was raised by now."""
+        """Make what needs optimizer variables. Every error was raised by now.
+
+        The optimizer's own arguments lie among its attributes; numbers and schedules become
+        settings.
+        """
         dtype = "float64" if keras.config.floatx() == "float64" else "float32"
         counter = self.registry.scalars["iteration"] = self.inside.counter
         self.update = Update(self._optimizer, dtype)
@@ -86,10 +95,58 @@ class Parts:
         uniform = self.registry.rules.weight_decay
         if uniform is not None and isinstance(uniform.l2, float):
             variable = self.add_scalar("weight_decay", uniform.l2, dtype)
-            self.registry.decay = Setting("weight_decay", uniform.l2, variable)
+            check = at_least_0("0 is no decay.")
+            self.registry.decay = Setting("weight_decay", uniform.l2, variable, check)
+        self._make_settings(dtype)
         if self._penalized is not None:
             regularizers.remove_penalties(self._penalized)
             self._penalized = None
+
+    def _make_settings(self, dtype: str) -> None:
+        cls, attributes = type(self._optimizer), vars(self._optimizer)
+        for name, check in cls._kd_own.items():
+            given = attributes.get(name)
+            # A user's class may have something of its own under this name.
+            ours = isinstance(inspect.getattr_static(cls, name, None), Attribute)
+            if not ours or not isinstance(check, Real):
+                continue
+            if isinstance(given, LearningRateSchedule):
+                self.settings[name] = Setting(name, attributes.pop(name), None, check)
+            elif isinstance(given, RealNumber) and not isinstance(given, bool):
+                given = float(attributes.pop(name))
+                variable = self.make_scalar(name, given, dtype)
+                self.settings[name] = Setting(name, given, variable, check)
+
+    @property
+    def movable(self) -> dict[str, Setting]:
+        """The numbers that a user may set and that a file keeps, but for the rate."""
+        own = {name: s for name, s in self.settings.items() if not s.scheduled}
+        decay = self.registry.decay
+        return own if decay is None else own | {"weight_decay": decay}
+
+    def set_own(self, name: str, value: Any) -> None:
+        """Set an argument of the optimizer's own, by its attribute."""
+        optimizer, setting = self._optimizer, self.settings.get(name)
+        if setting is None and optimizer.built:
+            rule = "can be set only before the optimizer is built"
+            checks.refuse(name, value, rule, f"Make a new optimizer with {name}={value!r}.")
+        if setting is None:
+            vars(optimizer)[name] = type(optimizer)._kd_own[name](name, value)
+            return
+        self.clock.check_state()
+        value = setting.checked(value)
+        if self._needs_slots(name, value):
+            rule = "needs optimizer variables that this optimizer, made with "
+            rule += f"{name}={setting.given}, does not have"
+            cure = f"Make it with a {name} above 0, or set it before the optimizer is built."
+            checks.refuse(name, value, rule, cure)
+        setting.variable.assign(value)
+
+    def _needs_slots(self, name: str, value: Any) -> bool:
+        """Tell whether the algorithm, with this value, needs slots that the build did not make."""
+        own = {name: getattr(self._optimizer, name) for name in self.algorithm.arguments}
+        needed = self.algorithm.slot_names(SimpleNamespace(**own | {name: value}))
+        return any(not set(needed) <= r.slots.keys() for r in self.registry.built)
 
     def add_scalar(self, name: str, value: float, dtype: str) -> Any:
         """Add a scalar of ours."""

@@ -10,7 +10,7 @@ import dataclasses
 import operator
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from keras import ops
@@ -285,7 +285,9 @@ class Registry:
 
     # Files.
 
-    def layout(self, optimizer_variables: Sequence[Any]) -> dict[str, Any]:
+    def layout(
+        self, optimizer_variables: Sequence[Any], settings: Mapping[str, Setting]
+    ) -> dict[str, Any]:
         """Return what the optimizer's variables are.
 
         `built` and `left` are [label, shape] of the model's variables; `variables` is
@@ -298,7 +300,8 @@ class Registry:
             for label, r in records.items()
             for name, slot in r.slots.items()
         }
-        scalars = self.scalars | self.adopted
+        moving = {n: s.variable for n, s in settings.items() if not s.scheduled}
+        scalars = self.scalars | self.adopted | moving
         known |= {id(scalar): [name, None] for name, scalar in scalars.items()}
         taken = Counter({*SCALARS, *scalars})
         variables = []

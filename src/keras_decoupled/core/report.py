@@ -45,7 +45,18 @@ def explanation(optimizer: Any, given: Any, steps_per_epoch: int | None) -> Expl
         overridden,
     )
     found.warnings.extend(told)
+    found.settings.extend(_of_settings(optimizer))
     return found
+
+
+def _of_settings(optimizer: Any) -> Iterator[str]:
+    settings = optimizer._kd.settings
+    for name, now in optimizer._kd.update.moving().items():
+        given = settings[name].given
+        if settings[name].scheduled:
+            yield f"{name} follows a {type(given).__name__}; the next update uses {now:.6g}."
+        else:
+            yield f"{name} is {now:.6g} now; the optimizer was made with {given:.6g}."
 
 
 def warnings_of(optimizer: Any, variables: Sequence[Any], rows: Sequence[Row]) -> list[str]:

@@ -1,45 +1,148 @@
-"""`Setting`: a number with a name that a user may set at any time, and that a file keeps."""
+"""Settings: numbers with a name that a user may set at any time, and that a file keeps.
+
+The rate's factor r, the decay λ, and an optimizer's own real arguments: β1, ε, momentum and so on.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
+from keras_decoupled.core.arguments import Check, Real
+from keras_decoupled.fast import eager
+from keras_decoupled.schedule.rates import STEPS, values_of
 
 
 class Setting:
-    """A number that is exactly what was given until somebody moves it.
+    """A number that is exactly what was given until somebody moves it; or a schedule.
 
     Args:
         name: the attribute's name, also in a file.
-        given: the number that the optimizer was made with.
-        variable: an optimizer variable that holds the number as it is now. It rounds.
+        given: what the optimizer was made with, a number or a schedule of k.
+        variable: an optimizer variable that holds the number as it is now. It rounds. None for a
+            schedule, which cannot be moved.
+        check: refuses what is out of its range.
     """
 
-    def __init__(self, name: str, given: float, variable: Any) -> None:
-        self.name, self.given, self.variable = name, given, variable
-        self._unmoved = float(np.asarray(given, variable.dtype))
+    def __init__(self, name: str, given: Any, variable: Any, check: Real) -> None:
+        self.name, self.given, self.variable, self._check = name, given, variable, check
+        self.scheduled = variable is None
+        self._unmoved = None if self.scheduled else self._rounded(given)
 
-    def read(self, on: Any) -> Any:
-        """Return the number for an update; `on` computes with tensors or with floats."""
+    def _rounded(self, number: float) -> float:
+        with np.errstate(over="ignore"):  # what becomes infinite is refused, or was given
+            return float(np.asarray(number, self.variable.dtype))
+
+    def read(self, on: Any, k: Any = None) -> Any:
+        """Return the number for update k; `on` computes with tensors or with floats."""
+        if self.scheduled:
+            return on.evaluate(self.given, k)
+        return self.exactly(_same, on)
+
+    def exactly(self, function: Callable[[Any], Any], on: Any) -> Any:
+        """Return function(number), with the number before it is rounded.
+
+        1 − β2 is one: of 0.999 in float32 it has an error of 5e-5.
+        """
         now = on.read(self.variable)
-        return on.where(now == self._unmoved, self.given, now)
+        return on.where(now == self._unmoved, function(self.given), function(now))
 
-    def now(self) -> float:
-        """Return the number for a config: to the digit as it was given, where nobody moved it."""
-        now = as_number(self.variable)
-        if now == self.given or np.float32(now) == np.float32(self.given):
+    @property
+    def moved(self) -> bool:
+        """Whether somebody has set it to another number."""
+        return not self.scheduled and as_number(self.variable) != self._unmoved
+
+    def now(self) -> Any:
+        """Return the number, to the digit as it was given if nobody moved it; or the schedule."""
+        if self.scheduled:
+            return self.given
+        with eager():  # TensorFlow builds an optimizer in a traced step
+            now = as_number(self.variable)
+        if now == self._unmoved or now == float(np.float32(self.given)):
             return self.given
         return float(str(np.float32(now))) if self.variable.dtype == "float32" else now
 
-    def load(self, given: float, now: float) -> None:
-        """Take a file's number, if that run was made with the same one as this optimizer."""
-        if given == self.given:
-            self.variable.assign(now)
+    def checked(self, value: Any) -> float:
+        """Return a number that a user sets, rounded as the variable holds it."""
+        if isinstance(value, LearningRateSchedule):
+            cure = f"Give the schedule to the constructor: {self.name}=..."
+            rule = "can be set to a number only"
+            checks.refuse(self.name, value, rule, cure, TypeError)
+        if self.scheduled:
+            rule = f"was given as a schedule, {type(self.given).__name__}, and cannot be set"
+            checks.refuse(self.name, value, rule, "Make a new optimizer with another schedule.")
+        number = self._rounded(self._check(self.name, as_number(value)))
+        return self._check(self.name, number)
+
+    def loaded(self, given: float, now: float) -> float:
+        """Return the number to go on with after a load.
+
+        It is the file's, if that run was made with the same number as this one.
+        """
+        if given != self.given:
+            return float(as_number(self.variable))
+        check = dataclasses.replace(self._check, cure=checks.OF_A_FILE)
+        return now if now == self._unmoved else check(f"the saved {self.name}", now)
+
+
+class Attribute:
+    """A class attribute that stands for an argument of an optimizer's own.
+
+    A setting is read from its optimizer variable. All else lies in the instance.
+
+    Args:
+        name: the attribute's name.
+        strict: whether what is no setting can be set until the optimizer is built only.
+    """
+
+    def __init__(self, name: str, strict: bool = True) -> None:
+        self.name, self._strict = name, strict
+
+    def __get__(self, optimizer: Any, cls: Any = None) -> Any:
+        """Return a setting as it is now: in an update, as that update computes with it."""
+        if optimizer is None:
+            return self
+        kd = optimizer.__dict__.get("_kd")
+        if kd is not None and self.name in kd.settings:
+            return kd.update.setting(kd.settings[self.name])
+        if self.name not in optimizer.__dict__:
+            what = f"{type(optimizer).__name__!r} object has no attribute {self.name!r}"
+            raise AttributeError(what)
+        return optimizer.__dict__[self.name]
+
+    def __set__(self, optimizer: Any, value: Any) -> None:
+        """Set it; it counts from the next update on."""
+        kd = optimizer.__dict__.get("_kd")
+        made = kd is not None and kd.clock is not None  # else the constructor runs
+        if made and (self._strict or self.name in kd.settings):
+            kd.set_own(self.name, value)
+        else:
+            optimizer.__dict__[self.name] = value
+
+
+def check_own(name: str, value: Any, check: Check) -> Any:
+    """Return an argument of an optimizer's own, checked; of a schedule, many values are."""
+    if not isinstance(value, LearningRateSchedule):
+        return check(name, value)
+    if not isinstance(check, Real):
+        checks.refuse(name, value, "cannot be a schedule", "Give a single value.")
+    checks.of_one_number(name, value)
+    for step, number in values_of(value, STEPS).items():
+        check(f"`{name}` at update {step}", number)
+    return value
+
+
+def to_config(value: Any) -> Any:
+    """Return an argument of an optimizer's own as JSON."""
+    schedules = keras.optimizers.schedules
+    return schedules.serialize(value) if isinstance(value, LearningRateSchedule) else value
 
 
 def checked_number(name: str, value: Any, cure: str) -> float:
@@ -53,3 +156,7 @@ def as_number(value: Any) -> Any:
         low = keras.backend.standardize_dtype(value.dtype) in ("bfloat16", "float16")
         value = ops.convert_to_numpy(ops.convert_to_tensor(value, "float32" if low else None))
     return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+
+
+def _same(number: Any) -> Any:
+    return number

@@ -11,16 +11,17 @@ The learning rate α never meets the decay, and the decay never enters the optim
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from types import SimpleNamespace
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NoReturn
 
 from keras import ops
 
+from keras_decoupled import fast
 from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.core.gradients import check_variables, dense
-from keras_decoupled.core.numbers import Numbers, OnTensors, cast, has_value
+from keras_decoupled.core.numbers import Numbers, OnTensors, Own, cast, has_value
 from keras_decoupled.core.registry import AVERAGE, Amount, Record
+from keras_decoupled.core.settings import Setting, as_number
 from keras_decoupled.decay.kinds import decayed
 from keras_decoupled.paths.match import path_of
 
@@ -31,6 +32,7 @@ class Update:
     def __init__(self, optimizer: Any, dtype: str) -> None:
         self._optimizer = optimizer
         self.on = OnTensors(dtype)
+        self.host = fast.on_host()  # computes with floats, on torch; None elsewhere
         self.fast: Any = None  # updates all variables together, on torch
         self.fast_step: Any = None  # steps one variable, on TensorFlow without XLA
         # While an update runs: its numbers, and what `optimizer.learning_rate` is.
@@ -118,14 +120,13 @@ class Update:
         """Update these variables; `each` has Keras call `update_step` for each of them."""
         self._updated = True
         fast = self._usable()
-        if fast:
-            rest = fast.update(grads, variables)
-            if not rest:
-                return
-            grads, variables = zip(*rest, strict=True)
-        numbers = self.numbers(self.on)
-        self._now, self._rate = numbers, numbers.rate
         try:
+            if fast:
+                rest = fast.update(grads, variables)
+                if not rest:
+                    return
+                grads, variables = zip(*rest, strict=True)
+            numbers = self.begin(self.on)
             each(grads, variables, numbers.rate)
         finally:
             self._now = self._rate = None
@@ -136,8 +137,11 @@ class Update:
         fast = self.fast
         return fast if fast and self._optimizer._kd.fast and fast.usable() else None
 
-    def numbers(self, on: Any) -> Numbers:
-        """Compute what the update shares, with tensors or, on torch, with floats of the host."""
+    def begin(self, on: Any) -> Numbers:
+        """Compute what the update shares, with tensors or, on torch, with floats of the host.
+
+        Until the update is over, `optimizer.learning_rate` and the settings are those of it.
+        """
         kd = self._optimizer._kd
         clock, algorithm, registry = kd.clock, kd.algorithm, kd.registry
         asked_on, asked = self._asked or (None, None)
@@ -146,19 +150,57 @@ class Update:
         k, rate, eta, normalization = asked  # floats of the host serve for tensors, too
         # η⁰ is 1, also at η = 0.
         powers = {power: eta**power if power else eta * 0 + 1 for _, power in registry.amounts}
-        own = SimpleNamespace(
-            **{name: getattr(self._optimizer, name) for name in algorithm.arguments}
-        )
+        own = self._own(on, k)
         state = {name: on.read(registry.scalars[name]) for name in algorithm.state}
-        return Numbers(
+        scalars = algorithm.scalars(own, on.number(k + 1), on, state)
+        self._rate = rate
+        self._now = Numbers(
+            dtype=on.dtype,
             rate=rate,
             decays=tuple(
                 powers[amount.power] * normalization * self._amount(on, amount, k)
                 for amount in registry.amounts
             ),
             own=own,
-            scalars=algorithm.scalars(own, on.number(k + 1), on, state),
+            scalars=tuple(map(on.tensor, scalars)),
         )
+        return self._now
+
+    def _own(self, on: Any, k: Any) -> Own:
+        optimizer = self._optimizer
+        settings, names = optimizer._kd.settings, optimizer._kd.algorithm.arguments
+        values = {name: getattr(optimizer, name) for name in names if name not in settings}
+        # Keras' torch code needs floats, and its other classes fail on float64.
+        on = self.host or (on if names else OnTensors("float32"))
+        values |= {name: setting.read(on, k) for name, setting in settings.items()}
+
+        def exactly(function: Callable[[Any], Any], name: str) -> Any:
+            setting = settings.get(name)
+            if setting is None or setting.scheduled:
+                return function(values[name])
+            return setting.exactly(function, on)
+
+        return Own(values, exactly)
+
+    def moving(self, names: Collection[str] = ()) -> dict[str, float]:
+        """Return the settings that are scheduled or were moved, as the next update uses them.
+
+        Those of these names are returned in any case.
+        """
+        kd = self._optimizer._kd
+        k, _ = kd.clock.counts(self.on)
+        return {
+            name: as_number(setting.read(self.on, k)) if setting.scheduled else setting.now()
+            for name, setting in kd.settings.items()
+            if name in names or setting.scheduled or setting.moved
+        }
+
+    def setting(self, setting: Setting) -> Any:
+        """Return a setting: as the update that runs computes with it, else its number now."""
+        if self._now is not None:
+            return getattr(self._now.own, setting.name)
+        self._optimizer._kd.clock.check_state()
+        return setting.now()
 
     def _amount(self, on: Any, amount: Amount, k: Any) -> Any:
         number = amount.number
@@ -206,12 +248,12 @@ class Update:
             and decay.linear
             and l1 is None  # alone, a small l1 would be lost beside a large weight
             and master is None
-            and self.fast_step.usable(variable, gradient, numbers.own)
+            and self.fast_step.usable(variable, gradient)
         ):
-            scalars = tuple(cast(scalar, dtype) for scalar in numbers.scalars)
+            own, scalars = numbers.of(dtype)
             if l2 is not None:
                 self.fast_step.decay(variable, theta, l2)
-            self.fast_step.step(numbers.own, variable, gradient, record.own, rate, scalars)
+            self.fast_step.step(own, variable, gradient, record.own, rate, scalars)
             return
         step = cast(optimizer._kd_step(record, variable, theta, gradient, rate, numbers), dtype)
         if record.late and reference is not None:

@@ -62,11 +62,13 @@ class Explanation:
         rows: one dict per variable, with path, shape, dtype, rule, l1, l2, decay_per_update,
             half_life_updates, half_life_epochs, multiplier and kind; for Muon also part.
         warnings: sentences about what may be a mistake.
+        settings: sentences about arguments such as beta_1 that follow a schedule or were set.
     """
 
     title: str
     rows: list[dict[str, Any]]
     warnings: list[str]
+    settings: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def _groups(self) -> list[list[dict[str, Any]]]:
@@ -120,7 +122,7 @@ class Explanation:
 
     def _end(self) -> list[str]:
         warnings = [textwrap.fill(f"Warning: {text}", _WIDTH) for text in self.warnings]
-        return ["", _LEGEND, self._summary, *warnings]
+        return ["", _LEGEND, self._summary, *self.settings, *warnings]
 
     def _repr_html_(self) -> str:
         """Return the summary for a notebook, which has its own colours."""

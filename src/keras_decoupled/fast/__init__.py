@@ -29,6 +29,15 @@ def eager() -> Any:
     return tensorflow_ops.eager()
 
 
+def on_host() -> Any:
+    """Return what computes the numbers of an update with floats, on torch; None elsewhere."""
+    if keras.backend.backend() != "torch":
+        return None
+    from keras_decoupled.fast import torch_host_copy  # needs torch
+
+    return torch_host_copy.OnHost()
+
+
 def paths_of(optimizer: Any) -> tuple[Any, Any]:
     """Return what updates all variables of a built optimizer, and what steps a single variable.
 
@@ -45,7 +54,7 @@ def paths_of(optimizer: Any) -> tuple[Any, Any]:
     if backend == "tensorflow" and kernel and not _overrides(cls, _ASSIGNING):
         from keras_decoupled.fast import tensorflow_ops  # needs TensorFlow
 
-        return None, tensorflow_ops.Op(kernel)
+        return None, tensorflow_ops.Op(optimizer, kernel)
     return None, None
 
 

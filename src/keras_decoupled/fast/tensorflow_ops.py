@@ -23,21 +23,24 @@ class Op:
     arguments are those of `Algorithm.step`, and the variable.
     """
 
-    def __init__(self, kernel: str) -> None:
+    def __init__(self, optimizer: Any, kernel: str) -> None:
         self.step = _STEPS[kernel]
+        setting = optimizer._kd.settings.get("beta_1")
+        self._beta_1 = getattr(setting, "given", 0.0)
 
     def decay(self, variable: Any, theta: Any, l2: Any) -> None:
         """θ ← θ − l2·θ."""
         subtract(variable.handle, l2, theta)
 
-    def usable(self, variable: Any, gradient: Any, h: Any) -> bool:
+    def usable(self, variable: Any, gradient: Any) -> bool:
         """Tell whether the op computes this step as `update_step` does."""
         if gradient.dtype not in (tf.float32, tf.float64) or not hasattr(variable, "handle"):
             return False
         # The op computes 1 − β1 in the variable's type. Float32 rounds β1 by up to 3e-8: that is
-        # 3e-7 of 1 − 0.9, but 3e-5 of 1 − 0.999. The β1 of NadamW's op is near the optimizer's.
+        # 3e-7 of 1 − 0.9, but 3e-5 of 1 − 0.999. The β1 of NadamW's op is near the optimizer's. A
+        # β1 that was set, or is a schedule, has been rounded already.
         rounding = np.finfo(gradient.dtype.as_numpy_dtype).eps / 4
-        exact = 1 - getattr(h, "beta_1", 0.0)
+        exact = 1 - self._beta_1 if isinstance(self._beta_1, float) else 1.0
         return bool(rounding <= 1e-6 * exact) and not _under_xla()
 
 
@@ -52,11 +55,13 @@ def subtract(handle: Any, factor: Any, value: Any) -> None:
     tf.raw_ops.ResourceApplyGradientDescent(var=handle, alpha=factor, delta=value)
 
 
-def _adam(h: Any, theta: Any, g: Any, slots: Any, rate: Any, beta_1: Any, epsilon: Any) -> None:
+def _adam(
+    theta: Any, g: Any, slots: Any, rate: Any, beta_1: Any, one_minus_beta_2: Any, epsilon: Any
+) -> None:
     """θ ← θ − rate·m/(√v + ε), without the op's bias correction."""
     # v is updated apart, so that 1 − β2 is exact. The op gets a β2 of 1, which leaves v alone.
     m, v, *v_hat = (slot.value for slot in slots)
-    subtract(v.handle, h.beta_2 - 1, tf.square(g) - tf.convert_to_tensor(v))
+    subtract(v.handle, one_minus_beta_2, tf.convert_to_tensor(v) - tf.square(g))
     if theta.shape.num_elements() <= SMALL and not v_hat:
         subtract(m.handle, 1 - beta_1, tf.convert_to_tensor(m) - g)
         step = tf.convert_to_tensor(m) / (tf.sqrt(tf.convert_to_tensor(v)) + epsilon)
@@ -82,19 +87,20 @@ def _adam(h: Any, theta: Any, g: Any, slots: Any, rate: Any, beta_1: Any, epsilo
 
 
 def _adamw(h: Any, theta: Any, g: Any, slots: Any, rate: Any, scalars: Any) -> None:
-    _adam(h, theta, g, slots, rate * scalars[0], h.beta_1, h.epsilon)
+    correction, _, _, one_minus_beta_2 = scalars
+    _adam(theta, g, slots, rate * correction, h.beta_1, one_minus_beta_2, h.epsilon)
 
 
 def _nadamw(h: Any, theta: Any, g: Any, slots: Any, rate: Any, scalars: Any) -> None:
     """As in `torch_kernels.py`: Adam's op with another β1 leaves n; then m = n + (b/a)·(n − g)."""
-    a, b, correction, _ = scalars
+    a, b, correction, _, _, one_minus_beta_2 = scalars
     root = tf.sqrt(correction)
     # √(v/c) + ε = (√v + ε·√c)/√c
     beta_1, epsilon = a * h.beta_1 / (a + b), h.epsilon * root
-    _adam(h, theta, g, slots, rate * (a + b) * root, beta_1, epsilon)
-    if h.beta_1 > 2**-12:
-        n = tf.convert_to_tensor(slots[0].value)
-        subtract(slots[0].value.handle, b / a, g - n)
+    _adam(theta, g, slots, rate * (a + b) * root, beta_1, one_minus_beta_2, epsilon)
+    n = tf.convert_to_tensor(slots[0].value)
+    # If β1 ≈ 0, n and m differ by less than 2⁻¹², and b/a may be infinite.
+    subtract(slots[0].value.handle, tf.where(h.beta_1 > 2**-12, b / a, 0), g - n)
 
 
 def _sgdw(h: Any, theta: Any, g: Any, slots: Any, rate: Any, scalars: Any) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import torch
+
+# Keras exports the scope, but not the question whether code runs in one. In a scope, an assignment
+# does not reach the tensor.
+in_stateless_scope = sys.modules[keras.StatelessScope.__module__].in_stateless_scope
 
 
 class HostCopy:
@@ -20,6 +26,8 @@ class HostCopy:
 
     def read(self) -> float:
         """Return the value."""
+        if in_stateless_scope():  # which holds the value
+            return float(self._variable.value.item())
         tensor = self._variable._value
         version = version_of(tensor)
         if version is None or tensor is not self._tensor or version != self._version:
@@ -43,6 +51,7 @@ class HostCopy:
 class OnHost:
     """Computes the numbers of an update with floats. It has the methods of `OnTensors`."""
 
+    dtype = "float64"
     math = math  # for exp and expm1
 
     def __init__(self) -> None:
@@ -64,7 +73,7 @@ class OnHost:
 
     def evaluate(self, function: Callable[[Any], Any], count: int) -> float:
         """Return a schedule's value at a count; schedules compute with tensors."""
-        return float(function(torch.tensor(count)))
+        return float(function(torch.as_tensor(count)))
 
     def evaluate_all(self, function: Callable[[Any], Any], count: int) -> tuple[float, ...]:
         """Return the values that a function has at a count."""
@@ -73,6 +82,10 @@ class OnHost:
     def number(self, value: Any) -> float:
         """Return a number or tensor as a float."""
         return float(value)
+
+    def tensor(self, value: float) -> float:
+        """Return the number: torch's kernels take floats."""
+        return value
 
     def where(self, condition: bool, value: float, otherwise: float) -> float:
         """Return the value where the condition holds."""

@@ -79,7 +79,7 @@ class _AdamW(_Adam):
     def step(
         self, theta: Tensors, g: Tensors, slots: Slots, rate: float, l2: float, sign: float = 1.0
     ) -> None:
-        _, root = self.scalars
+        _, root, *_ = self.scalars
         epsilon = self.h.epsilon / root
         self.adam(theta, g, slots, rate, l2, sign, self.h.beta_1, epsilon)
 

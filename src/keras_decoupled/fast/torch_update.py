@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import operator
-import sys
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,14 +23,11 @@ import keras
 import torch
 
 from keras_decoupled.decay.kinds import Decay
-from keras_decoupled.fast.torch_host_copy import OnHost, version_of
+from keras_decoupled.fast.torch_host_copy import in_stateless_scope, version_of
 from keras_decoupled.fast.torch_kernels import KERNELS, TINY, Kernel, Tensors
 from keras_decoupled.fast.torch_low_precision import LowPrecision
 from keras_decoupled.fast.torch_pieces import Pieces
 
-# Keras exports the scope, but not the question whether code runs in one. In a scope, an assignment
-# does not reach the tensor.
-_in_stateless_scope = sys.modules[keras.StatelessScope.__module__].in_stateless_scope
 _PLAIN = {torch.Tensor, torch.nn.Parameter}  # a subclass may give operations another meaning
 _signature = operator.attrgetter("__class__", "layout", "dtype", "device", "shape")
 _DEVICES = ("cpu", "cuda")
@@ -156,12 +152,12 @@ class FastUpdate:
         self._optimizer = optimizer
         self._kernel = kernel
         self._make_group = make_group
-        self.on = OnHost()
+        self.on = optimizer._kd.update.host
         self._plans: dict[tuple[int, ...], Plan] = {}
 
     def usable(self) -> bool:
         """Tell whether this runs eagerly and assignments reach the variables' tensors."""
-        return not (_in_stateless_scope() or torch.compiler.is_compiling())
+        return not (in_stateless_scope() or torch.compiler.is_compiling())
 
     @torch.no_grad()
     def update(self, grads: Sequence[Any], variables: Sequence[Any]) -> list[tuple[Any, Any]]:
@@ -177,7 +173,7 @@ class FastUpdate:
         kd = self._optimizer._kd
         # Schedules compute with tensors. On a GPU, the update would wait for them.
         with keras.device("cpu"):
-            numbers = kd.update.numbers(self.on)
+            numbers = kd.update.begin(self.on)
             k, _ = kd.clock.counts(self.on)
         for low in plan.low:
             low.read()

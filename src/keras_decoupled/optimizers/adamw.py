@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
@@ -11,24 +10,33 @@ from keras import ops
 
 from keras_decoupled.core.algorithm import Algorithm
 from keras_decoupled.core.arguments import Shared, at_least_0, flag, fraction
+from keras_decoupled.core.numbers import log, one_minus
 from keras_decoupled.core.optimizer import Decoupled
 
 
 def adam(
-    g: Any, m: Any, v: Any, v_max: Any, *, rate: Any, beta_1: float, beta_2: float, epsilon: float
+    g: Any,
+    m: Any,
+    v: Any,
+    v_max: Any,
+    *,
+    rate: Any,
+    one_minus_beta_1: Any,
+    one_minus_beta_2: Any,
+    epsilon: Any,
 ) -> tuple[Any, tuple[Any, ...]]:
     """Return Adam's step and its new moments; `rate` includes the bias corrections."""
-    m = m + (1 - beta_1) * (g - m)
-    v = v + (1 - beta_2) * (ops.square(g) - v)
+    m = m + one_minus_beta_1 * (g - m)
+    v = v + one_minus_beta_2 * (ops.square(g) - v)
     if v_max is None:
         return rate * m / (ops.sqrt(v) + epsilon), (m, v)
     v_max = ops.where(v_max > v, v_max, v)  # ops.maximum gives float32 for float64 on torch
     return rate * m / (ops.sqrt(v_max) + epsilon), (m, v, v_max)
 
 
-def one_minus_power(beta: float, i: Any, math_of: Any) -> Any:
+def one_minus_power(h: Any, beta: str, i: Any, on: Any) -> Any:
     """Return 1 − β^i, without cancellation if β is near 1 and i is small."""
-    return 1.0 if beta == 0 else -math_of.expm1(i * math.log(beta))
+    return -on.math.expm1(i * h.exactly(log, beta))
 
 
 class Adam(Algorithm):
@@ -52,17 +60,31 @@ class Adam(Algorithm):
         return ("momentum", "velocity", "velocity_hat")[: 3 if h.amsgrad else 2]
 
     def scalars(self, h: Any, i: Any, on: Any, state: Mapping[str, Any]) -> tuple[Any, ...]:
-        """√(1−β2^i)/(1−β1^i), and √(1−β2^i)."""
-        root = one_minus_power(h.beta_2, i, on.math) ** 0.5
-        return root / one_minus_power(h.beta_1, i, on.math), root
+        """√(1−β2^i)/(1−β1^i), √(1−β2^i), 1−β1 and 1−β2."""
+        root = one_minus_power(h, "beta_2", i, on) ** 0.5
+        return (
+            root / one_minus_power(h, "beta_1", i, on),
+            root,
+            h.exactly(one_minus, "beta_1"),
+            h.exactly(one_minus, "beta_2"),
+        )
 
     def step(
         self, h: Any, g: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
     ) -> tuple[Any, tuple[Any, ...]]:
         """Adam's step."""
         m, v, v_max = (*slots, None)[:3]  # not by `amsgrad`, which may have changed since build
-        betas = {"beta_1": h.beta_1, "beta_2": h.beta_2}
-        return adam(g, m, v, v_max, rate=rate * scalars[0], epsilon=h.epsilon, **betas)
+        correction, _, one_minus_beta_1, one_minus_beta_2 = scalars
+        return adam(
+            g,
+            m,
+            v,
+            v_max,
+            rate=rate * correction,
+            one_minus_beta_1=one_minus_beta_1,
+            one_minus_beta_2=one_minus_beta_2,
+            epsilon=h.epsilon,
+        )
 
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")

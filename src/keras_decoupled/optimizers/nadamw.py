@@ -16,6 +16,7 @@ from keras import ops
 
 from keras_decoupled.core.algorithm import Algorithm
 from keras_decoupled.core.arguments import Shared, at_least_0, fraction
+from keras_decoupled.core.numbers import one_minus
 from keras_decoupled.core.optimizer import Decoupled
 from keras_decoupled.optimizers.adamw import one_minus_power
 
@@ -28,13 +29,13 @@ def nadam(
     rate_m: Any,
     rate_g: Any,
     correction: Any,
-    beta_1: float,
-    beta_2: float,
-    epsilon: float,
+    one_minus_beta_1: Any,
+    one_minus_beta_2: Any,
+    epsilon: Any,
 ) -> tuple[Any, tuple[Any, ...]]:
-    """Return Nadam's step and its new moments; `Nadam.scalars` has the three scalars."""
-    m = m + (1 - beta_1) * (g - m)
-    v = v + (1 - beta_2) * (ops.square(g) - v)
+    """Return Nadam's step and its new moments; `Nadam.scalars` has the scalars."""
+    m = m + one_minus_beta_1 * (g - m)
+    v = v + one_minus_beta_2 * (ops.square(g) - v)
     return (rate_m * m + rate_g * g) / (ops.sqrt(v / correction) + epsilon), (m, v)
 
 
@@ -61,7 +62,7 @@ class Nadam(Algorithm):
         return ("momentum", "velocity")
 
     def scalars(self, h: Any, i: Any, on: Any, state: Mapping[str, Any]) -> tuple[Any, ...]:
-        """μ_(i+1)/(1−Π_(i+1)), (1−μ_i)/(1−Π_i), 1−β2^i, and Π_i."""
+        """μ_(i+1)/(1−Π_(i+1)), (1−μ_i)/(1−Π_i), 1−β2^i, Π_i, 1−β1 and 1−β2."""
 
         def mu(i: Any) -> Any:
             return h.beta_1 * (1 - 0.5 * on.math.exp(i * (h.momentum_decay * math.log(0.96))))
@@ -71,8 +72,10 @@ class Nadam(Algorithm):
         return (
             mu_next / (1 - product * mu_next),
             (1 - mu_i) / (1 - product),
-            one_minus_power(h.beta_2, i, on.math),
+            one_minus_power(h, "beta_2", i, on),
             product,
+            h.exactly(one_minus, "beta_1"),
+            h.exactly(one_minus, "beta_2"),
         )
 
     def new_state(self, scalars: tuple[Any, ...]) -> dict[str, Any]:
@@ -83,15 +86,15 @@ class Nadam(Algorithm):
         self, h: Any, g: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
     ) -> tuple[Any, tuple[Any, ...]]:
         """Nadam's step."""
-        share_m, share_g, correction, _ = scalars
+        share_m, share_g, correction, _, one_minus_beta_1, one_minus_beta_2 = scalars
         return nadam(
             g,
             *slots,
             rate_m=rate * share_m,
             rate_g=rate * share_g,
             correction=correction,
-            beta_1=h.beta_1,
-            beta_2=h.beta_2,
+            one_minus_beta_1=one_minus_beta_1,
+            one_minus_beta_2=one_minus_beta_2,
             epsilon=h.epsilon,
         )
 

@@ -12,7 +12,7 @@ from keras_decoupled.core.optimizer import Decoupled
 
 
 def sgd(
-    g: Any, buf: Any, *, rate: Any, momentum: float, nesterov: bool
+    g: Any, buf: Any, *, rate: Any, momentum: Any, nesterov: bool
 ) -> tuple[Any, tuple[Any, ...]]:
     """Return the step and the new buffer, which holds learning rate times gradient."""
     if buf is None:

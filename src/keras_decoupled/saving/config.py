@@ -9,7 +9,7 @@ No function is called, except a user's own callable learning rate if the config 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -33,9 +33,12 @@ class Resolved(NamedTuple):
 
 
 def read_config(
-    config: Any, custom_objects: Mapping[str, Any] | None
+    config: Any, custom_objects: Mapping[str, Any] | None, own: Collection[str]
 ) -> tuple[dict[str, Any], Resolved | None]:
-    """Return the constructor's arguments, and what they had come to if the config says so."""
+    """Return the constructor's arguments, and what they had come to if the config says so.
+
+    `own` are the names of the arguments of the class's own that may be schedules.
+    """
     checks.fields("config", config, ())
     for key in config:
         if not isinstance(key, str) or key == "self":
@@ -51,6 +54,9 @@ def read_config(
         arguments["weight_decays"] = {key: _decay(given, number) for key, given in decays.items()}
     if isinstance(rate, Mapping):
         arguments["learning_rate"] = _learning_rate(rate, custom_objects)
+    for key in own:
+        if isinstance(arguments.get(key), Mapping):
+            arguments[key] = number(arguments[key])
     if resolved is None:
         return arguments, None
     name = "config['resolved']"

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,8 +22,8 @@ from keras_decoupled.schedule.exact import INT32_MAX
 LAYOUT = "layout"  # a uint8 array with JSON; "a/b" would become a nested HDF5 group
 VERSION = 1  # of the layout
 ACCUMULATOR = "gradient_accumulator"  # Keras' name of its gradient accumulators
-# Our optimizer variables that a user may set. Of the rate and of λ, the layout also has the number
-# that the optimizer was made with.
+# Settings that every optimizer has. For each setting but r, the layout has the number that the
+# optimizer was made with, as "given".
 SETTINGS = ("learning_rate", "learning_rate_factor", "weight_decay")
 # Names of our optimizer variables that belong to no variable of the model.
 SCALARS = ("iteration", "cycle_start", "decay_start", *SETTINGS)
@@ -41,7 +41,6 @@ class Loaded(NamedTuple):
     """What `load` leaves to the optimizer."""
 
     factor: float | None  # r
-    weight_decay: tuple[float, float] | None  # λ (given, now)
     fresh: list[tuple[Any, str, Any]]  # (variable, name, label) of those that the file lacks
 
 
@@ -66,7 +65,12 @@ def save(store: Any, variables: Sequence[Any], layout: dict[str, Any]) -> None:
 
 
 def load(
-    store: Any, variables: Sequence[Any], layout: dict[str, Any], optimizer: str, built: bool
+    store: Any,
+    variables: Sequence[Any],
+    layout: dict[str, Any],
+    settings: Mapping[str, Any],
+    optimizer: str,
+    built: bool,
 ) -> Loaded | None:
     """Read each variable from its place in the saved layout; None if there is nothing to load.
 
@@ -77,6 +81,7 @@ def load(
         store: Keras' store of the file.
         variables: the optimizer's variables.
         layout: what they are; see `Registry.layout`.
+        settings: each `Setting` but the rate, by name.
         optimizer: the optimizer's name, for messages.
         built: whether the optimizer is built.
     """
@@ -99,8 +104,10 @@ def load(
     places = {tuple(entry): i for i, entry in enumerate(saved["variables"])}
     continued: dict[Any, Any] = {None: None, **_continued(saved, layout)}
     read, fresh, used = [], [], set()
+    # A user's slot may have the same name as a setting, but it has a label.
+    moving = {(name, None) for name in (*SETTINGS, *layout["given"], *saved["given"])}
     for variable, (name, label) in zip(variables, layout["variables"], strict=True):
-        if _is_setting(name, label):
+        if (name, label) in moving:
             continue
         source = places.get((name, continued[label])) if label in continued else None
         if source is None:
@@ -108,18 +115,22 @@ def load(
         else:
             used.add(source)
             read.append((variable, _array(store, present, source, variable, (name, label))))
-    settings = _settings(store, present, saved["given"], places)
+    given = saved["given"]
+    numbers = {
+        entry[0]: float(_array(store, present, places[entry], np.zeros(()), entry))
+        for entry in moving & places.keys()
+    }
+    for name in numbers.keys() & given.keys() & settings.keys():
+        if given[name] is not None:
+            setting = settings[name]
+            read.append((setting.variable, setting.loaded(given[name], numbers[name])))
+    factor = _factor(numbers, given["learning_rate"])
     for variable, value in read:
         variable.assign(value)
     if saved["built"]:  # a file of an optimizer that was not built has nothing to find
-        unused = [e for e, i in places.items() if i not in used and not _is_setting(*e)]
+        unused = [e for e, i in places.items() if i not in used and e not in moving]
         _report([(name, label) for _, name, label in fresh], unused, len(variables))
-    return Loaded(*settings, fresh)
-
-
-def _is_setting(name: str, label: str | None) -> bool:
-    """Tell whether this is a setting of ours. A user's slot may have the same name."""
-    return label is None and name in SETTINGS
+    return Loaded(factor, fresh)
 
 
 def check_weights(weights: Sequence[Any], variables: Sequence[Any]) -> None:
@@ -148,30 +159,22 @@ def _warn_of_nothing(optimizer: str, why: str) -> None:
     )
 
 
-def _settings(
-    store: Any, present: set[str], given: dict[str, Any], places: dict[Any, int]
-) -> tuple[float | None, tuple[float, float] | None]:
-    """Return r, and λ as it was given and as it was when it was saved.
+def _factor(numbers: Mapping[str, float], given: float | None) -> float | None:
+    """Return r, the factor that callbacks left.
 
-    r is the factor that callbacks left. The rate itself is not taken over, so an optimizer made
-    with another learning rate keeps that one.
+    The rate itself is not taken over, so an optimizer made with another learning rate keeps that
+    one.
     """
-    rate, factor, decay = (
-        float(_array(store, present, places[name, None], np.zeros(()), (name, None)))
-        if (name, None) in places
-        else None
-        for name in SETTINGS
+    rate = numbers.get("learning_rate")
+    if rate is None or given is None:
+        return numbers.get("learning_rate_factor")
+    return checks.real(
+        "the saved learning rate over that of the saved optimizer",
+        rate / float(np.float32(given)),
+        minimum=0.0,
+        below=checks.FLOAT32,
+        cure=checks.OF_A_FILE,
     )
-    if rate is not None and given["learning_rate"] is not None:
-        factor = checks.real(
-            "the saved learning rate over that of the saved optimizer",
-            rate / float(np.float32(given["learning_rate"])),
-            minimum=0.0,
-            below=checks.FLOAT32,
-            cure=checks.OF_A_FILE,
-        )
-    made_with = given["weight_decay"]
-    return factor, None if decay is None or made_with is None else (made_with, decay)
 
 
 def _read_layout(store: Any) -> dict[str, Any]:
@@ -201,10 +204,10 @@ def _read_layout(store: Any) -> dict[str, Any]:
                 checks.text(where, rest)
     names = ("learning_rate", "weight_decay")
     given = layout.get("given", dict.fromkeys(names))  # a file of 0.1 has no such numbers
-    numbers = checks.fields(f"{name}: given", given, names)
-    for key, number in zip(names, numbers, strict=True):
+    checks.fields(f"{name}: given", given, names)
+    for key, number in given.items():
         if number is not None:
-            least = _LEAST_RATE if key == "learning_rate" else 0.0
+            least = {"learning_rate": _LEAST_RATE, "weight_decay": 0.0}.get(key)
             checks.real(f"{name}: given[{key!r}]", number, minimum=least, cure=checks.OF_A_FILE)
     return {**layout, "given": given}
 

@@ -27,9 +27,10 @@ from .cosine import CosineWarmRestarts
 from .exact import ExactSchedule
 from .stable import WarmupStableDecay
 
-# The peak of a rising schedule is searched at these steps. They grow by 7%.
-_STEPS = sorted({0, *(round(10 ** (6 * i / 199)) for i in range(200))})
-_FEW = sorted(_STEPS[::-20])  # enough to see whether a schedule rises above its first rate
+# At these steps the peak of a rising schedule is searched, and a setting's range is checked. They
+# grow by 7%.
+STEPS = sorted({0, *(round(10 ** (6 * i / 199)) for i in range(200))})
+_FEW = sorted(STEPS[::-20])  # enough to see whether a schedule rises above its first rate
 
 # What a schedule may raise after its end: its table is over, or its formula overflows.
 _ENDED = (LookupError, ArithmeticError, ValueError)
@@ -234,23 +235,23 @@ def _top(schedule: LearningRateSchedule) -> tuple[float, str, bool]:
     if target is not None:
         return float(target), "the schedule's `warmup_target`", False
     if own is None:
-        asked = _values(schedule, _STEPS)
+        asked = values_of(schedule, STEPS)
         start, source, limit = asked[0], "the schedule's value at step 0", 1.01
     else:  # a `PolynomialDecay` may rise: it is then used as a warm-up
-        asked = _values(schedule, _FEW)
+        asked = values_of(schedule, _FEW)
         start, source, limit = float(own), "the schedule's `initial_learning_rate`", 2.01
     if start > 0 and all(not rate > limit * start for rate in asked.values()):
         return start, source, False
 
     if own is not None:
-        asked = _values(schedule, _STEPS)
+        asked = values_of(schedule, STEPS)
     best = max(asked, key=lambda step: -math.inf if math.isnan(asked[step]) else asked[step])
     if asked[best] > start:
         return asked[best], f"the schedule's largest value, at step {best}, of 200 asked", True
     return start, source, True
 
 
-def _values(schedule: LearningRateSchedule, steps: Sequence[int]) -> dict[int, float]:
+def values_of(schedule: LearningRateSchedule, steps: Sequence[int]) -> dict[int, float]:
     """Return the rates at these steps, up to the schedule's end if it has one."""
     found: dict[int, float] = {}
     with warnings.catch_warnings(action="ignore"):
