@@ -11,13 +11,14 @@ from functools import partial
 import keras
 import numpy as np
 import pytest
+from keras import ops
 from keras.optimizers.schedules import PiecewiseConstantDecay, PolynomialDecay
 
 import keras_decoupled
 import oracle
 import training
 from cases import ALPHA, BACKEND, COMPILED, assert_follows, eager, gradients, make_variable, numpy
-from keras_decoupled import SGDW, AdamW, Lion, NadamW, RMSprop
+from keras_decoupled import SGDW, AdamW, Lion, NadamW, RMSprop, decouple
 from keras_decoupled.callbacks import LogRates
 
 FIRST, SECOND, UPDATES = 2, 4, 7  # the updates before which a setting moves
@@ -416,3 +417,68 @@ def test_log_rates_and_explain_show_what_moves():
     assert "beta_1 is 0.875 now; the optimizer was made with 0.9." in text
     assert "beta_2 follows a PolynomialDecay; the next update uses 0.5." in text
     assert "epsilon" not in text
+
+
+# --- a user's class ---
+
+
+class Heavy(keras.optimizers.Optimizer):
+    """Heavy ball. `momentum` is used in tensors alone, `floor` in Python, `scale` in the constructor."""
+
+    def __init__(self, learning_rate=0.1, momentum=0.5, floor=0.0, scale=1.0, **kwargs):
+        super().__init__(learning_rate=learning_rate, **kwargs)
+        self.momentum, self.floor, self.scale = momentum, floor, scale
+        self.twice = 2 * scale
+
+    def build(self, variables):
+        super().build(variables)
+        self.buffers = self.add_optimizer_variables(variables, "buffer")
+
+    def update_step(self, gradient, variable, learning_rate):
+        buffer = self.buffers[self._get_variable_index(variable)]
+        new = self.momentum * buffer + self.twice * gradient
+        if self.floor > 0:
+            new = ops.where(ops.abs(new) < self.floor, 0.0, new)
+        self.assign(buffer, new)
+        self.assign_sub(variable, learning_rate * new)
+
+
+@pytest.mark.parametrize("way", ["set", "a schedule"])
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_a_float_of_a_users_class(runner, way):
+    values = (0.875, 0.5, 0.75)
+    schedule = PiecewiseConstantDecay([FIRST - 1, SECOND - 1], list(values))
+    variables = list(map(make_variable, SHAPES, VALUES))
+    own = schedule if way == "a schedule" else values[0]
+    optimizer = decouple(Heavy)(ALPHA, weight_decay=2.0**-5, momentum=own)
+    step = RUNNERS[runner](optimizer, variables)
+
+    def heavy(g, state, k, rate):
+        state["buf"] = at(values, k) * state.get("buf", 0.0) + 2 * g
+        return rate * state["buf"]
+
+    run = oracle.Run(heavy, VALUES, ALPHA, [(0.0, 2.0**-5)] * len(VALUES))
+    for k, grads in enumerate(gradients(UPDATES, list(SHAPES.values()))):
+        if way == "set":
+            optimizer.momentum = at(values, k)
+        step(grads)
+        run.step(grads)
+        assert_follows(variables, run, list(SHAPES))
+
+
+def test_what_a_users_class_cannot_obey():
+    """What it uses in Python a compiled step does not see; what it read in its constructor no step sees."""
+    optimizer = decouple(Heavy)(ALPHA, weight_decay=0.01, floor=0.25, scale=0.5)
+    optimizer.floor = 0.125  # before the build it may
+    optimizer.build(list(map(make_variable, SHAPES, VALUES)))
+    refused = ["scale"] if BACKEND == "torch" else ["floor", "scale"]
+    for name in refused:
+        with pytest.raises(ValueError, match=rf"`{name}` cannot be set after build: `update_step`"):
+            setattr(optimizer, name, 0.75)
+        optimizer_with = decouple(Heavy)(ALPHA, weight_decay=0.01, **{name: A_SCHEDULE})
+        with pytest.raises(ValueError, match=rf"`{name}` cannot be a schedule: `update_step`"):
+            optimizer_with.build(list(map(make_variable, SHAPES, VALUES)))
+    assert (optimizer.floor, optimizer.scale) == (0.125, 0.5)
+    optimizer.momentum = 0.25
+    assert optimizer.momentum == 0.25
+    assert len(optimizer.variables) == len({v.path for v in optimizer.variables})

@@ -51,7 +51,7 @@ def build(optimizer: Any, variables: list[Any]) -> None:
         penalty = record.row.removed_penalty
         if penalty and regularizers.read_penalty(record.variable) == penalty:
             regularizers.remove_penalty(record.variable)
-    settings = [setting.variable for setting in kd.settings.values() if not setting.scheduled]
+    settings = [s.variable for s in kd.settings.values() if s.variable is not None]
     kd.inside.order([*registry.line_up(slot_names), *settings])
     kd.update.fast, kd.update.fast_step = fast.paths_of(optimizer)
     if kd.init_verbose:

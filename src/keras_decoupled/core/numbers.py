@@ -33,6 +33,18 @@ class Own:
         return Own(vars(self) | values, self._exactly)
 
 
+class Watched(Own):
+    """Arguments of which is noted which are read."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values, self.names = values, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an argument."""
+        self.names.add(name)
+        return self._values[name]
+
+
 class Numbers(NamedTuple):
     """What an update computes once; see `Update.begin`."""
 

@@ -120,7 +120,7 @@ class Parts:
     @property
     def movable(self) -> dict[str, Setting]:
         """The numbers that a user may set and that a file keeps, but for the rate."""
-        own = {name: s for name, s in self.settings.items() if not s.scheduled}
+        own = {name: s for name, s in self.settings.items() if s.variable is not None}
         decay = self.registry.decay
         return own if decay is None else own | {"weight_decay": decay}
 

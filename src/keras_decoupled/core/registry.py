@@ -300,7 +300,7 @@ class Registry:
             for label, r in records.items()
             for name, slot in r.slots.items()
         }
-        moving = {n: s.variable for n, s in settings.items() if not s.scheduled}
+        moving = {n: s.variable for n, s in settings.items() if s.variable is not None}
         scalars = self.scalars | self.adopted | moving
         known |= {id(scalar): [name, None] for name, scalar in scalars.items()}
         taken = Counter({*SCALARS, *scalars})

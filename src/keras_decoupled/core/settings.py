@@ -19,22 +19,29 @@ from keras_decoupled.core.arguments import Check, Real
 from keras_decoupled.fast import eager
 from keras_decoupled.schedule.rates import STEPS, values_of
 
+FIXED = (
+    "`update_step` does not read it, or uses it in Python, where a compiled step does not see it "
+    "move"
+)
+
 
 class Setting:
-    """A number that is exactly what was given until somebody moves it; or a schedule.
+    """A number that is exactly what was given until somebody moves it.
+
+    It may also be a schedule, or a fixed number.
 
     Args:
         name: the attribute's name, also in a file.
         given: what the optimizer was made with, a number or a schedule of k.
-        variable: an optimizer variable that holds the number as it is now. It rounds. None for a
-            schedule, which cannot be moved.
+        variable: an optimizer variable that holds the number as it is now. It rounds. None for
+            what cannot be moved.
         check: refuses what is out of its range.
     """
 
     def __init__(self, name: str, given: Any, variable: Any, check: Real) -> None:
         self.name, self.given, self.variable, self._check = name, given, variable, check
-        self.scheduled = variable is None
-        self._unmoved = None if self.scheduled else self._rounded(given)
+        self.scheduled = isinstance(given, LearningRateSchedule)
+        self._unmoved = None if variable is None else self._rounded(given)
 
     def _rounded(self, number: float) -> float:
         with np.errstate(over="ignore"):  # what becomes infinite is refused, or was given
@@ -42,9 +49,9 @@ class Setting:
 
     def read(self, on: Any, k: Any = None) -> Any:
         """Return the number for update k; `on` computes with tensors or with floats."""
-        if self.scheduled:
-            return on.evaluate(self.given, k)
-        return self.exactly(_same, on)
+        if self.variable is not None:
+            return self.exactly(_same, on)
+        return on.evaluate(self.given, k) if self.scheduled else self.given
 
     def exactly(self, function: Callable[[Any], Any], on: Any) -> Any:
         """Return function(number), with the number before it is rounded.
@@ -57,11 +64,21 @@ class Setting:
     @property
     def moved(self) -> bool:
         """Whether somebody has set it to another number."""
-        return not self.scheduled and as_number(self.variable) != self._unmoved
+        return self.variable is not None and as_number(self.variable) != self._unmoved
+
+    @property
+    def at_start(self) -> float:
+        """The number of the first update."""
+        return float(as_number(self.given(0))) if self.scheduled else self.now()
+
+    def fix(self) -> Any:
+        """Keep the number as it is, for good. Return the variable, which nobody needs any more."""
+        self.given, variable, self.variable = self.now(), self.variable, None
+        return variable
 
     def now(self) -> Any:
         """Return the number, to the digit as it was given if nobody moved it; or the schedule."""
-        if self.scheduled:
+        if self.variable is None:
             return self.given
         with eager():  # TensorFlow builds an optimizer in a traced step
             now = as_number(self.variable)
@@ -78,6 +95,9 @@ class Setting:
         if self.scheduled:
             rule = f"was given as a schedule, {type(self.given).__name__}, and cannot be set"
             checks.refuse(self.name, value, rule, "Make a new optimizer with another schedule.")
+        if self.variable is None:
+            cure = f"Make a new optimizer with {self.name}={value!r}."
+            checks.refuse(self.name, value, f"cannot be set after build: {FIXED}", cure)
         number = self._rounded(self._check(self.name, as_number(value)))
         return self._check(self.name, number)
 

@@ -11,7 +11,7 @@ The learning rate α never meets the decay, and the decay never enters the optim
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from keras import ops
@@ -19,7 +19,7 @@ from keras import ops
 from keras_decoupled import fast
 from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.core.gradients import check_variables, dense
-from keras_decoupled.core.numbers import Numbers, OnTensors, Own, cast, has_value
+from keras_decoupled.core.numbers import Numbers, OnTensors, Own, Watched, cast, has_value
 from keras_decoupled.core.registry import AVERAGE, Amount, Record
 from keras_decoupled.core.settings import Setting, as_number
 from keras_decoupled.decay.kinds import decayed
@@ -176,11 +176,20 @@ class Update:
 
         def exactly(function: Callable[[Any], Any], name: str) -> Any:
             setting = settings.get(name)
-            if setting is None or setting.scheduled:
+            if setting is None or setting.variable is None:
                 return function(values[name])
             return setting.exactly(function, on)
 
         return Own(values, exactly)
+
+    @contextlib.contextmanager
+    def trial(self, settings: Mapping[str, Any]) -> Iterator[Numbers]:
+        """Have the settings be these, as if an update ran."""
+        self._now = Numbers("float32", 1.0, (), Watched(settings), ())
+        try:
+            yield self._now
+        finally:
+            self._now = None
 
     def moving(self, names: Collection[str] = ()) -> dict[str, float]:
         """Return the settings that are scheduled or were moved, as the next update uses them.

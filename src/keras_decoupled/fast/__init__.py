@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -36,6 +36,28 @@ def on_host() -> Any:
     from keras_decoupled.fast import torch_host_copy  # needs torch
 
     return torch_host_copy.OnHost()
+
+
+def traces(function: Callable[..., None], numbers: Sequence[float]) -> bool:
+    """Tell whether a function of these numbers can be compiled with tensors in their place.
+
+    torch compiles nothing: there it is run with the numbers themselves.
+    """
+    backend = keras.backend.backend()
+    try:
+        if backend == "jax":
+            import jax
+
+            jax.eval_shape(function, *[jax.ShapeDtypeStruct((), "float32")] * len(numbers))
+        elif backend == "tensorflow":
+            from keras_decoupled.fast import tensorflow_ops  # needs TensorFlow
+
+            tensorflow_ops.trace(function, len(numbers))
+        else:
+            function(*numbers)
+    except Exception:  # a user's code may raise anything where it gets a tensor in place of a float
+        return False
+    return True
 
 
 def paths_of(optimizer: Any) -> tuple[Any, Any]:

@@ -49,6 +49,12 @@ def eager() -> Any:
     return tf.init_scope()
 
 
+def trace(function: Any, count: int) -> None:
+    """Trace a function of so many scalars, as `fit` traces an update."""
+    scalars = [tf.TensorSpec((), tf.float32)] * count
+    tf.function(function, autograph=False).get_concrete_function(*scalars)
+
+
 def subtract(handle: Any, factor: Any, value: Any) -> None:
     """Subtract factor·value from the variable of this handle, in one pass."""
     factor = tf.convert_to_tensor(factor, value.dtype)

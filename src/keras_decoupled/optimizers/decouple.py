@@ -16,7 +16,8 @@ from keras_decoupled.core.parts import refuse_names
 from keras_decoupled.optimizers.adamw import AdamW
 from keras_decoupled.optimizers.ready_made import passes_all_on
 from keras_decoupled.optimizers.sgdw import SGDW
-from keras_decoupled.optimizers.stock import DECOUPLED, OWN_DECAYS, Stock
+from keras_decoupled.optimizers.stock import DECOUPLED, Stock
+from keras_decoupled.optimizers.stock_settings import OWN_DECAYS
 
 _ACCUMULATES = (
     "it computes the weight anew from its accumulators at every update, so a decay would be lost "

@@ -18,37 +18,17 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
 from keras_decoupled.core.algorithm import Algorithm
-from keras_decoupled.core.arguments import (
-    KERAS_ARGUMENTS,
-    OURS,
-    Check,
-    Real,
-    at_least_0,
-    fraction,
-)
+from keras_decoupled.core.arguments import KERAS_ARGUMENTS
 from keras_decoupled.core.from_keras import paired
 from keras_decoupled.core.gradients import LOW_PRECISION
 from keras_decoupled.core.numbers import Numbers
 from keras_decoupled.core.optimizer import Decoupled
 from keras_decoupled.core.registry import Record, name_of_user
-from keras_decoupled.core.settings import Attribute, as_number, check_own, to_config
+from keras_decoupled.core.settings import as_number, check_own, to_config
+from keras_decoupled.optimizers.stock_settings import OWN_DECAYS, add_attributes, fix
 from keras_decoupled.paths.match import path_of
 from keras_decoupled.saving.state import SCALARS
 
-_SEE_HELP = "See help() of the class."
-# The ranges of the settings of Keras' own classes.
-_RANGES: dict[str, Check] = {
-    **dict.fromkeys(("beta_1", "beta_2", "adam_beta_1", "adam_beta_2"), fraction(_SEE_HELP)),
-    **dict.fromkeys(("rho", "momentum"), fraction(_SEE_HELP)),
-    **dict.fromkeys(("epsilon", "epsilon_1", "epsilon_2"), at_least_0(_SEE_HELP)),
-    **dict.fromkeys(("muon_a", "muon_b", "muon_c"), Real(_SEE_HELP)),
-    **dict.fromkeys(("adam_lr_ratio", "rms_rate"), Real(_SEE_HELP)),
-    "clip_threshold": Real(_SEE_HELP, minimum=1e-30),
-    "beta_2_decay": Real(_SEE_HELP, below=0.0),
-}
-# These numbers Keras uses at build, or in Python: `if self.momentum > 0`.
-_FIXED = {"initial_accumulator_value", ("RMSprop", "momentum")}
-OWN_DECAYS = ("weight_decay", "adam_weight_decay")  # arguments of stock classes that are ours here
 DECOUPLED: dict[type, type[Decoupled]] = {}  # by stock class
 
 
@@ -67,9 +47,7 @@ class Stock(Decoupled):
                 cls._kd_stock, cls._kd_twins = base, (base,)
                 cls._kd_keras_own = base is getattr(keras.optimizers, base.__name__, None)
                 DECOUPLED[base] = cls
-                cls._kd_own = _own_arguments(base, cls._kd_keras_own)
-                for name in cls._kd_own:
-                    setattr(cls, name, Attribute(name, strict=cls._kd_keras_own))
+                add_attributes(cls)
 
     def __init__(
         self,
@@ -233,6 +211,8 @@ class Stock(Decoupled):
         made = {id(v): v for v in self.variables if id(v) not in known}
         if made:
             self._kd_adopt(variables, made)
+        if not self._kd_keras_own and registry.builds == 1:
+            fix(self)
 
     def _kd_adopt(self, variables: Sequence[Any], made: Mapping[int, Any]) -> None:
         """Recognize what the class made without `add_variable_from_reference`.
@@ -277,32 +257,6 @@ class Stock(Decoupled):
             low = keras.backend.standardize_dtype(new.dtype) in LOW_PRECISION
             adopted[name] = self._kd.make_scalar(name, as_number(new), "float32") if low else new
         return adopted[name]
-
-
-def _own_arguments(stock: type[Any], keras_own: bool) -> dict[str, Check]:
-    """Return the stock class's own arguments that become attributes of ours, and their checks.
-
-    Of a user's class these are the numbers that may be settings.
-    """
-    own: dict[str, Check] = {}
-    for name, parameter in inspect.signature(stock.__init__).parameters.items():
-        shared = name in {*KERAS_ARGUMENTS, *OWN_DECAYS, *OURS, "learning_rate", "self"}
-        if shared or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            continue
-        if hasattr(stock, name):  # a property, say
-            continue
-        if keras_own and not _FIXED & {name, (stock.__name__, name)} and name in _RANGES:
-            own[name] = _RANGES[name]
-        elif keras_own:
-            own[name] = _as_it_is
-        elif parameter.default is parameter.empty or isinstance(parameter.default, float):
-            own[name] = Real(_SEE_HELP)
-    return own
-
-
-def _as_it_is(name: str, value: Any) -> Any:
-    """Return an argument that the stock class checks itself."""
-    return value
 
 
 def _plain(value: Any) -> Any:

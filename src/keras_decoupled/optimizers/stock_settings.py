@@ -1,0 +1,107 @@
+"""Which arguments of a stock class are settings: numbers that may move while a step is compiled."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_decoupled import checks, fast
+from keras_decoupled.core.arguments import (
+    KERAS_ARGUMENTS,
+    OURS,
+    Check,
+    Real,
+    at_least_0,
+    fraction,
+)
+from keras_decoupled.core.settings import FIXED, Attribute
+
+OWN_DECAYS = ("weight_decay", "adam_weight_decay")  # arguments of stock classes that are ours here
+_SEE_HELP = "See help() of the class."
+# The ranges of the settings of Keras' own classes.
+_RANGES: dict[str, Real] = {
+    **dict.fromkeys(("beta_1", "beta_2", "adam_beta_1", "adam_beta_2"), fraction(_SEE_HELP)),
+    **dict.fromkeys(("rho", "momentum"), fraction(_SEE_HELP)),
+    **dict.fromkeys(("epsilon", "epsilon_1", "epsilon_2"), at_least_0(_SEE_HELP)),
+    **dict.fromkeys(("muon_a", "muon_b", "muon_c"), Real(_SEE_HELP)),
+    **dict.fromkeys(("adam_lr_ratio", "rms_rate"), Real(_SEE_HELP)),
+    "clip_threshold": Real(_SEE_HELP, minimum=1e-30),
+    "beta_2_decay": Real(_SEE_HELP, below=0.0),
+}
+# These numbers Keras uses at build, or in Python: `if self.momentum > 0`.
+_IN_PYTHON = {"initial_accumulator_value", ("RMSprop", "momentum")}
+
+
+def own_arguments(stock: type[Any], keras_own: bool) -> dict[str, Check]:
+    """Return the stock class's own arguments that become attributes of ours, and their checks.
+
+    Of a user's class these are the numbers that may be settings.
+    """
+    own: dict[str, Check] = {}
+    shared = {*KERAS_ARGUMENTS, *OWN_DECAYS, *OURS, "learning_rate", "self"}
+    for name, parameter in inspect.signature(stock.__init__).parameters.items():
+        rest = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        if rest or name in shared or hasattr(stock, name):  # a property, say
+            continue
+        if not keras_own:
+            if parameter.default is parameter.empty or isinstance(parameter.default, float):
+                own[name] = Real(_SEE_HELP)
+        elif name in _RANGES and not _IN_PYTHON & {name, (stock.__name__, name)}:
+            own[name] = _RANGES[name]
+        else:
+            own[name] = _as_it_is
+    return own
+
+
+def _as_it_is(name: str, value: Any) -> Any:
+    """Return an argument that the stock class checks itself."""
+    return value
+
+
+def fix(optimizer: Any) -> None:
+    """Fix the settings that a user's class does not read in `update_step`, or uses in Python there.
+
+    Such a number cannot move: what the constructor computes from it stays, and a compiled step is
+    made once, with `if self.momentum > 0` decided for good. (On torch, nothing is compiled.)
+    """
+    kd = optimizer._kd
+    if _moves(optimizer, list(kd.settings)):
+        return
+    for name, setting in kd.settings.items():
+        if _moves(optimizer, [name]):
+            continue
+        if setting.scheduled:
+            cure = f"Give a number, or use self.{name} in `update_step` by `keras.ops` alone."
+            checks.refuse(name, setting.given, f"cannot be a schedule: {FIXED}", cure)
+        kd.inside.order((), [setting.fix()])
+
+
+def _moves(optimizer: Any, names: Sequence[str]) -> bool:
+    """Tell whether `update_step` reads these settings and computes with them as tensors."""
+    kd, read = optimizer._kd, set[str]()
+    with fast.eager():
+        numbers = {name: setting.at_start for name, setting in kd.settings.items()}
+    variables = {len(record.variable.shape): record for record in kd.registry.built}
+
+    def update(*tensors: Any) -> None:
+        values = numbers | dict(zip(names, tensors, strict=True))
+        rate = ops.convert_to_tensor(0.5, "float32")
+        with keras.StatelessScope(), kd.update.trial(values) as shared:
+            for record in variables.values():  # one of each number of dimensions
+                theta = ops.stop_gradient(record.variable)
+                gradient = ops.zeros_like(theta)
+                optimizer._kd_step(record, record.variable, theta, gradient, rate, shared)
+            read.update(shared.own.names)
+
+    return fast.traces(update, [numbers[name] for name in names]) and read >= set(names)
+
+
+def add_attributes(cls: type[Any]) -> None:
+    """Give a class made by `decouple` the attributes of its own arguments."""
+    cls._kd_own = own_arguments(cls._kd_stock, cls._kd_keras_own)
+    for name in cls._kd_own:
+        setattr(cls, name, Attribute(name, strict=cls._kd_keras_own))
