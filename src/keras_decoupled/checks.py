@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, NoReturn
 
 import keras
 import numpy as np
+from keras import ops
 
 FLOAT32 = 1e38  # a number below it is finite in float32
 _SHOWN = 500  # characters of what was received
@@ -49,6 +51,43 @@ def flag(name: str, value: Any, *, cure: str) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         refuse(name, value, "must be True or False", cure, TypeError)
     return bool(value)
+
+
+# At these steps a schedule's values are checked, and the peak of a rising one is searched. They
+# grow by 7%.
+STEPS = sorted({0, *(round(10 ** (6 * i / 199)) for i in range(200))})
+# What a schedule may raise after its end: its table is over, or its formula overflows.
+_ENDED = (LookupError, ArithmeticError, ValueError)
+
+
+def values_of(schedule: Any, steps: Sequence[int]) -> dict[int, float]:
+    """Return a schedule's values at these steps, up to its end if it has one."""
+    found: dict[int, float] = {}
+    with warnings.catch_warnings(action="ignore"):
+        for step in steps:
+            try:  # with a tensor, as in an update: in Python, 0 ** -0.5 is an error
+                value = schedule(ops.convert_to_tensor(step, "int32"))
+                found[step] = float(ops.convert_to_numpy(value))
+            except Exception as error:
+                if not found or not _is_end(error):
+                    raise
+                break
+    return found
+
+
+def _is_end(error: Exception) -> bool:
+    """Tell whether a schedule may raise this after its end."""
+    # TensorFlow's error for a table that is a tensor. Only fast/ imports TensorFlow.
+    of_a_tensor = type(error).__name__ == "InvalidArgumentError"
+    return of_a_tensor or isinstance(error, _ENDED)
+
+
+def schedule(name: str, value: Any, check: Callable[[str, Any], Any]) -> Any:
+    """Return `value`, a schedule of numbers that the check takes, at 200 steps."""
+    of_one_number(name, value)
+    for step, number in values_of(value, STEPS).items():
+        check(f"`{name}` at update {step}", number)
+    return value
 
 
 def of_one_number(name: str, schedule: Any) -> None:

@@ -132,6 +132,33 @@ def test_every_update_is_that_of_numpy(case, way, runner):
         assert {name: getattr(optimizer, name) for name in own} == own
 
 
+THAWING = PiecewiseConstantDecay([1, 4], [0.0, 1.0, 0.5])
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("cls", ["Adafactor", "Adamax", "Lamb", "Lion", "Muon", "RMSprop"])
+def test_a_multiplier_over_time_of_a_stock_class(cls, runner):
+    """At 0 the weight waits, and its moments go on. (Of our own classes, `CASES` has some.)"""
+    exact = {"Muon": {"adam_beta_1": 0.875, "adam_beta_2": 0.75}, "RMSprop": {"rho": 0.875}}
+    own = exact.get(cls, {"beta_1": 0.875, "beta_2": 0.75} if cls != "Adafactor" else {})
+    optimizer = getattr(keras_decoupled, cls)(
+        ALPHA, weight_decay=2.0**-5, lr_multipliers={"kernel": THAWING}, **own
+    )
+    variables = list(map(make_variable, SHAPES, VALUES))
+    step = RUNNERS[runner](optimizer, variables)
+    algorithm, decays = partial(getattr(oracle, cls.lower()), **own), [(0.0, 2.0**-5)] * len(VALUES)
+    thawing = [lambda k: [0.0, 1.0, 0.5][(k > 1) + (k > 4)], 1.0]
+    run = oracle.Run(algorithm, VALUES, ALPHA, decays, thawing)
+    for k, grads in enumerate(gradients(UPDATES, list(SHAPES.values()))):
+        for state, theta in zip(run.states, run.values, strict=True):
+            state |= {"theta": theta, "adam": theta.ndim < 2}
+        step(grads)
+        run.step(grads)
+        assert_follows(variables, run, list(SHAPES))
+        if k < 2:
+            np.testing.assert_array_equal(numpy(variables[0]), VALUES[0])
+
+
 # --- in training ---
 
 

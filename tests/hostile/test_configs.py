@@ -172,7 +172,7 @@ BAD_ROW = {
     "shape": [None, 3, "22", [2, "x"], [[2]], {"2": 2}, [2.5, 2], True],
     "l1": [*DECAYS, SCHEDULE],
     "l2": DECAYS,
-    "multiplier": [*DECAYS, SCHEDULE],
+    "multiplier": DECAYS,
     "taken": [3, "x", [0.1], [0.1, NAN], [0.1, "x"], [0.1, -1], [0.1, None], {}, [0.1] * 3, True],
     "towards": ["x", 3],
     "eta_power": [-1, NAN],
@@ -201,7 +201,7 @@ BAD_RULES = {
     "weight_decays": [3, "x", [0.1], [["a", 0.1]], True, {"a": None}, {"a": []}, {"a": [1]}]
     + [{"a": value} for value in (-1, NAN, "x", True, {}, [0.1, {}], [SCHEDULE, 0.1])]
     + [{"a": [0.1, value]} for value in NO_DECAYS],
-    "lr_multipliers": [3, "x", [0.1], True, {"a": None}, {"a": -1}, {"a": NAN}, {"a": SCHEDULE}],
+    "lr_multipliers": [3, "x", [0.1], True, {"a": None}, {"a": -1}, {"a": NAN}],
     "learning_rate": [None, "x", -1, NAN, INF, 10**400, [], [0.1], {}, True, {"a": 1}, *ALL],
     "base_learning_rate": ["x", -1, NAN, INF, 0, [], {}, True, SCHEDULE],
     "total_iterations": ["x", -1, NAN, INF, 0, 1.5, [], {}, True, 10**400],

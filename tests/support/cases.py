@@ -310,6 +310,12 @@ def l2(*decays, paths=PATHS):
     return each(*pairs, paths=paths)
 
 
+def thawing(k):
+    """A multiplier of a layer that is frozen for four updates."""
+    return [0.0, 1.0, 0.25][(k > 3) + (k > 6)]
+
+
+THAWING = schedules.PiecewiseConstantDecay([3, 6], [0.0, 1.0, 0.25])
 CASES = {
     "no decay": Case({"weight_decay": 0}),
     "plain": uniform(0.03),
@@ -329,6 +335,32 @@ CASES = {
         0.03,
         {"lr_multipliers": {"dense_1": 0.5, "head": 2, "head/bias": 0, "scale": 0.0}},
         multipliers=each(0.5, 0.5, 1.0, 2.0, 0.0, 0.0),
+    ),
+    "multipliers as schedules": case(
+        {
+            "weight_decay": 0.03,
+            "weight_decays": {"head": (0.002, 0.01)},
+            "lr_multipliers": {"dense_1": THAWING, "head": THAWING, "head/bias": 0.5}
+            | {"scale": schedules.PolynomialDecay(1.0, 8, 0.0)},
+        },
+        {"*": (0.0, 0.03), "head/kernel": (0.002, 0.01), "head/bias": (0.002, 0.01)},
+        cosine(6, t_mul=2),
+        multipliers=each(thawing, thawing, 1.0, thawing, 0.5, lambda k: 1 - min(k, 8) / 8),
+        events={9: restart(1)},  # moves s, not k
+    ),
+    "multipliers as schedules, kinds, accumulation": case(
+        {
+            "weight_decay": make_decay(kind(0.001, 0.05, cautious=True, eta_power=0)),
+            "weight_decays": {"head": make_decay(kind(l1=0.05, soft_threshold=True))},
+            "lr_multipliers": {"dense_1": THAWING, "head": THAWING},
+            "gradient_accumulation_steps": 2,
+        },
+        {"*": kind(0.001, 0.05, cautious=True, eta_power=0)}
+        | dict.fromkeys(["head/kernel", "head/bias"], kind(l1=0.05, soft_threshold=True)),
+        accumulate=2,
+        multipliers=each(thawing, thawing, 1.0, thawing, thawing, 1.0),
+        cond=True,
+        updates=8,
     ),
     "normalized": Case(
         {"weight_decays": {"kernel": (0.01, 0.1)}, "total_iterations": 16},

@@ -213,9 +213,9 @@ class Run:
     """A run of `algorithm` over several weights, each with its decay and its learning-rate multiplier.
 
     `alpha` is the base learning rate, `schedule` maps the position s to `At`, `normalize` is the T of Appendix B.1:
-    None, a number, or "cycle" for that of the current cycle. A decay is (l1, l2) or a `Decay`; an l2 may be a function
-    of k, and None is `weight_decay`, which may be set. `learning_rate`, `weight_decay` and `restart` are called as the
-    package's are, so that one piece of test code drives both; restart skips `warmup`.
+    None, a number, or "cycle" for that of the current cycle. A decay is (l1, l2) or a `Decay`; an l2 and a multiplier
+    may be a function of k, and an l2 of None is `weight_decay`, which may be set. `learning_rate`, `weight_decay` and
+    `restart` are called as the package's are, so that one piece of test code drives both; restart skips `warmup`.
     """
 
     algorithm: Callable
@@ -273,12 +273,13 @@ class Run:
         shrink = math.sqrt(1 / total) if total else 1.0
         for i, (theta, g) in enumerate(zip(self.values, grads, strict=True)):
             decay, m_v = Decay(*self.decays[i]), self.multipliers[i]
+            m_v = m_v(self.k) if callable(m_v) else m_v
             l2 = self.weight_decay if decay.l2 is None else decay.l2
             l2 = l2(self.k) if callable(l2) else l2
             step = self.algorithm(
                 np.asarray(g, "float64"), self.states[i], self.k, eta * self.alpha * m_v
             )
-            if m_v != 0:  # 0 is frozen
+            if m_v != 0:  # 0 leaves the weight as it is
                 self.decide(i, step, decay)
                 ref = self.initial[i] if decay.towards == "initial" else 0.0
                 self.values[i] = decayed(theta, step, decay, eta**decay.eta_power * shrink, l2, ref)

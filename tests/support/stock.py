@@ -15,7 +15,8 @@ import oracle
 from cases import ALPHA, BACKEND, assert_follows, eager, gradients, make_variable, numpy, uniform
 
 # name: (class of keras.optimizers, arguments). At the rate ALPHA their steps are some hundredths, or, where they are
-# proportional to the weight, a hundredth.
+# proportional to the weight, a hundredth. Keras' Muon rounds β2 and uses 1 − β2 as it is. Ours rounds both where it is
+# compiled, so the one here is exact in float32.
 STOCK = {
     "adadelta": ("Adadelta", {"epsilon": 0.25}),
     "adafactor": ("Adafactor", {}),
@@ -23,7 +24,7 @@ STOCK = {
     "adamax": ("Adamax", {}),
     "lamb": ("Lamb", {}),
     "lion": ("Lion", {}),
-    "muon": ("Muon", {"exclude_layers": ["head"], "adam_lr_ratio": 0.5}),
+    "muon": ("Muon", {"exclude_layers": ["head"], "adam_lr_ratio": 0.5, "adam_beta_2": 0.9375}),
     "nadam": ("Nadam", {}),
     "rmsprop": ("RMSprop", {}),
     "rmsprop-momentum": ("RMSprop", {"momentum": 0.8, "centered": True, "epsilon": 0.01}),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict
 
 import keras
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
 
@@ -75,7 +76,7 @@ class Shared(TypedDict, total=False):
     """The keyword arguments beside `weight_decay` that every optimizer takes; see `Decoupled`."""
 
     weight_decays: Mapping[Any, Any] | None
-    lr_multipliers: Mapping[Any, float] | None
+    lr_multipliers: Mapping[Any, float | LearningRateSchedule] | None
     decay_vectors: bool
     model: keras.Model | None
     zero_penalties: bool
@@ -191,7 +192,9 @@ Shared arguments, by keyword:
         "dense/") or, failing that, a part of it; or a built layer or model, which means all its
         variables. An exact path beats other keys. Of the other keys, the one given last wins.
         Variables that no key matches get `weight_decay`.
-    lr_multipliers: `{key: multiplier}` of the learning rate, not of the decay; 0 freezes.
+    lr_multipliers: `{key: multiplier}` of the learning rate, not of the decay; 0 freezes. A
+        multiplier may be a `LearningRateSchedule` of the number of updates: while it is 0, the
+        variable stays as it is, and its moments go on.
     decay_vectors: False leaves variables of fewer than two dimensions (biases, scales of
         normalization layers) and biases of attention layers without decay, except where a key
         names them by their own name. Defaults to `True`.

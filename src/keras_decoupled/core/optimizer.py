@@ -35,8 +35,9 @@ from keras_decoupled.core.registry import (
     Record,
     name_of_user,
 )
-from keras_decoupled.core.settings import Attribute, as_number, check_own, to_config
+from keras_decoupled.core.settings import Attribute, as_number, check_own
 from keras_decoupled.decay.explain import Explanation
+from keras_decoupled.decay.kinds import number_to_config
 from keras_decoupled.saving import state
 from keras_decoupled.saving.config import read_config
 
@@ -119,7 +120,7 @@ class Decoupled(KerasHooks):
     def _kd_own_config(self) -> dict[str, Any]:
         """Return the class's own arguments as they are now."""
         own = {name: getattr(self, name) for name in self._kd_algorithm.arguments}
-        return {name: to_config(value) for name, value in own.items()}
+        return {name: number_to_config(value) for name, value in own.items()}
 
     def _kd_twin_state(self, stock: Any) -> list[tuple[Any, Any]]:
         """Return pairs of an optimizer variable of this optimizer and of its stock twin."""
@@ -319,8 +320,11 @@ class Decoupled(KerasHooks):
         return {path: (d.l1, d.l2) if d.plain else d for path, d in decays.items()}
 
     @property
-    def lr_multipliers(self) -> dict[Any, float]:
-        """As given; after build `{variable.path: multiplier}` of all that are not 1."""
+    def lr_multipliers(self) -> dict[Any, Any]:
+        """As given; after build `{variable.path: multiplier}` of all that are not 1.
+
+        A multiplier is a number, or the schedule that was given.
+        """
         registry = self._kd.registry
         if not self.built:
             return dict(registry.rules.lr_multipliers)

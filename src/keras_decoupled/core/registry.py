@@ -48,6 +48,7 @@ class Record:
     reference: Any = None  # the value that the decay goes towards, where that is not 0
     l2: int | None = None  # where its decays stand in `Registry.amounts`; None: it has none
     l1: int | None = None
+    schedule: int | None = None  # where its multiplier stands in `Registry.multipliers`, if it does
     trainable: bool = True
     late: bool = False  # whether the variable had no value yet when its reference was made
 
@@ -101,6 +102,7 @@ class Registry:
         self.built: list[Record] = []  # of the last build, in its order
         self.variables: list[Any] = []  # the same variables
         self.amounts: tuple[Amount, ...] = ()  # the distinct decays of the last build
+        self.multipliers: tuple[Any, ...] = ()  # the distinct schedules among its multipliers
         self.scalars: dict[str, Any] = {}  # our optimizer variables of no variable, by name
         self.adopted: dict[str, Any] = {}  # and a stock class's own
         # From a file: rows that no variable has claimed yet. Those of `table` are lined up by
@@ -188,7 +190,7 @@ class Registry:
         self, variables: Sequence[Any], rows: Sequence[Row], unclaimed: Sequence[Row]
     ) -> None:
         """Take note of a build on what `resolve` returned."""
-        amounts = _Distinct()
+        amounts, multipliers = _Distinct(), _Distinct()
         self.builds += 1
         self.built = list(map(self.record, variables))
         self.variables = list(variables)
@@ -198,8 +200,11 @@ class Registry:
             record.inherited |= record.row is None and bool(self.table or self.waiting)
             record.variable, record.row = variable, row
             record.l2, record.l1 = amounts.place(l2, power), amounts.place(row.decay.l1, power)
+            scheduled = isinstance(row.multiplier, LearningRateSchedule)
+            record.schedule = multipliers.place(row.multiplier, 0) if scheduled else None
             record.trainable = bool(variable.trainable)
         self.amounts = tuple(amounts.values)
+        self.multipliers = tuple(amount.number for amount in multipliers.values)
         if variables:
             self.table, self.waiting = (), tuple(unclaimed)
 

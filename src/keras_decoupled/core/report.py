@@ -13,7 +13,7 @@ from keras_decoupled.core.gradients import check_variables
 from keras_decoupled.decay import explain, regularizers
 from keras_decoupled.decay.explain import Explanation
 from keras_decoupled.decay.kinds import half_life
-from keras_decoupled.decay.rows import Row, l2_at_start
+from keras_decoupled.decay.rows import Row, at_start
 from keras_decoupled.paths.match import first, path_of
 
 # A plain number that removes this share of the weight per update looks like a decay of torch's.
@@ -84,7 +84,7 @@ def _of_no_decay(optimizer: Any, rows: Sequence[Row]) -> Iterator[str]:
 
 def _of_strong_decays(kd: Any, rows: Sequence[Row]) -> Iterator[str]:
     normalization, strong = kd.timing.first_normalization(), defaultdict(list)
-    for row, l2 in zip(rows, l2_at_start(rows), strict=True):
+    for row, l2 in zip(rows, at_start([row.decay.l2 for row in rows]), strict=True):
         decay = normalization * l2
         least = 1 if kd.registry.rules.meant(row.decay) else _COPIED
         if row.rule != "model" and decay >= least:

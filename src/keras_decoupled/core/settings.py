@@ -17,7 +17,6 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_decoupled import checks
 from keras_decoupled.core.arguments import Check, Real
 from keras_decoupled.fast import eager
-from keras_decoupled.schedule.rates import STEPS, values_of
 
 FIXED = (
     "`update_step` does not read it, or uses it in Python, where a compiled step does not see it "
@@ -153,16 +152,7 @@ def check_own(name: str, value: Any, check: Check) -> Any:
         return check(name, value)
     if not isinstance(check, Real):
         checks.refuse(name, value, "cannot be a schedule", "Give a single value.")
-    checks.of_one_number(name, value)
-    for step, number in values_of(value, STEPS).items():
-        check(f"`{name}` at update {step}", number)
-    return value
-
-
-def to_config(value: Any) -> Any:
-    """Return an argument of an optimizer's own as JSON."""
-    schedules = keras.optimizers.schedules
-    return schedules.serialize(value) if isinstance(value, LearningRateSchedule) else value
+    return checks.schedule(name, value, check)
 
 
 def checked_number(name: str, value: Any, cure: str) -> float:

@@ -161,6 +161,7 @@ class Update:
                 powers[amount.power] * normalization * self._amount(on, amount, k)
                 for amount in registry.amounts
             ),
+            multipliers=tuple(on.evaluate(schedule, k) for schedule in registry.multipliers),
             own=own,
             scalars=tuple(map(on.tensor, scalars)),
         )
@@ -185,7 +186,7 @@ class Update:
     @contextlib.contextmanager
     def trial(self, settings: Mapping[str, Any]) -> Iterator[Numbers]:
         """Have the settings be these, as if an update ran."""
-        self._now = Numbers("float32", 1.0, (), Watched(settings), ())
+        self._now = Numbers("float32", 1.0, (), (), Watched(settings), ())
         try:
             yield self._now
         finally:
@@ -245,7 +246,9 @@ class Update:
             return
         theta = read(variable, master)
         dtype, decay = theta.dtype, row.decay
-        rate = learning_rate if row.multiplier == 1 else learning_rate * row.multiplier
+        scheduled = record.schedule is not None
+        multiplier = numbers.multipliers[record.schedule] if scheduled else row.multiplier
+        rate = learning_rate if row.multiplier == 1 else learning_rate * multiplier
         rate, gradient = cast(rate, dtype), cast(gradient, dtype)
         l2, l1 = (
             None if place is None else cast(numbers.decays[place], dtype)
@@ -257,6 +260,7 @@ class Update:
             and decay.linear
             and l1 is None  # alone, a small l1 would be lost beside a large weight
             and master is None
+            and not scheduled
             and self.fast_step.usable(variable, gradient)
         ):
             own, scalars = numbers.of(dtype)
@@ -271,7 +275,9 @@ class Update:
             optimizer.assign(reference, value)
         if reference is not None:
             reference = cast(ops.convert_to_tensor(reference), dtype)
-        theta = decayed(theta, step, decay, l2, l1, reference)
+        new = decayed(theta, step, decay, l2, l1, reference)
+        # While the multiplier is 0, the weight stays as it is, and its moments go on.
+        theta = ops.where(multiplier == 0, theta, new) if scheduled else new
         if master is not None:
             optimizer.assign(master, theta)
             theta = ops.cast(theta, variable.dtype)

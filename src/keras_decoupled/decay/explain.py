@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
 from keras_decoupled.decay import kinds, regularizers
-from keras_decoupled.decay.kinds import Decay
-from keras_decoupled.decay.rows import Row, l2_at_start
+from keras_decoupled.decay.kinds import Decay, Number
+from keras_decoupled.decay.rows import Row, at_start
 from keras_decoupled.paths import match
 
 _WIDTH = 80  # of the summary
@@ -43,7 +44,10 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], str], Any], ...] = (
     ("rate", "multiplier", lambda x: f"×{x:.3g}", 1.0),
 )
 # What the variables of a group have in common.
-_ALIKE = ("decay_per_update", "l1", "multiplier", "rule", "kind", "part", "dtype")
+_ALIKE = (
+    *("decay_per_update", "l1", "multiplier", "multiplier_schedule"),
+    *("rule", "kind", "part", "dtype"),
+)
 PENALIZED = (
     "Decayed, and also penalized in the loss by an L1 or L2 regularizer: {}. Pass `model=` to make "
     "the penalty a decay, or remove the regularizer."
@@ -60,7 +64,8 @@ class Explanation:
     Attributes:
         title: the first line, which names the optimizer.
         rows: one dict per variable, with path, shape, dtype, rule, l1, l2, decay_per_update,
-            half_life_updates, half_life_epochs, multiplier and kind; for Muon also part.
+            half_life_updates, half_life_epochs, multiplier (of the first update) and kind; for
+            Muon also part, and for a multiplier that is a schedule multiplier_schedule.
         warnings: sentences about what may be a mistake.
         settings: sentences about arguments such as beta_1 that follow a schedule or were set.
     """
@@ -150,7 +155,8 @@ def _shape(row: Mapping[str, Any]) -> str:
 def _words(row: Mapping[str, Any]) -> str:
     """Return what is unusual, and the rule that decides."""
     dtype = "" if row["dtype"] == "float32" else row["dtype"]
-    words = [row["kind"], row.get("part", ""), dtype, row["rule"] or "no rule"]
+    rate = "rate by a " + row["multiplier_schedule"] if "multiplier_schedule" in row else ""
+    words = [row["kind"], rate, row.get("part", ""), dtype, row["rule"] or "no rule"]
     return ", ".join(filter(None, words))
 
 
@@ -208,9 +214,11 @@ def explain(
         overridden: (argument, key) of each key that hits variables and decides for none.
     """
     entries = []
-    for variable, row, l2 in zip(variables, rows, l2_at_start(rows), strict=True):
+    amounts = at_start([row.decay.l2 for row in rows])
+    multipliers = at_start([row.multiplier for row in rows])
+    for variable, row, l2, multiplier in zip(variables, rows, amounts, multipliers, strict=True):
         decay = normalization * l2
-        half_life = kinds.half_life(decay) if decay and row.multiplier else None
+        half_life = kinds.half_life(decay) if decay and row.multiplier != 0 else None
         epochs = None
         if half_life is not None and updates_per_epoch is not None:
             epochs = half_life / updates_per_epoch
@@ -225,12 +233,18 @@ def explain(
                 "decay_per_update": decay,
                 "half_life_updates": half_life,
                 "half_life_epochs": epochs,
-                "multiplier": row.multiplier,
+                "multiplier": multiplier,
                 "kind": row.decay.in_words,
                 **({"part": row.part} if row.part else {}),
+                **_schedule(row.multiplier),
             }
         )
     return Explanation(title, entries, _warnings(variables, entries, overridden))
+
+
+def _schedule(multiplier: Number) -> dict[str, str]:
+    scheduled = isinstance(multiplier, LearningRateSchedule)
+    return {"multiplier_schedule": type(multiplier).__name__} if scheduled else {}
 
 
 def _warnings(
@@ -268,7 +282,8 @@ def _warnings(
 
 
 def _is_decayed(entry: Mapping[str, Any]) -> bool:
-    return entry["multiplier"] > 0 and (entry["l1"] > 0 or entry["l2"] > 0)
+    moves = entry["multiplier"] > 0 or "multiplier_schedule" in entry
+    return moves and (entry["l1"] > 0 or entry["l2"] > 0)
 
 
 def _half_ulp(dtype: str) -> float:

@@ -149,7 +149,7 @@ class Decay:
     def _config(self) -> dict[str, Any]:
         config = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if not isinstance(self.l2, float):
-            config["l2"] = keras.saving.serialize_keras_object(self.l2)
+            config["l2"] = number_to_config(self.l2)
         return config
 
     def changes(self) -> dict[str, Any]:
@@ -260,6 +260,12 @@ def checked_l1(name: str, value: Any) -> float:
     return checks.real(
         name, value, minimum=0.0, below=checks.FLOAT32, cure="It is the l1 of a decay, a number."
     )
+
+
+def number_to_config(number: Number) -> Any:
+    """Return a number or a schedule as JSON."""
+    scheduled = isinstance(number, LearningRateSchedule)
+    return keras.saving.serialize_keras_object(number) if scheduled else number
 
 
 def half_life(decay: float) -> float:

@@ -7,11 +7,10 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
-from keras_decoupled.decay.kinds import Decay, checked_l1, checked_l2
+from keras_decoupled.decay.kinds import Decay, Number, checked_l1, checked_l2, number_to_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Row:
     path: str  # its label: "path#2" if variables share a path
     shape: tuple[int, ...]
     decay: Decay
-    multiplier: float = 1.0
+    multiplier: Number = 1.0
     uniform: bool = False  # it gets `weight_decay`: no key and no regularizer decides
     removed_penalty: tuple[float, float] | None = None  # the (l1, l2) that `model=` took out
     part: str = ""  # in Muon: "muon" or "adam"
@@ -33,22 +32,37 @@ class Row:
         if not self.uniform:
             config |= self.decay.changes() | {"uniform": False}
         if self.multiplier != 1:
-            config["multiplier"] = self.multiplier
+            config["multiplier"] = number_to_config(self.multiplier)
         if self.removed_penalty:
             config["taken"] = list(self.removed_penalty)
         return config | {k: v for k, v in (("part", self.part), ("rule", self.rule)) if v}
 
 
-def l2_at_start(rows: Sequence[Row]) -> list[float]:
-    """Return each row's l2 at the first update. A decay that rows share is asked once."""
-    decays = {id(row.decay): row.decay.l2 for row in rows}
-    numbers = {
-        key: float(ops.convert_to_numpy(l2(ops.convert_to_tensor(0, "int32"))))
-        if isinstance(l2, LearningRateSchedule)
-        else l2
-        for key, l2 in decays.items()
+def at_start(numbers: Sequence[Number]) -> list[float]:
+    """Return the numbers at the first update. A schedule that comes again is asked once."""
+    values = {
+        key: checks.values_of(number, [0])[0]
+        if isinstance(number, LearningRateSchedule)
+        else number
+        for key, number in {id(number): number for number in numbers}.items()
     }
-    return [numbers[id(row.decay)] for row in rows]
+    return [values[id(number)] for number in numbers]
+
+
+class CheckMultiplier:
+    """Checks learning-rate multipliers. A schedule that comes again is asked once."""
+
+    def __init__(self) -> None:
+        self._checked: dict[int, LearningRateSchedule] = {}  # which keeps them, and their ids
+
+    def __call__(self, name: str, value: Any) -> Number:
+        """Return a multiplier as a float or a schedule."""
+        if isinstance(value, LearningRateSchedule):
+            if id(value) not in self._checked:
+                self._checked[id(value)] = checks.schedule(name, value, self)
+            return value
+        cure = "0 freezes the variable, 1 leaves it alone, and a `LearningRateSchedule` moves it."
+        return checks.real(name, value, minimum=0.0, below=checks.FLOAT32, cure=cure)
 
 
 def read_rows(
@@ -63,14 +77,20 @@ def read_rows(
         name: the list's name in a message.
     """
     made: dict[str, Decay] = {}  # equal decays are made once, so a schedule is checked once
+    check = CheckMultiplier()
     return [
-        _read_row(f"{name}[{i}]", row, read, uniform or Decay(), made)
+        _read_row(f"{name}[{i}]", row, read, uniform or Decay(), made, check)
         for i, row in enumerate(checks.listed(name, config))
     ]
 
 
 def _read_row(
-    name: str, config: Any, read: Callable[[Any], Any], uniform: Decay, made: dict[str, Decay]
+    name: str,
+    config: Any,
+    read: Callable[[Any], Any],
+    uniform: Decay,
+    made: dict[str, Decay],
+    check: CheckMultiplier,
 ) -> Row:
     path, shape = checks.fields(name, config, ("path", "shape"))
 
@@ -96,9 +116,7 @@ def _read_row(
         path=checks.text(f"{name}['path']", path),
         shape=checks.shape(f"{name}['shape']", shape),
         decay=decay,
-        multiplier=field(
-            "multiplier", 1.0, checks.real, minimum=0.0, below=checks.FLOAT32, **of_a_file
-        ),
+        multiplier=field("multiplier", 1.0, lambda name, m: check(name, read(m))),
         # A file of 0.1 does not say which rows are uniform: those that have the uniform decay.
         uniform=field("uniform", decay == uniform, checks.flag, **of_a_file),
         removed_penalty=penalty,

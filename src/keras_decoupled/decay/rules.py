@@ -22,7 +22,7 @@ from keras_decoupled.decay import arguments, kinds, regularizers
 from keras_decoupled.decay.exclusions import Exclusions
 from keras_decoupled.decay.kinds import Decay
 from keras_decoupled.decay.regularizers import Penalty
-from keras_decoupled.decay.rows import Row
+from keras_decoupled.decay.rows import CheckMultiplier, Row
 from keras_decoupled.paths import match
 
 
@@ -54,7 +54,7 @@ class Rules:
         self.weight_decays_as_given = dict(weight_decays or {})
         given = (weight_decay, *self.weight_decays_as_given.values())
         self._meant = {id(one) for one in given if isinstance(one, Decay)}
-        self.lr_multipliers = arguments.mapping("lr_multipliers", lr_multipliers, _multiplier)
+        self.lr_multipliers = arguments.mapping("lr_multipliers", lr_multipliers, CheckMultiplier())
         self.decay_vectors = decay_vectors
         self.exclusions = Exclusions()
         self.key_of = key_of
@@ -227,15 +227,11 @@ class Rules:
             as_key(key): decay.to_config(pair=isinstance(given, tuple | list))
             for (key, decay), given in pairs
         }
-        multipliers = {as_key(key): number for key, number in self.lr_multipliers.items()}
+        to_config = kinds.number_to_config
+        multipliers = {as_key(key): to_config(m) for key, m in self.lr_multipliers.items()}
         config: dict[str, Any] = {} if self.decay_vectors else {"decay_vectors": False}
         config |= {"weight_decays": decays} if decays else {}
         return config | ({"lr_multipliers": multipliers} if multipliers else {})
-
-
-def _multiplier(name: str, value: Any) -> float:
-    cure = "0 freezes the variable, 1 leaves it alone."
-    return checks.real(name, value, minimum=0.0, below=checks.FLOAT32, cure=cure)
 
 
 def _warn_of_strong(extracted: Sequence[tuple[str, Penalty]], normalization: float) -> None:

@@ -98,3 +98,8 @@ class ForeachGroup(Group):
                 theta.copy_(decayed(theta, step.neg_(), self.decay, l2, l1, reference))
 
         kernel.add(kernel.stand_ins(self.variables, negative), gradients, rate, afterwards)
+
+    def update_slots(self, kernel: Any, gradients: Tensors, *_: Any) -> None:
+        """Update the slots alone: the multiplier is 0 now."""
+        copies = [theta.clone() for theta in self.theta]
+        kernel.add(kernel.stand_ins(self.variables, copies), gradients, 0.0)

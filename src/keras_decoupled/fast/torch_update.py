@@ -43,14 +43,17 @@ class Group:
 
     def __init__(
         self,
-        multiplier: float,
+        multiplier: Any,
+        schedule: int | None,
         l2: int | None,
         l1: int | None,
         decay: Decay,
         members: list[tuple[int, Any, Tensors]],
     ) -> None:
-        # l2 and l1 are positions in `Numbers.decays`, None where there is no such decay.
-        self.multiplier, self.l2, self.l1, self.decay = multiplier, l2, l1, decay
+        # l2 and l1 are positions in `Numbers.decays`, None where there is no such decay. If the
+        # multiplier is a schedule, it has a position in `Numbers.multipliers`.
+        self.multiplier, self.schedule = multiplier, schedule
+        self.l2, self.l1, self.decay = l2, l1, decay
         self.positions = [position for position, _, _ in members]  # of their gradients
         self.variables = [variable for _, variable, _ in members]
         theta, *slots = map(list, zip(*(tensors for _, _, tensors in members), strict=True))
@@ -76,6 +79,10 @@ class Group:
             kernel.step(self.theta, gradients, self.slots, rate, l2 or 0.0)
         else:
             self.pieces.update(kernel, gradients, rate, self.decay, l2, l1)
+
+    def update_slots(self, kernel: Any, gradients: Tensors, *_: Any) -> None:
+        """Update the slots alone: the multiplier is 0 now."""
+        kernel.step([theta.clone() for theta in self.theta], gradients, self.slots, 0.0, 0.0)
 
 
 class Plan:
@@ -119,12 +126,13 @@ class Plan:
             if row.multiplier != 0:
                 if copied:
                     low[own.dtype, own.device].add(own, theta)
-                alike = (row.multiplier, record.l2, record.l1, row.decay.kind)
+                constant = row.multiplier if record.schedule is None else None
+                alike = (constant, record.schedule, record.l2, record.l1, row.decay.kind)
                 groups[alike, kind, _small(theta)].append((position, variable, tensors))
         self.low = list(low.values())
         self.groups = [
-            make_group(m, l2, l1, decay, group)
-            for ((m, l2, l1, decay), *_), group in groups.items()
+            make_group(multiplier, schedule, l2, l1, decay, members)
+            for ((multiplier, schedule, l2, l1, decay), *_), members in groups.items()
         ]
 
     def valid(self) -> bool:
@@ -179,11 +187,15 @@ class FastUpdate:
             low.read()
         self._kernel.begin(k + 1, numbers.own, numbers.scalars)
         for group in plan.groups:
+            multiplier = group.multiplier
+            if group.schedule is not None:
+                multiplier = numbers.multipliers[group.schedule]
+            update = group.update if multiplier else group.update_slots
             with _one_thread if group.small else contextlib.nullcontext():
-                group.update(
+                update(
                     self._kernel,
                     [grads[position] for position in group.positions],
-                    numbers.rate * group.multiplier,
+                    numbers.rate * multiplier,
                     None if group.l2 is None else numbers.decays[group.l2],
                     None if group.l1 is None else numbers.decays[group.l1],
                 )

@@ -24,7 +24,8 @@ from keras_decoupled.core.gradients import LOW_PRECISION
 from keras_decoupled.core.numbers import Numbers
 from keras_decoupled.core.optimizer import Decoupled
 from keras_decoupled.core.registry import Record, name_of_user
-from keras_decoupled.core.settings import as_number, check_own, to_config
+from keras_decoupled.core.settings import as_number, check_own
+from keras_decoupled.decay.kinds import number_to_config
 from keras_decoupled.optimizers.stock_settings import OWN_DECAYS, add_attributes, fix
 from keras_decoupled.paths.match import path_of
 from keras_decoupled.saving.state import SCALARS
@@ -87,7 +88,7 @@ class Stock(Decoupled):
         shared = {*KERAS_ARGUMENTS, *OWN_DECAYS, "learning_rate"}
         config = self._kd.inside.config_of(self._kd_stock)
         own = {name: _plain(value) for name, value in config.items() if name not in shared}
-        return {name: to_config(value) for name, value in own.items()}
+        return {name: number_to_config(value) for name, value in own.items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the stock class: no module has a name for what `decouple` makes."""

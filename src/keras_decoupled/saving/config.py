@@ -52,6 +52,9 @@ def read_config(
     decays, rate = arguments.get("weight_decays"), arguments.get("learning_rate")
     if isinstance(decays, Mapping):
         arguments["weight_decays"] = {key: _decay(given, number) for key, given in decays.items()}
+    multipliers = arguments.get("lr_multipliers")
+    if isinstance(multipliers, Mapping):
+        arguments["lr_multipliers"] = {key: number(given) for key, given in multipliers.items()}
     if isinstance(rate, Mapping):
         arguments["learning_rate"] = _learning_rate(rate, custom_objects)
     for key in own:

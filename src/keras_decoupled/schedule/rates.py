@@ -11,7 +11,7 @@ import copy
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from numbers import Real
 from typing import Any, Self
 
@@ -27,13 +27,7 @@ from .cosine import CosineWarmRestarts
 from .exact import ExactSchedule
 from .stable import WarmupStableDecay
 
-# At these steps the peak of a rising schedule is searched, and a setting's range is checked. They
-# grow by 7%.
-STEPS = sorted({0, *(round(10 ** (6 * i / 199)) for i in range(200))})
-_FEW = sorted(STEPS[::-20])  # enough to see whether a schedule rises above its first rate
-
-# What a schedule may raise after its end: its table is over, or its formula overflows.
-_ENDED = (LookupError, ArithmeticError, ValueError)
+_FEW = sorted(checks.STEPS[::-20])  # enough to see whether a schedule rises above its first rate
 
 
 class Rate(LearningRateSchedule):
@@ -235,39 +229,17 @@ def _top(schedule: LearningRateSchedule) -> tuple[float, str, bool]:
     if target is not None:
         return float(target), "the schedule's `warmup_target`", False
     if own is None:
-        asked = values_of(schedule, STEPS)
+        asked = checks.values_of(schedule, checks.STEPS)
         start, source, limit = asked[0], "the schedule's value at step 0", 1.01
     else:  # a `PolynomialDecay` may rise: it is then used as a warm-up
-        asked = values_of(schedule, _FEW)
+        asked = checks.values_of(schedule, _FEW)
         start, source, limit = float(own), "the schedule's `initial_learning_rate`", 2.01
     if start > 0 and all(not rate > limit * start for rate in asked.values()):
         return start, source, False
 
     if own is not None:
-        asked = values_of(schedule, STEPS)
+        asked = checks.values_of(schedule, checks.STEPS)
     best = max(asked, key=lambda step: -math.inf if math.isnan(asked[step]) else asked[step])
     if asked[best] > start:
         return asked[best], f"the schedule's largest value, at step {best}, of 200 asked", True
     return start, source, True
-
-
-def values_of(schedule: LearningRateSchedule, steps: Sequence[int]) -> dict[int, float]:
-    """Return the rates at these steps, up to the schedule's end if it has one."""
-    found: dict[int, float] = {}
-    with warnings.catch_warnings(action="ignore"):
-        for step in steps:
-            try:  # with a tensor, as in an update: in Python, 0 ** -0.5 is an error
-                rate = schedule(ops.convert_to_tensor(step, "int32"))
-                found[step] = float(ops.convert_to_numpy(rate))
-            except Exception as error:
-                if not found or not _is_end(error):
-                    raise
-                break
-    return found
-
-
-def _is_end(error: Exception) -> bool:
-    """Tell whether a schedule may raise this after its end."""
-    # TensorFlow's error for a table that is a tensor. Only fast/ imports TensorFlow.
-    of_a_tensor = type(error).__name__ == "InvalidArgumentError"
-    return of_a_tensor or isinstance(error, _ENDED)
