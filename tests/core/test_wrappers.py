@@ -18,6 +18,7 @@ from cases import (
     numpy,
     warm_restarts,
 )
+from keras_decoupled import Lion
 from training import X, Y, linear, make, oracle_of, state, values
 
 # Outside jit, Keras' LossScaleOptimizer does not work on JAX: its lax.cond assigns to variables.
@@ -122,6 +123,28 @@ def test_skipped_steps_leave_the_run_as_if_they_had_not_been(name):
         ends.append([*values(model.weights), *values(inner.variables)])
     for a, b in zip(*ends, strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", [*ONE_OF_EACH, "Lion"])
+def test_two_batches_with_a_nan_are_as_if_they_had_not_been(name):
+    """20 updates in float32 under a scale of 1, the docs' recipe: the same numbers as without these two."""
+    own = {"weight_decay": 0.1, "use_ema": True, "ema_momentum": 0.5, "global_clipnorm": 1.0}
+    ends = []
+    for spoilt in ((4, 13), ()):
+        model = linear()
+        inner = Lion(warm_restarts(0.05, 3), **own) if name == "Lion" else annealed(name, **own)
+        model.compile(LossScale(inner, initial_scale=1.0), loss="mse")
+        for k in range(18):
+            if k in spoilt:
+                x = X.copy()
+                x[3, 0] = np.nan
+                model.train_on_batch(x, Y)
+            model.train_on_batch(X[k % 8 :: 8], Y[k % 8 :: 8])
+        assert int(numpy(inner.iterations)) == 18
+        assert float(numpy(model.optimizer.dynamic_scale)) == 0.5 ** len(spoilt)
+        ends.append([*values(model.weights), *values(inner.variables)])
+    for a, b in zip(*ends, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_the_rate_passes_through_and_the_inner_optimizer_restarts():
