@@ -186,6 +186,10 @@ _EXAMPLE = """\
 >>> model.compile(optimizer, loss="mse")
 >>> _ = model.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0)"""
 SHARED_ARGUMENTS = """\
+Each real number among the arguments above may also be a `LearningRateSchedule` of the number of
+updates, and may be set at any time: `optimizer.beta_1 = 0.85`, say, counts from the next update on.
+Flags, counts, and numbers that are called fixed above can be set before the build only.
+
 Shared arguments, by keyword:
     weight_decays: `{key: decay}`. A decay is a number l2, a pair (l1, l2), a schedule or a `Decay`.
         A key is a variable's path, whole components of it ("lstm_1", "bias", "lstm_cell/kernel",

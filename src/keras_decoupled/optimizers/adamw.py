@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Unpack
 
 import keras
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled.core.algorithm import Algorithm
 from keras_decoupled.core.arguments import Shared, at_least_0, flag, fraction
@@ -100,7 +101,7 @@ class AdamW(Decoupled):
     with θ on the right the value before the update, η = (learning rate now)/α, and m_v the
     variable's learning-rate multiplier. With `amsgrad`, v in the step is its maximum over time.
     `keras.optimizers.AdamW(α, weight_decay=w)` is this with weight_decay = α·w. `Decay` has other
-    kinds of decay.
+    kinds of decay. If a β moves, 1−β^i has the β of this update, as in torch and optax.
 
     Args:
         learning_rate: α, or a `LearningRateSchedule`, or a callable. Defaults to `0.001`.
@@ -131,18 +132,18 @@ class AdamW(Decoupled):
 
     _kd_algorithm = Adam()
     _kd_twins = (keras.optimizers.Adam, keras.optimizers.AdamW)
-    beta_1: float
-    beta_2: float
-    epsilon: float
+    beta_1: float | LearningRateSchedule
+    beta_2: float | LearningRateSchedule
+    epsilon: float | LearningRateSchedule
     amsgrad: bool
 
     def __init__(
         self,
         learning_rate: Any = 0.001,
         weight_decay: Any = None,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-7,
+        beta_1: float | LearningRateSchedule = 0.9,
+        beta_2: float | LearningRateSchedule = 0.999,
+        epsilon: float | LearningRateSchedule = 1e-7,
         amsgrad: bool = False,
         **shared: Unpack[Shared],
     ) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Unpack
 
 import keras
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled.core.arguments import Shared
 from keras_decoupled.optimizers.ready_made import passes_all_on, registered
@@ -63,21 +64,21 @@ class Muon(Stock, keras.optimizers.Muon):
     def __init__(
         self,
         learning_rate: Any = 0.001,
-        adam_beta_1: float = 0.9,
-        adam_beta_2: float = 0.999,
+        adam_beta_1: float | LearningRateSchedule = 0.9,
+        adam_beta_2: float | LearningRateSchedule = 0.999,
         *,
-        epsilon: float = 1e-7,
+        epsilon: float | LearningRateSchedule = 1e-7,
         weight_decay: Any = None,
         exclude_layers: Sequence[str] | None = None,
         exclude_embeddings: bool = True,
-        muon_a: float = 3.4445,
-        muon_b: float = -4.7750,
-        muon_c: float = 2.0315,
-        adam_lr_ratio: float = 1,
-        momentum: float = 0.95,
+        muon_a: float | LearningRateSchedule = 3.4445,
+        muon_b: float | LearningRateSchedule = -4.7750,
+        muon_c: float | LearningRateSchedule = 2.0315,
+        adam_lr_ratio: float | LearningRateSchedule = 1,
+        momentum: float | LearningRateSchedule = 0.95,
         ns_steps: int = 5,
         nesterov: bool = True,
-        rms_rate: float | None = 0.2,
+        rms_rate: float | LearningRateSchedule | None = 0.2,
         **shared: Unpack[Shared],
     ) -> None:
         if "rms_rate" not in inspect.signature(keras.optimizers.Muon.__init__).parameters:

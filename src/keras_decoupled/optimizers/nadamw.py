@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Unpack
 
 import keras
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled.core.algorithm import Algorithm
 from keras_decoupled.core.arguments import Shared, at_least_0, fraction
@@ -111,7 +112,8 @@ class NadamW(Decoupled):
               − η·α·m_v · [ μ_(i+1)·m/(1−Π_(i+1)) + (1−μ_i)·g/(1−Π_i) ] / (√(v/(1−β2^i)) + ε)
 
     with θ on the right the value before the update, η = (learning rate now)/α, and m_v the
-    variable's learning-rate multiplier. `Decay` has other kinds of decay.
+    variable's learning-rate multiplier. `Decay` has other kinds of decay. If β1 or ψ moves, Π keeps
+    its earlier factors, and μ_i and μ_(i+1) have the numbers of this update.
 
     Args:
         learning_rate: α, or a `LearningRateSchedule`, or a callable. Defaults to `0.001`.
@@ -141,18 +143,18 @@ class NadamW(Decoupled):
 
     _kd_algorithm = Nadam()
     _kd_twins = (keras.optimizers.Nadam,)
-    beta_1: float
-    beta_2: float
-    epsilon: float
-    momentum_decay: float
+    beta_1: float | LearningRateSchedule
+    beta_2: float | LearningRateSchedule
+    epsilon: float | LearningRateSchedule
+    momentum_decay: float | LearningRateSchedule
 
     def __init__(
         self,
         learning_rate: Any = 0.001,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-7,
-        momentum_decay: float = 0.004,
+        beta_1: float | LearningRateSchedule = 0.9,
+        beta_2: float | LearningRateSchedule = 0.999,
+        epsilon: float | LearningRateSchedule = 1e-7,
+        momentum_decay: float | LearningRateSchedule = 0.004,
         *,
         weight_decay: Any = None,
         **shared: Unpack[Shared],

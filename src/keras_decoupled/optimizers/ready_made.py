@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, Unpack, cast
 
 import keras
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled.core.arguments import Shared
 from keras_decoupled.optimizers.stock import Stock
@@ -68,8 +69,8 @@ class Adadelta(Stock, keras.optimizers.Adadelta):
     def __init__(
         self,
         learning_rate: Any = 0.001,
-        rho: float = 0.95,
-        epsilon: float = 1e-7,
+        rho: float | LearningRateSchedule = 0.95,
+        epsilon: float | LearningRateSchedule = 1e-7,
         weight_decay: Any = None,
         **shared: Unpack[Shared],
     ) -> None: ...
@@ -115,10 +116,10 @@ class Adafactor(Stock, keras.optimizers.Adafactor):
     def __init__(
         self,
         learning_rate: Any = 0.001,
-        beta_2_decay: float = -0.8,
-        epsilon_1: float = 1e-30,
-        epsilon_2: float = 1e-3,
-        clip_threshold: float = 1.0,
+        beta_2_decay: float | LearningRateSchedule = -0.8,
+        epsilon_1: float | LearningRateSchedule = 1e-30,
+        epsilon_2: float | LearningRateSchedule = 1e-3,
+        clip_threshold: float | LearningRateSchedule = 1.0,
         relative_step: bool = True,
         weight_decay: Any = None,
         **shared: Unpack[Shared],
@@ -138,7 +139,7 @@ class Adagrad(Stock, keras.optimizers.Adagrad):
     In a long run the decay wins, unless a schedule lowers η.
 
     Args:
-        initial_accumulator_value: v before the first update, ≥ 0, in units of g².
+        initial_accumulator_value: v before the first update, ≥ 0, in units of g². It is fixed.
             Defaults to `0.1`.
         epsilon: ε ≥ 0, added to v under the root, in units of g². Defaults to `1e-7`.
         **shared: the arguments that all optimizers share.
@@ -152,7 +153,7 @@ class Adagrad(Stock, keras.optimizers.Adagrad):
         self,
         learning_rate: Any = 0.001,
         initial_accumulator_value: float = 0.1,
-        epsilon: float = 1e-7,
+        epsilon: float | LearningRateSchedule = 1e-7,
         weight_decay: Any = None,
         **shared: Unpack[Shared],
     ) -> None: ...
@@ -182,9 +183,9 @@ class Adamax(Stock, keras.optimizers.Adamax):
     def __init__(
         self,
         learning_rate: Any = 0.001,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-7,
+        beta_1: float | LearningRateSchedule = 0.9,
+        beta_2: float | LearningRateSchedule = 0.999,
+        epsilon: float | LearningRateSchedule = 1e-7,
         weight_decay: Any = None,
         **shared: Unpack[Shared],
     ) -> None: ...
@@ -220,9 +221,9 @@ class Lamb(Stock, keras.optimizers.Lamb):
     def __init__(
         self,
         learning_rate: Any = 0.001,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-7,
+        beta_1: float | LearningRateSchedule = 0.9,
+        beta_2: float | LearningRateSchedule = 0.999,
+        epsilon: float | LearningRateSchedule = 1e-7,
         weight_decay: Any = None,
         **shared: Unpack[Shared],
     ) -> None: ...
@@ -252,8 +253,8 @@ class Lion(Stock, keras.optimizers.Lion):
     def __init__(
         self,
         learning_rate: Any = 0.001,
-        beta_1: float = 0.9,
-        beta_2: float = 0.99,
+        beta_1: float | LearningRateSchedule = 0.9,
+        beta_2: float | LearningRateSchedule = 0.99,
         weight_decay: Any = None,
         **shared: Unpack[Shared],
     ) -> None: ...
@@ -275,7 +276,8 @@ class RMSprop(Stock, keras.optimizers.RMSprop):
 
     Args:
         rho: ρ, the fraction of v (and a) kept per update, in [0, 1). Defaults to `0.9`.
-        momentum: fraction of b kept per update, in [0, 1). Defaults to `0.0`, plain steps.
+        momentum: fraction of b kept per update, in [0, 1). It is fixed. Defaults to `0.0`, plain
+            steps.
         epsilon: ε > 0, added under the root, in units of g². Defaults to `1e-7`.
         centered: whether to divide by the gradient's deviation from its mean, not by its size.
             Defaults to `False`.
@@ -289,9 +291,9 @@ class RMSprop(Stock, keras.optimizers.RMSprop):
     def __init__(
         self,
         learning_rate: Any = 0.001,
-        rho: float = 0.9,
+        rho: float | LearningRateSchedule = 0.9,
         momentum: float = 0.0,
-        epsilon: float = 1e-7,
+        epsilon: float | LearningRateSchedule = 1e-7,
         centered: bool = False,
         weight_decay: Any = None,
         **shared: Unpack[Shared],

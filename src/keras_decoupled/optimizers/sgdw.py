@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Unpack
 
 import keras
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled.core.algorithm import Algorithm
 from keras_decoupled.core.arguments import Shared, flag, fraction
@@ -57,7 +58,8 @@ class SGDW(Decoupled):
 
     Args:
         learning_rate: α, or a `LearningRateSchedule`, or a callable. Defaults to `0.01`.
-        momentum: fraction of the buffer kept per update, in [0, 1). Defaults to `0.0`.
+        momentum: fraction of the buffer kept per update, in [0, 1). An optimizer that is built with
+            0 has no buffer, and its momentum stays 0. Defaults to `0.0`.
         nesterov: whether to step by the buffer of the next update. Defaults to `False`.
         weight_decay: λ, the fraction of the weight removed per update at η = 1: a number, a
             schedule, a `Decay` or None. Defaults to `None`, no decay.
@@ -80,13 +82,13 @@ class SGDW(Decoupled):
 
     _kd_algorithm = SGD()
     _kd_twins = (keras.optimizers.SGD,)
-    momentum: float
+    momentum: float | LearningRateSchedule
     nesterov: bool
 
     def __init__(
         self,
         learning_rate: Any = 0.01,
-        momentum: float = 0.0,
+        momentum: float | LearningRateSchedule = 0.0,
         nesterov: bool = False,
         *,
         weight_decay: Any = None,
