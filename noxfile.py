@@ -17,6 +17,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.reuse_venv = "yes"
 
 BACKENDS = ("jax", "tensorflow", "torch")
+CI = bool(os.environ.get("CI"))
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 GROUPS = PYPROJECT["dependency-groups"]
 # Nothing of a backend is in these tests. They run once, where tests take the least time: on torch.
@@ -106,6 +107,19 @@ def run_tests(session: nox.Session, backend: str, *options: str) -> None:
     pytest(session, backend, *options)
 
 
+def run_integration(session: nox.Session, backend: str) -> None:
+    """Build the wheel, install it in the place of what lies here, and run integration_tests/."""
+    more = ["tensorboard"] if backend == "tensorflow" else []
+    # Not editable, so that pip builds a wheel and installs that.
+    install(session, backend, "keras", "test", *more, package="--force-reinstall")
+    # Each file in one process: its tests share what one of them has made. Three processes for two
+    # cores, as many tests wait for scripts.
+    options = ["-n3", "--dist", "loadfile", "integration_tests", *session.posargs]
+    if CI and backend != "torch":  # a minute on each; on torch it takes the least
+        options.append("--ignore=integration_tests/test_many_processes.py")
+    python(session, backend, "-m", "pytest", *options, OMP_NUM_THREADS="1")
+
+
 def run_keras_tests(session: nox.Session, backend: str, *modules: str) -> None:
     """Run tests of Keras' with our classes in the place of Keras': see plugin.py there."""
     with session.chdir("tests/keras_own"):
@@ -114,7 +128,11 @@ def run_keras_tests(session: nox.Session, backend: str, *modules: str) -> None:
 
 @on_each_backend
 def tests(session: nox.Session, backend: str) -> None:
-    """Run the tests; on all backends, check coverage too. `-- ARGS` go to pytest."""
+    """Run the tests; on all backends, check coverage too. `-- ARGS` go to pytest.
+
+    With `CI` set, as in `.ci/run`, `integration` follows in the same environment: to install another
+    one takes a minute.
+    """
     install(session, backend, "keras", "test")
     session.env["COVERAGE_FILE"] = f".coverage.{backend}"
     # The limit is for `coverage`, over both of the files. To measure makes tests slower by a quarter.
@@ -126,6 +144,8 @@ def tests(session: nox.Session, backend: str) -> None:
         run_tests(session, backend, *(measure if backend == "torch" else ()))
     if not session.posargs:
         run_keras_tests(session, backend, *KERAS_OPTIMIZERS)
+        if CI:
+            run_integration(session, backend)
 
 
 @on_each_backend
@@ -156,15 +176,7 @@ def tests_nightly(session: nox.Session, backend: str) -> None:
 @on_each_backend
 def integration(session: nox.Session, backend: str) -> None:
     """Build the wheel, and try it and the code of all pages with one backend alone."""
-    more = ["tensorboard"] if backend == "tensorflow" else []
-    # Not editable, so that pip builds a wheel and installs that.
-    install(session, backend, "keras", "test", *more, package="--force-reinstall")
-    # Each file in one process: its tests share what one of them has made. Three processes for two
-    # cores, as many tests wait for scripts.
-    options = ["-n3", "--dist", "loadfile", "integration_tests", *session.posargs]
-    if os.environ.get("CI") and backend != "torch":  # a minute on each; on torch it takes the least
-        options.append("--ignore=integration_tests/test_many_processes.py")
-    python(session, backend, "-m", "pytest", *options, OMP_NUM_THREADS="1")
+    run_integration(session, backend)
 
 
 @on_each_backend
