@@ -440,25 +440,19 @@ def test_weight_decays_and_lr_multipliers():
     multipliers = {"a": 0.5, "b": 1, "bias": 0}
     shown = {"weight_decays": given, "lr_multipliers": multipliers}
     optimizer = AdamW(weight_decay=1e-3, **shown, total_iterations=100)  # before normalization
-    for _ in range(2):  # each time a copy
-        assert optimizer.weight_decays == given
-        assert optimizer.lr_multipliers == multipliers
-        optimizer.weight_decays["a"] = 0.9
-        optimizer.lr_multipliers.clear()
+    assert optimizer.weight_decays == given
+    assert optimizer.lr_multipliers == multipliers
     assert optimizer.weight_decay == 1e-3
     given["a"] = multipliers["a"] = 0.7
     optimizer.build(ones("a/kernel", "b/kernel", "b/bias", "c/kernel", "d"))
-    for _ in range(2):
-        assert optimizer.weight_decays == {
-            "a/kernel": (0.0, 0.5),
-            "b/kernel": (0.25, l2),
-            "c/kernel": (0.1, 0.0),
-            "d": (0.0, 1e-3),
-        }
-        assert optimizer.weight_decays["b/kernel"][1] is l2
-        assert optimizer.lr_multipliers == {"a/kernel": 0.5, "b/bias": 0.0}
-        optimizer.weight_decays.clear()
-        optimizer.lr_multipliers["d"] = 2
+    assert optimizer.weight_decays == {
+        "a/kernel": (0.0, 0.5),
+        "b/kernel": (0.25, l2),
+        "c/kernel": (0.1, 0.0),
+        "d": (0.0, 1e-3),
+    }
+    assert optimizer.weight_decays["b/kernel"][1] is l2
+    assert optimizer.lr_multipliers == {"a/kernel": 0.5, "b/bias": 0.0}
     assert optimizer.weight_decay == 1e-3
 
 

@@ -218,7 +218,13 @@ def test_at_a_rate_of_0_nothing_moves(cls):
         (lambda: RMSprop(alpha=0.9), "`rho`"),
         (lambda: AdamW(variables(), lr=1e-3), r"`learning_rate`.*variables come later"),
         (lambda: AdamW(variables()), "as in torch"),
-        (lambda: AdamW(iter(variables())), "as in torch"),
+        (lambda: AdamW(iter(variables())), "as in torch.*`lr_multipliers` and `weight_decays`"),
+        (lambda: AdamW(maximize=True), "negative loss"),
+        (lambda: AdamW(fused=True), "leave it out"),
+        (lambda: AdamW(exclude_from_weight_decay=["bias"]), r"weight_decays=\{\"bias\": 0\}"),
+        (lambda: AdamW(ema=True), "`use_ema=True`"),
+        (lambda: AdamW.from_keras(keras.Sequential()), "model.optimizer"),
+        (lambda: AdamW(CosineWarmRestarts(0.1, 9), autorestart=False), "`CosineWarmRestarts`"),
         (lambda: AdamW(weight_decays={"bias": None}), "0 is no decay"),
         (lambda: AdamW(weight_decay=keras.regularizers.L2(1e-4)), "`model=model`"),
         (lambda: AdamW(total_iterations=0), "Leave it out"),
@@ -231,6 +237,71 @@ def test_the_cure_is_named(make, words):
     with pytest.raises((ValueError, TypeError), match=words) as caught:
         make()
     assert "Received: " in str(caught.value)
+
+
+# What is set, and a word of the error. Nothing would change otherwise.
+IN_VAIN = {
+    "lr": (0.1, "`learning_rate`"),
+    "eps": (1e-8, "`epsilon`"),
+    "betas": ((0.9, 0.99), "`beta_1` and `beta_2`"),
+    "learing_rate": (0.1, "`learning_rate`"),
+    "decay_vectors": (False, "constructor"),
+    "base_learning_rate": (0.1, "constructor"),
+    "total_iterations": (9, "constructor"),
+    "weight_decays": ({"bias": 0}, "read only"),
+    "eta_t": (0.5, "read only"),
+    "use_ema": (True, "before the optimizer is built"),
+    "gradient_accumulation_steps": (4, "before the optimizer is built"),
+}
+
+
+@pytest.mark.parametrize("name", IN_VAIN)
+def test_what_is_set_in_vain_is_refused(name):
+    value, words = IN_VAIN[name]
+    optimizer = built(AdamW(weight_decay=1e-3))
+    with pytest.raises((ValueError, AttributeError), match=f"`{name}` .*{words}"):
+        setattr(optimizer, name, value)
+    optimizer.note = value  # a name that means nothing here is the user's
+    mine = built(type("Mine", (AdamW,), {"__module__": "mine"})(weight_decay=1e-3))
+    if words not in ("read only", "before the optimizer is built"):
+        setattr(mine, name, value)  # and in a class of the user's each is
+
+
+@pytest.mark.parametrize("name", ["weight_decays", "lr_multipliers"])
+def test_a_change_of_a_copy_is_refused(name):
+    optimizer = AdamW(weight_decay=1e-3, **{name: {"kernel": 0.5}})
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"`{name}` can be read only.*constructor"):
+            getattr(optimizer, name)["kernel"] = 0.25
+        with pytest.raises(ValueError, match=f"`{name}` can be read only"):
+            getattr(optimizer, name).update(kernel=0.25)
+        optimizer.build(variables())
+    assert "net/dense/kernel" in dict(getattr(optimizer, name))
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [(AdamW, SGDW), (SGDW, AdamW), (Lion, SGDW)])
+def test_the_state_of_another_class_is_not_taken(saved, loaded):
+    """Adam's moments would be SGD's buffer: steps a hundred times too large."""
+
+    def made(cls):
+        return built(cls(weight_decay=1e-3, **({"momentum": 0.9} if cls is SGDW else {})))
+
+    store, other, untouched = {}, made(loaded), made(loaded)
+    one = made(saved)
+    one.apply([np.ones(2, "float32")] * 2, None)
+    one.save_own_variables(store)
+    texts = told(lambda: other.load_own_variables(store))
+    assert len(texts) == 1
+    assert re.search(f"of {saved.__name__}, .*{loaded.__name__} starts", texts[0])
+    for a, b in zip(other.variables, untouched.variables, strict=True):
+        np.testing.assert_array_equal(numpy(a), numpy(b))
+    derived = built(
+        type("Mine", (saved,), {})(
+            **({"momentum": 0.9} if saved is SGDW else {}), weight_decay=1e-3
+        )
+    )
+    assert told(lambda: derived.load_own_variables(store)) == []
+    assert int(numpy(derived.iterations)) == 1
 
 
 @pytest.mark.parametrize(

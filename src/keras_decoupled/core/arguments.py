@@ -62,6 +62,16 @@ _RENAMED = {
     "batch_size": "It is not needed: `total_iterations` is the number of updates.",
     "init_lr": "Pass `base_learning_rate`.",
     "adam_weight_decay": "Both parts of Muon have one λ, `weight_decay`; `weight_decays` has more.",
+    "param_groups": "Rates and decays of groups are `lr_multipliers` and `weight_decays`, by key.",
+    "decoupled_weight_decay": "The decay is always decoupled here: leave it out.",
+    **dict.fromkeys(
+        ("exclude_from_weight_decay", "no_decay", "exclude", "mask", "decay_var_list"),
+        'Write `weight_decays={"bias": 0}`, say, or `weight_decays=no_decay(model)`.',
+    ),
+    **dict.fromkeys(("fused", "foreach", "capturable"), "The fastest way is taken: leave it out."),
+    "maximize": "Minimize the negative loss.",
+    "jit_compile": "It is an argument of `model.compile`.",
+    **dict.fromkeys(("ema", "ema_decay"), "Write `use_ema=True` and `ema_momentum`."),
 }
 # What torch calls the arguments that some classes here have.
 _OF_TORCH = {
@@ -69,6 +79,8 @@ _OF_TORCH = {
     "eps": ("epsilon",),
     "betas": ("beta_1", "beta_2"),
     "alpha": ("rho",),
+    "b1": ("beta_1",),
+    "b2": ("beta_2",),
 }
 
 
@@ -108,23 +120,34 @@ def keras_arguments(cls: type[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]
     """Return Keras' arguments, of the types that it expects. It checks their ranges itself."""
     for name in kwargs.keys() - KERAS_ARGUMENTS.keys():
         rule = "is not recognized as an argument of this optimizer"
-        checks.refuse(name, kwargs[name], rule, _cure(cls, name))
+        cure = cure_of(cls, name) or "See help() of the class for its arguments."
+        checks.refuse(name, kwargs[name], rule, cure)
     return {
         name: None if value is None else KERAS_ARGUMENTS[name](name, value)
         for name, value in kwargs.items()
     }
 
 
-def _cure(cls: type[Any], name: str) -> str:
-    """Say what an unknown argument is called here."""
-    known = {*inspect.signature(cls).parameters, *Shared.__annotations__} - {"shared"}
+def parameters_of(cls: type[Any]) -> set[str]:
+    """Return the names of all arguments of a class."""
+    return {*inspect.signature(cls).parameters, *Shared.__annotations__} - {"shared"}
+
+
+def cure_of(cls: type[Any], name: str, near: bool = True) -> str | None:
+    """Say what an unknown argument is called here; None if nobody knows.
+
+    `near`: whether it may be a slip of the pen.
+    """
+    known = parameters_of(cls)
     if name in _RENAMED:
         return _RENAMED[name]
     names: Sequence[str] = _OF_TORCH.get(name, ())
-    if not names or not known.issuperset(names):
+    if not known.issuperset(names):
+        names = ()
+    if not names and near:
         names = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
     if not names:
-        return "See help() of the class for its arguments."
+        return None
     return f"Write {' and '.join(f'`{name}`' for name in names)}."
 
 

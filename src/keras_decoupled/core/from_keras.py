@@ -84,6 +84,10 @@ def _check_class(cls: Any, optimizer: Any) -> None:
     made = {type(twin.__new__(twin)) for twin in cls._kd_twins}
     if type(optimizer) in made.union(cls._kd_twins):
         return
+    if isinstance(optimizer, keras.Model):
+        rule = "needs an optimizer"
+        cure = "Give it model.optimizer."
+        refuse(f"{cls.__name__}.from_keras", Seen("a model"), rule, cure, TypeError)
     names = " or ".join(f"`{_public_name(twin)}`" for twin in cls._kd_twins)
     refuse(
         f"{cls.__name__}.from_keras",

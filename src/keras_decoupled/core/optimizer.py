@@ -22,6 +22,7 @@ from keras_decoupled.core.arguments import (
     keras_arguments,
     shared_docstring,
 )
+from keras_decoupled.core.attributes import Attribute, ReadOnly, check_set
 from keras_decoupled.core.build import build
 from keras_decoupled.core.gradients import LOW_PRECISION
 from keras_decoupled.core.keras_hooks import KerasHooks
@@ -35,7 +36,7 @@ from keras_decoupled.core.registry import (
     Record,
     name_of_user,
 )
-from keras_decoupled.core.settings import Attribute, as_number, check_own
+from keras_decoupled.core.settings import as_number, check_own
 from keras_decoupled.decay.explain import Explanation
 from keras_decoupled.decay.kinds import number_to_config
 from keras_decoupled.saving import state
@@ -50,13 +51,14 @@ class Decoupled(KerasHooks):
 
     _kd_algorithm: ClassVar[Algorithm]
     _kd_twins: ClassVar[tuple[type[Any], ...]] = ()  # the stock classes whose step is this one
+    _kd_kind: ClassVar[str] = ""  # the name of the class that has the step: files say it
     _kd_own: ClassVar[Mapping[str, Check]] = {}  # the class's own arguments, and their checks
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Give the class's help all of its arguments, and the class their attributes."""
         super().__init_subclass__(**kwargs)
         if "_kd_algorithm" in vars(cls):
-            cls._kd_own = cls._kd_algorithm.arguments
+            cls._kd_own, cls._kd_kind = cls._kd_algorithm.arguments, cls.__name__
             for name in cls._kd_own:
                 setattr(cls, name, Attribute(name))
         if cls.__doc__ and "**shared" in cls.__doc__:
@@ -125,6 +127,13 @@ class Decoupled(KerasHooks):
     def _kd_twin_state(self, stock: Any) -> list[tuple[Any, Any]]:
         """Return pairs of an optimizer variable of this optimizer and of its stock twin."""
         return from_keras.twin_state(self, stock)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse what would change nothing: `optimizer.lr = 0.1`, say."""
+        kd = self.__dict__.get("_kd")
+        if name[0] != "_" and kd is not None and kd.clock is not None:
+            check_set(self, name, value)
+        super().__setattr__(name, value)
 
     # Building.
 
@@ -315,9 +324,10 @@ class Decoupled(KerasHooks):
         """
         registry = self._kd.registry
         if not self.built:
-            return dict(registry.rules.weight_decays_as_given)
+            return ReadOnly("weight_decays", registry.rules.weight_decays_as_given)
         decays = {row.path: row.decay for row in registry.rows_now() if not row.decay.zero}
-        return {path: (d.l1, d.l2) if d.plain else d for path, d in decays.items()}
+        found = {path: (d.l1, d.l2) if d.plain else d for path, d in decays.items()}
+        return ReadOnly("weight_decays", found)
 
     @property
     def lr_multipliers(self) -> dict[Any, Any]:
@@ -327,9 +337,10 @@ class Decoupled(KerasHooks):
         """
         registry = self._kd.registry
         if not self.built:
-            return dict(registry.rules.lr_multipliers)
+            return ReadOnly("lr_multipliers", registry.rules.lr_multipliers)
         rows = (record.row for record in registry.built)
-        return {row.path: row.multiplier for row in rows if row.multiplier != 1}
+        found = {row.path: row.multiplier for row in rows if row.multiplier != 1}
+        return ReadOnly("lr_multipliers", found)
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
@@ -465,23 +476,18 @@ class Decoupled(KerasHooks):
 
     def save_own_variables(self, store: Any) -> None:
         """Write the state, each slot with its variable's path."""
-        state.save(store, self.variables, self._kd_layout())
+        state.save(store, self.variables, self._kd.layout())
 
     def load_own_variables(self, store: Any) -> None:
         """Read the state, each slot into the variable that it belongs to."""
         kd = self._kd
-        layout, movable = self._kd_layout(), kd.movable
-        loaded = state.load(store, self.variables, layout, movable, self.name, self.built)
+        settings = kd.movable
+        loaded = state.load(store, self.variables, kd.layout(), settings, self.name, self.built)
         if loaded is None:
             return
         if loaded.factor is not None:
             kd.clock.set_factor(loaded.factor)
         kd.registry.begin_anew(loaded.fresh)
-
-    def _kd_layout(self) -> dict[str, Any]:
-        given = {"learning_rate": self._kd.clock.given, "weight_decay": None}
-        given |= {name: setting.given for name, setting in self._kd.movable.items()}
-        return self._kd.registry.layout(self.variables, self._kd.settings) | {"given": given}
 
     def _kd_check_made(self, name: str) -> None:
         """Refuse a user's class that sets a name of ours in its constructor."""

@@ -15,10 +15,11 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_decoupled import checks
 from keras_decoupled.core.algorithm import Algorithm
 from keras_decoupled.core.arguments import Real, at_least_0
+from keras_decoupled.core.attributes import Attribute
 from keras_decoupled.core.clock import Clock
 from keras_decoupled.core.keras_hooks import Inside, part_of
 from keras_decoupled.core.registry import Registry
-from keras_decoupled.core.settings import Attribute, Setting
+from keras_decoupled.core.settings import Setting
 from keras_decoupled.core.update import Update
 from keras_decoupled.decay import regularizers
 from keras_decoupled.decay.rules import Rules
@@ -124,6 +125,13 @@ class Parts:
         decay = self.registry.decay
         return own if decay is None else own | {"weight_decay": decay}
 
+    def layout(self) -> dict[str, Any]:
+        """Return what the optimizer's variables are, and what it was made with; for a file."""
+        given = {"learning_rate": self.clock.given, "weight_decay": None}
+        given |= {name: setting.given for name, setting in self.movable.items()}
+        layout = self.registry.layout(self._optimizer.variables, self.settings)
+        return layout | {"given": given, "class": type(self._optimizer)._kd_kind}
+
     def set_own(self, name: str, value: Any) -> None:
         """Set an argument of the optimizer's own, by its attribute."""
         optimizer, setting = self._optimizer, self.settings.get(name)
@@ -134,13 +142,16 @@ class Parts:
             vars(optimizer)[name] = type(optimizer)._kd_own[name](name, value)
             return
         self.clock.check_state()
-        value = setting.checked(value)
-        if self._needs_slots(name, value):
+        if not optimizer.built:
+            setting.begin_with(value)
+            return
+        number = setting.checked(value)
+        if self._needs_slots(name, number):
             rule = "needs optimizer variables that this optimizer, made with "
             rule += f"{name}={setting.given}, does not have"
             cure = f"Make it with a {name} above 0, or set it before the optimizer is built."
             checks.refuse(name, value, rule, cure)
-        setting.variable.assign(value)
+        setting.variable.assign(number)
 
     def _needs_slots(self, name: str, value: Any) -> bool:
         """Tell whether the algorithm, with this value, needs slots that the build did not make."""

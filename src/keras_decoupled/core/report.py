@@ -18,6 +18,8 @@ from keras_decoupled.paths.match import first, path_of
 
 # A plain number that removes this share of the weight per update looks like a decay of torch's.
 _COPIED = 0.01
+# Such a number was meant for another argument.
+_SECOND = " (`weight_decay` is the second argument of AdamW. Betas are `beta_1` and `beta_2`.)"
 
 
 def explanation(optimizer: Any, given: Any, steps_per_epoch: int | None) -> Explanation:
@@ -102,6 +104,7 @@ def _of_strong_decays(kd: Any, rows: Sequence[Row]) -> Iterator[str]:
             f"{names}. In torch and keras.optimizers the learning rate multiplies the decay, here "
             f"it does not: convert_weight_decay({number}, learning_rate) gives the number for "
             f"here. If you mean {number}, write Decay({number})."
+            + (_SECOND if decay >= 0.5 else "")
         )
 
 

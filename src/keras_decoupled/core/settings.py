@@ -85,8 +85,8 @@ class Setting:
             return self.given
         return float(str(np.float32(now))) if self.variable.dtype == "float32" else now
 
-    def checked(self, value: Any) -> float:
-        """Return a number that a user sets, rounded as the variable holds it."""
+    def _number(self, value: Any) -> float:
+        """Return a number that a user sets, if it can be set."""
         if isinstance(value, LearningRateSchedule):
             cure = f"Give the schedule to the constructor: {self.name}=..."
             rule = "can be set to a number only"
@@ -97,8 +97,18 @@ class Setting:
         if self.variable is None:
             cure = f"Make a new optimizer with {self.name}={value!r}."
             checks.refuse(self.name, value, f"cannot be set after build: {FIXED}", cure)
-        number = self._rounded(self._check(self.name, as_number(value)))
-        return self._check(self.name, number)
+        return self._check(self.name, as_number(value))
+
+    def checked(self, value: Any) -> float:
+        """Return a number that a user sets, as the variable will hold it."""
+        return self._check(self.name, self._rounded(self._number(value)))
+
+    def begin_with(self, value: Any) -> None:
+        """Take a number that a user sets before the build as the one that was given."""
+        self.given = self._number(value)
+        self._unmoved = self._rounded(self.given)
+        with eager():  # a user's class may set it in its own `build`
+            self.variable.assign(self.given)
 
     def loaded(self, given: float, now: float) -> float:
         """Return the number to go on with after a load.
@@ -109,41 +119,6 @@ class Setting:
             return float(as_number(self.variable))
         check = dataclasses.replace(self._check, cure=checks.OF_A_FILE)
         return now if now == self._unmoved else check(f"the saved {self.name}", now)
-
-
-class Attribute:
-    """A class attribute that stands for an argument of an optimizer's own.
-
-    A setting is read from its optimizer variable. All else lies in the instance.
-
-    Args:
-        name: the attribute's name.
-        strict: whether what is no setting can be set until the optimizer is built only.
-    """
-
-    def __init__(self, name: str, strict: bool = True) -> None:
-        self.name, self._strict = name, strict
-
-    def __get__(self, optimizer: Any, cls: Any = None) -> Any:
-        """Return a setting as it is now: in an update, as that update computes with it."""
-        if optimizer is None:
-            return self
-        kd = optimizer.__dict__.get("_kd")
-        if kd is not None and self.name in kd.settings:
-            return kd.update.setting(kd.settings[self.name])
-        if self.name not in optimizer.__dict__:
-            what = f"{type(optimizer).__name__!r} object has no attribute {self.name!r}"
-            raise AttributeError(what)
-        return optimizer.__dict__[self.name]
-
-    def __set__(self, optimizer: Any, value: Any) -> None:
-        """Set it; it counts from the next update on."""
-        kd = optimizer.__dict__.get("_kd")
-        made = kd is not None and kd.clock is not None  # else the constructor runs
-        if made and (self._strict or self.name in kd.settings):
-            kd.set_own(self.name, value)
-        else:
-            optimizer.__dict__[self.name] = value
 
 
 def check_own(name: str, value: Any, check: Check) -> Any:

@@ -18,7 +18,8 @@ from keras_decoupled.core.arguments import (
     at_least_0,
     fraction,
 )
-from keras_decoupled.core.settings import FIXED, Attribute
+from keras_decoupled.core.attributes import Attribute
+from keras_decoupled.core.settings import FIXED
 
 OWN_DECAYS = ("weight_decay", "adam_weight_decay")  # arguments of stock classes that are ours here
 _SEE_HELP = "See help() of the class."
@@ -102,6 +103,7 @@ def _moves(optimizer: Any, names: Sequence[str]) -> bool:
 
 def add_attributes(cls: type[Any]) -> None:
     """Give a class made by `decouple` the attributes of its own arguments."""
+    cls._kd_kind = cls._kd_stock.__name__
     cls._kd_own = own_arguments(cls._kd_stock, cls._kd_keras_own)
     for name in cls._kd_own:
         setattr(cls, name, Attribute(name, strict=cls._kd_keras_own))

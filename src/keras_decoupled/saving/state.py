@@ -90,10 +90,18 @@ def load(
         _warn_of_nothing(
             optimizer,
             "another optimizer wrote it, or a tool that left out the layout. The optimizer starts "
-            "fresh.",
+            "fresh. To go on from an optimizer of Keras, load that, and give it to `from_keras`.",
         )
         return None
     saved = _read_layout(store)
+    mine, theirs = layout["class"], saved.get("class", layout["class"])  # before 0.3 none is named
+    if theirs != mine:
+        _warn_of_nothing(
+            optimizer,
+            f"it is of {theirs}, whose moments mean something else to {mine}. {mine} starts fresh. "
+            f"To go on, load it into {theirs}.",
+        )
+        return None
     if saved["built"] and not built:
         _warn_of_nothing(
             optimizer,
@@ -202,6 +210,7 @@ def _read_layout(store: Any) -> dict[str, Any]:
                 checks.shape(where, rest)
             elif rest is not None:
                 checks.text(where, rest)
+    checks.text(f"{name}: class", layout.get("class", ""))
     names = ("learning_rate", "weight_decay")
     given = layout.get("given", dict.fromkeys(names))  # a file of 0.1 has no such numbers
     checks.fields(f"{name}: given", given, names)

@@ -186,7 +186,10 @@ def make_rate(learning_rate: Any, base_learning_rate: Any = None) -> tuple[Rate,
         return CallableRate(learning_rate, base), 1.0
     cure = "Pass a number, a `LearningRateSchedule` or a callable without arguments."
     if isinstance(learning_rate, list | tuple | Iterator):
-        cure += " Variables do not come first, as in torch: `model.compile(optimizer)` brings them."
+        cure += (
+            " Variables do not come first, as in torch: `model.compile(optimizer)` brings them. "
+        )
+        cure += "Rates and decays of groups are `lr_multipliers` and `weight_decays`, by key."
     rate = checks.real("learning_rate", learning_rate, minimum=0.0, below=checks.FLOAT32, cure=cure)
     if base is None and rate > 0:
         base = _reference(rate, "`learning_rate`")

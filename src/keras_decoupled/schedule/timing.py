@@ -76,7 +76,9 @@ class Timing:
             rate = _annealed(rate, learning_rate, given)
         else:
             for name in ("autorestart", "eta_min", "eta_max", "t_cur"):
-                if changed.get(name, False) is not False:
+                # keras-adamw's autorestart=False changes nothing where there is no cosine.
+                harmless = not isinstance(rate, CosineRate) and changed.get(name) is False
+                if name in changed and not harmless:
                     rule = "belongs to cosine annealing and needs `use_cosine_annealing=True`"
                     cure = "Set use_cosine_annealing=True and total_iterations, or give it to the "
                     refuse(name, given[name], rule, f"{cure}`CosineWarmRestarts`.")
