@@ -134,11 +134,13 @@ def test_a_function_inside_a_compiled_one_is_compiled(jit_compile):
 
 
 @pytest.mark.parametrize("name", ["adamw", "nadamw"])
-def test_a_beta_1_that_was_set(name):
-    variable, optimizer = make_variable("v0/w", normal((3,), 0)), make(name)
-    optimizer.build([variable])
-    for beta_1, used in ((0.9, {(3,)}), (0.999, set())):
-        optimizer.beta_1 = beta_1
+def test_the_op_is_used_where_its_beta_1_is_exact(name):
+    """It computes 1 − β1 of the rounded β1. One that was set is what the variable holds, and so exact."""
+    for beta_1, moved, used in ((0.9, 0.999, {(3,)}), (0.999, None, set()), (0.999, 0.5, set())):
+        variable, optimizer = make_variable("v0/w", normal((3,), 0)), make(name, beta_1=beta_1)
+        optimizer.build([variable])
+        if moved:
+            optimizer.beta_1 = moved
         with ops() as shapes:
             optimizer.apply([tf.ones(3)], [variable])
         assert shapes == used

@@ -180,6 +180,8 @@ if BACKEND != "jax":  # which has float64 only where it is switched on
     one = keras.ops.convert_to_tensor(1.0, "float64")
     if "float64" not in str(keras.ops.add(one, one).dtype):
         ULP = 2.0**-24
+if BACKEND == "tensorflow":  # where Keras casts a Python number to float64 by way of float32
+    ULP = 2.0**-24
 
 
 class Part:

@@ -83,8 +83,8 @@ def check_set(optimizer: Any, name: str, value: Any) -> None:
     elif in_class is None and name not in attributes:
         if name in parameters_of(cls):
             refuse(name, value, "is an argument of the constructor, and no attribute", _CONSTRUCTOR)
-        cure = cure_of(
-            cls, name, near=isinstance(value, Real)
-        )  # Keras' classes set lists, at build
+        # A slip of the pen is a number. Keras' own classes set lists, at build.
+        cure = cure_of(cls, name, near=isinstance(value, Real))
+        cure = "Write `learning_rate`." if name == "lr" else cure
         if cure is not None:
             refuse(name, value, "is not an attribute of this optimizer", cure, AttributeError)

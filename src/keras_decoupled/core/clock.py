@@ -149,7 +149,8 @@ class Clock:
                     value,
                     "cannot be set while the schedule is at 0: it is stored as a factor over the "
                     "schedule",
-                    "Set it where the schedule is above 0, or give the schedule an eta_min > 0.",
+                    "restart() starts the schedule again. from_keras(optimizer, learning_rate=...) "
+                    "of its class makes one that goes on at another rate.",
                 )
             return
         if abs(value - as_number(self.learning_rate(on))) <= 5e-7 * value:
@@ -162,7 +163,7 @@ class Clock:
                 f"the factor stays: the rate will peak at {factor * self.timing.rate.peak:g} when "
                 "the schedule is at its top again, and η and the decays scale with it.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         self.rate.variable.assign(factor)
 
@@ -173,10 +174,10 @@ class Clock:
             warnings.warn(
                 f"`learning_rate` was set to {rate:g}. That is {eta:g} times the rate at which the "
                 f"decay acts in full, so every decay is now {eta:g} times as strong. Make the "
-                f"optimizer with base_learning_rate={rate:g} to have the decay you gave at this "
-                "rate.",
+                f"optimizer with base_learning_rate= the highest rate that you will set, to have "
+                "the decay you gave there.",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
     def set_factor(self, factor: float) -> None:

@@ -23,6 +23,7 @@ from keras_decoupled.core.settings import Setting
 from keras_decoupled.core.update import Update
 from keras_decoupled.decay import regularizers
 from keras_decoupled.decay.rules import Rules
+from keras_decoupled.fast import eager
 from keras_decoupled.schedule import timing
 from keras_decoupled.schedule.timing import Timing
 
@@ -142,16 +143,14 @@ class Parts:
             vars(optimizer)[name] = type(optimizer)._kd_own[name](name, value)
             return
         self.clock.check_state()
-        if not optimizer.built:
-            setting.begin_with(value)
-            return
         number = setting.checked(value)
-        if self._needs_slots(name, number):
+        if optimizer.built and self._needs_slots(name, number):
             rule = "needs optimizer variables that this optimizer, made with "
             rule += f"{name}={setting.given}, does not have"
             cure = f"Make it with a {name} above 0, or set it before the optimizer is built."
             checks.refuse(name, value, rule, cure)
-        setting.variable.assign(number)
+        with eager():  # a user's class may set it in its own `build`
+            setting.variable.assign(number)
 
     def _needs_slots(self, name: str, value: Any) -> bool:
         """Tell whether the algorithm, with this value, needs slots that the build did not make."""

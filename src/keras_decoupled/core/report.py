@@ -18,8 +18,6 @@ from keras_decoupled.paths.match import first, path_of
 
 # A plain number that removes this share of the weight per update looks like a decay of torch's.
 _COPIED = 0.01
-# Such a number was meant for another argument.
-_SECOND = " (`weight_decay` is the second argument of AdamW. Betas are `beta_1` and `beta_2`.)"
 
 
 def explanation(optimizer: Any, given: Any, steps_per_epoch: int | None) -> Explanation:
@@ -99,12 +97,18 @@ def _of_strong_decays(kd: Any, rows: Sequence[Row]) -> Iterator[str]:
                 "Usual values are 1e-3 to 1e-6."
             )
             continue
+        if decay >= 0.5:  # it was meant for another argument
+            yield (
+                f"A weight decay of {number} removes {decay:.1%} of the weight at every update: "
+                f"{names}. `weight_decay` is the second argument of AdamW, and betas are `beta_1` "
+                f"and `beta_2`. Usual decays are 1e-3 to 1e-6."
+            )
+            continue
         yield (
             f"A weight decay of {number} halves the weight every {half_life(decay):.0f} updates: "
             f"{names}. In torch and keras.optimizers the learning rate multiplies the decay, here "
             f"it does not: convert_weight_decay({number}, learning_rate) gives the number for "
-            f"here. If you mean {number}, write Decay({number})."
-            + (_SECOND if decay >= 0.5 else "")
+            f"here. If you mean {number}, 20/T of a short run, say, write Decay({number})."
         )
 
 

@@ -85,8 +85,8 @@ class Setting:
             return self.given
         return float(str(np.float32(now))) if self.variable.dtype == "float32" else now
 
-    def _number(self, value: Any) -> float:
-        """Return a number that a user sets, if it can be set."""
+    def checked(self, value: Any) -> float:
+        """Return a number that a user sets, as the variable will hold it."""
         if isinstance(value, LearningRateSchedule):
             cure = f"Give the schedule to the constructor: {self.name}=..."
             rule = "can be set to a number only"
@@ -97,18 +97,8 @@ class Setting:
         if self.variable is None:
             cure = f"Make a new optimizer with {self.name}={value!r}."
             checks.refuse(self.name, value, f"cannot be set after build: {FIXED}", cure)
-        return self._check(self.name, as_number(value))
-
-    def checked(self, value: Any) -> float:
-        """Return a number that a user sets, as the variable will hold it."""
-        return self._check(self.name, self._rounded(self._number(value)))
-
-    def begin_with(self, value: Any) -> None:
-        """Take a number that a user sets before the build as the one that was given."""
-        self.given = self._number(value)
-        self._unmoved = self._rounded(self.given)
-        with eager():  # a user's class may set it in its own `build`
-            self.variable.assign(self.given)
+        number = self._check(self.name, as_number(value))
+        return self._check(self.name, self._rounded(number))
 
     def loaded(self, given: float, now: float) -> float:
         """Return the number to go on with after a load.

@@ -171,8 +171,7 @@ class Update:
         optimizer = self._optimizer
         settings, names = optimizer._kd.settings, optimizer._kd.algorithm.arguments
         values = {name: getattr(optimizer, name) for name in names if name not in settings}
-        # Keras' torch code needs floats, and its other classes fail on float64.
-        on = self.host or (on if names else OnTensors("float32"))
+        on = self.host or on  # Keras' torch code needs floats
         values |= {name: setting.read(on, k) for name, setting in settings.items()}
 
         def exactly(function: Callable[[Any], Any], name: str) -> Any:
@@ -284,13 +283,14 @@ class Update:
         optimizer.assign(variable, theta)
 
     @contextlib.contextmanager
-    def at_rate(self, rate: Any) -> Iterator[None]:
-        """Have `optimizer.learning_rate` be this rate while a stock step runs."""
-        before, self._rate = self._rate, rate
+    def at_rate(self, rate: Any, numbers: Numbers, dtype: Any) -> Iterator[None]:
+        """While a stock step runs, have its rate and the settings in the type of its variable."""
+        before = self._rate, self._now
+        self._rate, self._now = rate, numbers._replace(own=numbers.of(dtype)[0])
         try:
             yield
         finally:
-            self._rate = before
+            self._rate, self._now = before
 
     # Moving averages and accumulated gradients.
 

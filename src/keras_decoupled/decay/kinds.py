@@ -243,16 +243,13 @@ def checked_l2(name: str, value: Any) -> Number:
     if isinstance(value, LearningRateSchedule):
         checks.of_one_number(name, value)
         return value
-    return checks.real(
-        name,
-        value,
-        minimum=0.0,
-        below=checks.FLOAT32,
-        cure=_PENALTY
-        if isinstance(value, keras.regularizers.Regularizer)
-        else "It is the fraction of the weight removed per update at η = 1, and 0 is no decay: a "
-        "number or a `LearningRateSchedule`. Decays per variable go into `weight_decays`.",
-    )
+    cure = "It is the fraction of the weight removed per update at η = 1, and 0 is no decay: a "
+    cure += "number or a `LearningRateSchedule`."
+    if name == "weight_decay":
+        cure += " Decays per variable go into `weight_decays`."
+    if isinstance(value, keras.regularizers.Regularizer):
+        cure = _PENALTY
+    return checks.real(name, value, minimum=0.0, below=checks.FLOAT32, cure=cure)
 
 
 def checked_l1(name: str, value: Any) -> float:

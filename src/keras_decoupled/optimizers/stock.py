@@ -128,7 +128,7 @@ class Stock(Decoupled):
         change.target, change.record, change.step = target, record, None
         change.theta = theta if self._kd_keras_own else ops.copy(theta)
         try:
-            with kd.update.at_rate(rate):
+            with kd.update.at_rate(rate, numbers, theta.dtype):
                 self._kd_stock.update_step(self, gradient, target, rate)
         finally:
             change.target = None
