@@ -52,7 +52,7 @@ MATRIX = [
 # In compiled code what matters is that nothing is frozen into the graph: counters, r, cycle_start, decays.
 REPRESENTATIVE = {
     "adamw": [
-        "multipliers",
+        "multipliers as schedules",
         "weight_decay as a schedule",
         "accumulation",
         "learning rate set on a schedule",
@@ -68,7 +68,7 @@ REPRESENTATIVE = {
         "accumulation",
         "warmup",
         "soft_threshold, l2",
-        "kinds and accumulation",
+        "multipliers as schedules, kinds, accumulation",
     ],
     "nadamw-keras": ["t_mul and m_mul", "cautious, l1"],
     "sgdw": ["keras CosineDecay", "learning rate set", "towards initial, reset"],
