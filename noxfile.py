@@ -44,6 +44,7 @@ NOT_IN_CI = {
         "tests/core/test_told.py",
         "tests/core/test_wrappers.py",
         "tests/hostile",
+        "tests/optimizers/test_equivalences.py",
     ),
     "tensorflow": (
         "tests/callbacks/test_plateau.py",

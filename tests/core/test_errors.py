@@ -298,7 +298,7 @@ NO_NUMBERS = [None, DECAY, Decay(0.1), (0.0, 0.1), "0.1", True, [0.1], np.ones(2
 LATER = [
     *later(AdamW, set_rate, "learning_rate", "", [-1, NAN], ["1", None, True]),
     *later(cosine, set_rate, "learning_rate", "", [INF]),
-    *later(at_0, set_rate, "learning_rate", "eta_min", [0.1, 1e-8]),
+    *later(at_0, set_rate, "learning_rate", "from_keras", [0.1, 1e-8]),
     *later(AdamW, set_rate, "learning_rate", "new optimizer", [], [DECAY]),
     *later(cosine, set_rate, "learning_rate", "new optimizer", [], [rate]),
     *later(AdamW, restart, "restart", NO_SCHEDULE, [0]),

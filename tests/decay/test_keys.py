@@ -134,11 +134,11 @@ NEAREST = {
     "model/lstm_1/lstm_cell/kernel": ["The nearest paths: 'lstm_1/lstm_cell/kernel'"],
     "qqq": [
         "No path is near it; there are: 'lstm_1/lstm_cell/kernel', ",
-        ", …. A key",
+        ", …. Correct",
         "leave it out",
     ],
     # A frozen layer, or a nested model, whose name is in no variable's path.
-    "backbone": ["can be the key itself", "{model.get_layer('backbone'): …}"],
+    "backbone": ["take the object as the key", "{model.get_layer('backbone'): …}"],
     "": ["at least one component", "Received: ''", "leave this key out"],
     "//": ["Received: '//'"],
 }

@@ -172,10 +172,10 @@ class Clock:
         if eta > 1.01 and not self._warned:
             self._warned = True
             warnings.warn(
-                f"`learning_rate` was set to {rate:g}. That is {eta:g} times the rate at which the "
-                f"decay acts in full, so every decay is now {eta:g} times as strong. Make the "
-                f"optimizer with base_learning_rate= the highest rate that you will set, to have "
-                "the decay you gave there.",
+                f"`learning_rate` was set to {rate:g}, {eta:g} times the rate that the optimizer "
+                f"was made with. The decays grow with it: each is now {eta:g} times as strong. "
+                "To have them as given, make the optimizer with base_learning_rate= the highest "
+                "rate that you will set.",
                 UserWarning,
                 stacklevel=6,
             )

@@ -18,6 +18,10 @@ from keras_decoupled.paths.match import first, path_of
 
 # A plain number that removes this share of the weight per update looks like a decay of torch's.
 _COPIED = 0.01
+_CONVERT = (
+    "In torch and keras.optimizers the learning rate multiplies the decay, here it does not: "
+    "convert_weight_decay({}, learning_rate) gives the number for here."
+)
 
 
 def explanation(optimizer: Any, given: Any, steps_per_epoch: int | None) -> Explanation:
@@ -94,7 +98,7 @@ def _of_strong_decays(kd: Any, rows: Sequence[Row]) -> Iterator[str]:
         if decay >= 1:
             yield (
                 f"A weight decay of {number} removes the whole weight at every update: {names}. "
-                "Usual values are 1e-3 to 1e-6."
+                f"Usual values are 1e-3 to 1e-6. {_CONVERT.format(number)}"
             )
             continue
         if decay >= 0.5:  # it was meant for another argument
@@ -106,9 +110,8 @@ def _of_strong_decays(kd: Any, rows: Sequence[Row]) -> Iterator[str]:
             continue
         yield (
             f"A weight decay of {number} halves the weight every {half_life(decay):.0f} updates: "
-            f"{names}. In torch and keras.optimizers the learning rate multiplies the decay, here "
-            f"it does not: convert_weight_decay({number}, learning_rate) gives the number for "
-            f"here. If you mean {number}, 20/T of a short run, say, write Decay({number})."
+            f"{names}. {_CONVERT.format(number)} If {number} is what you want here, write "
+            f"Decay({number})."
         )
 
 

@@ -342,9 +342,9 @@ def refuse_other_model() -> NoReturn:
     """Refuse to train a model with an optimizer that has trained another one."""
     refuse(
         "apply",
-        Seen("variables of which the optimizer was built on none"),
-        "cannot go on with another model after an update: it would start in the middle of the "
-        "schedule",
+        Seen("a model of which it knows no variable"),
+        "cannot train another model after its first update: its count of updates and its schedule "
+        "belong to the first one",
         "Make a new optimizer for each model. To train another part of a model with this one, call "
         "`optimizer.build(variables)` first.",
     )

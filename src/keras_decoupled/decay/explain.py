@@ -49,8 +49,9 @@ _ALIKE = (
     *("rule", "kind", "part", "dtype"),
 )
 PENALIZED = (
-    "Decayed, and also penalized in the loss by an L1 or L2 regularizer: {}. Pass `model=` to make "
-    "the penalty a decay, or remove the regularizer."
+    "Decayed, and also penalized in the loss by an L1 or L2 regularizer: {}. Remove the "
+    "regularizer from the layer. Or give the optimizer `model=` in place of `weight_decay`: that "
+    "makes the penalty a decay."
 )
 _LEGEND = "(decay: share removed per update; half-life: updates, if no gradient acts)"
 

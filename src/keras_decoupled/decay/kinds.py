@@ -20,8 +20,8 @@ from keras_decoupled import checks
 
 Number: TypeAlias = float | LearningRateSchedule
 _PENALTY = (
-    "A regularizer is a penalty in the loss. Leave it on its layer and pass `model=model`: then "
-    "its factor becomes the decay. Or pass the factor."
+    "A regularizer is a penalty in the loss. Give a number here. Or give the regularizer to a "
+    "layer, and `model=model` to the optimizer: then its factor becomes the decay."
 )
 
 

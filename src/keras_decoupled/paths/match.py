@@ -228,10 +228,10 @@ def _refuse_unknown(key: str, paths: _Paths, argument: str) -> NoReturn:
         f"a key of `{argument}`",
         Seen(repr(key)),
         "must match the path of at least one variable",
-        f"{old}{paths.nearest(key)} A key is a path, whole components of one, or a part of one "
-        "that does not cut a number in two: correct this key or leave it out. A frozen layer can "
-        "be the key itself. So can a model inside the model, whose name is in no path: "
-        "{model.get_layer('backbone'): …}.",
+        f"{old}{paths.nearest(key)} Correct this key or leave it out. A key is a path, whole "
+        "components of one, or a part of one: not of a number in it, and of one or two letters "
+        "only as a word. For a frozen layer, or a model inside the model, whose name is in no "
+        "path, take the object as the key: {model.get_layer('backbone'): …}.",
     )
 
 

@@ -98,8 +98,8 @@ def load(
     if theirs != mine:
         _warn_of_nothing(
             optimizer,
-            f"it is of {theirs}, whose moments mean something else to {mine}. {mine} starts fresh. "
-            f"To go on, load it into {theirs}.",
+            f"it is of {theirs}, whose moments mean something else to {mine}. {mine} starts fresh, "
+            f"with the weights that were loaded. To resume that training, load it into {theirs}.",
         )
         return None
     if saved["built"] and not built:
