@@ -10,9 +10,9 @@ from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.core.arguments import cure_of, parameters_of
 
 _CONSTRUCTOR = (
-    "Give it to the constructor. Of a running optimizer, from_keras(optimizer, ...) of its "
+    "Give it to the constructor. Of a running optimizer, from_keras(optimizer, ...) of its class "
+    "makes a new one with other arguments and all state."
 )
-_CONSTRUCTOR += "class makes a new one with other arguments and all state."
 
 
 class Attribute:

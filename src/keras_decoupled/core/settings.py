@@ -68,7 +68,7 @@ class Setting:
     @property
     def at_start(self) -> float:
         """The number of the first update."""
-        return float(as_number(self.given(0))) if self.scheduled else self.now()
+        return checks.values_of(self.given, [0])[0] if self.scheduled else self.now()
 
     def fix(self) -> Any:
         """Keep the number as it is, for good. Return the variable, which nobody needs any more."""

@@ -72,7 +72,7 @@ class Stock(Decoupled):
             value = own.get(argument)
             if isinstance(value, LearningRateSchedule):
                 check_own(argument, value, check)
-                numbers[argument] = as_number(value(0))  # for the stock constructor
+                numbers[argument] = checks.values_of(value, [0])[0]  # for its constructor
         taken = inspect.signature(self._kd_stock.__init__).parameters
         # 0, because Keras' AdamW refuses None.
         given = shared | numbers | {name: 0.0 for name in OWN_DECAYS if name in taken}
