@@ -114,7 +114,7 @@ def test_flipped_bytes(where, members_of, read, record_property):
         members = members_of(NAMES[i % len(NAMES)])
         data = bytearray(pack(members) if where == "file" else members[member])
         start = data.index(b'{"version"') if where == "layout" else 0
-        end = data.index(b"}", start) if where == "layout" else len(data)
+        end = data.index(b"}}", start) if where == "layout" else len(data)
         for _ in range(rng.choice([1, 1, 2, 8])):
             data[rng.randrange(start, end)] ^= rng.randrange(1, 256)
         content = bytes(data) if where == "file" else pack(members | {member: bytes(data)})

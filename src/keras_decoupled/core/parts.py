@@ -131,7 +131,7 @@ class Parts:
         given = {"learning_rate": self.clock.given, "weight_decay": None}
         given |= {name: setting.given for name, setting in self.movable.items()}
         layout = self.registry.layout(self._optimizer.variables, self.settings)
-        return layout | {"given": given, "class": type(self._optimizer)._kd_kind}
+        return layout | {"class": type(self._optimizer)._kd_kind, "given": given}
 
     def set_own(self, name: str, value: Any) -> None:
         """Set an argument of the optimizer's own, by its attribute."""
