@@ -46,13 +46,18 @@ def kinds_and_what_was_set(optimizer):
 HELD = {"0.1.0": a_cosine, "0.2.0": kinds_and_what_was_set}
 
 
-@pytest.mark.reliability
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_file_goes_on(file):
+def load(file):
     model = keras.models.load_model(file)
     if keras.backend.backend() == "torch":
         # Keras saves "auto" as what it was on the backend; torch.compile fails on Keras' own loss.
         model.jit_compile = False
+    return model
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_file_goes_on(file):
+    model = load(file)
     assert int(model.optimizer.iterations) == 7
     assert list(model.optimizer.lr_multipliers.values()) == [0.5, 0.5]
     HELD[file.stem.split("-")[0]](model.optimizer)
@@ -62,3 +67,45 @@ def test_a_file_goes_on(file):
     for variable, weights in zip(model.trainable_variables, wanted, strict=True):
         value = keras.ops.convert_to_numpy(variable)
         np.testing.assert_allclose(value, weights, rtol=2e-5, atol=2e-6)
+
+
+MOVES = {
+    "adamw": {"beta_1": 0.6, "beta_2": 0.9, "epsilon": 0.01},
+    "nadamw": {"beta_1": 0.6, "beta_2": 0.9, "epsilon": 0.01},
+    "sgdw": {"momentum": 0.5},
+    "adadelta": {"epsilon": 2.0},
+    "adafactor": {"clip_threshold": 0.1},
+    "adagrad": {"epsilon": 0.5},
+    "adamax": {"beta_1": 0.6},
+    "lamb": {"beta_1": 0.6},
+    "rmsprop": {"rho": 0.5},
+    "lion": {"beta_1": 0.6},
+    "muon": {"momentum": 0.5},
+    "nadam": {"beta_1": 0.6},
+}
+
+
+OF_THIS_BACKEND = [file for file in FILES if file.stem.endswith(keras.backend.backend())]
+
+
+@pytest.mark.parametrize("file", OF_THIS_BACKEND, ids=lambda file: file.stem)
+def test_a_setting_moves_what_an_old_file_goes_on_with(file):
+    """It goes on as an optimizer that was made with these numbers and was given the file's state."""
+    moves, models = MOVES[file.stem.split("-")[1]], [load(file), load(file)]
+    first, second = (model.optimizer for model in models)
+    for name, number in moves.items():
+        setattr(first, name, number)
+    made = type(second).from_config(second.get_config() | moves)
+    made.build(models[1].trainable_variables)
+    state = {}
+    second.save_own_variables(state)
+    made.load_own_variables(state)
+    models[1].compile(made, loss="mse", jit_compile=models[1].jit_compile)
+    unmoved = json.loads(file.with_suffix(".json").read_text())
+    for model in models:
+        train(model, 7, 12)
+    moved = 0.0
+    for one, other, still in zip(*(m.get_weights() for m in models), unmoved, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+        moved = max(moved, np.max(np.abs(one - np.array(still))))
+    assert moved > 1e-4
