@@ -21,7 +21,7 @@ from keras import ops
 from keras_decoupled import checks
 from keras_decoupled.core.arguments import at_least_0
 from keras_decoupled.core.numbers import has_value
-from keras_decoupled.core.settings import Setting, as_number, checked_number
+from keras_decoupled.core.settings import Setting, as_number
 from keras_decoupled.schedule.rates import (
     CallableRate,
     ConstantRate,
@@ -128,7 +128,10 @@ class Clock:
             rule = "can be set to a number only: it scales the schedule that the optimizer has"
             cure = "For another schedule make a new optimizer."
             checks.refuse("learning_rate", checks.Seen(repr(value)), rule, cure, TypeError)
-        value = checked_number("learning_rate", value, "0 stops all steps and decay.")
+        cure = "0 stops all steps and decay."
+        value = checks.real(
+            "learning_rate", as_number(value), minimum=0.0, below=checks.FLOAT32, cure=cure
+        )
         self.check_state()
         if self.constant:
             if value > 0 and self.timing.rate.known_base is None:
@@ -159,9 +162,9 @@ class Clock:
         if factor > 1 + 1e-6 and isinstance(schedule, ScheduleRate) and not self._warned:
             self._warned = True
             warnings.warn(
-                f"`learning_rate` was set to {factor:g} times what its schedule says here, and "
-                f"the factor stays: the rate will peak at {factor * self.timing.rate.peak:g} when "
-                "the schedule is at its top again, and η and the decays scale with it.",
+                f"`learning_rate` was set to {factor:g} times what its schedule says here. The "
+                f"factor stays: the rate will peak at {factor * self.timing.rate.peak:g} at the "
+                "schedule's top (after a restart, say), and η and the decays scale with it.",
                 UserWarning,
                 stacklevel=5,
             )

@@ -97,7 +97,7 @@ class Parts:
         uniform = self.registry.rules.weight_decay
         if uniform is not None and isinstance(uniform.l2, float):
             variable = self.add_scalar("weight_decay", uniform.l2, dtype)
-            check = at_least_0("0 is no decay.")
+            check = at_least_0("0 is no decay. A `Decay` is given to the constructor.")
             self.registry.decay = Setting("weight_decay", uniform.l2, variable, check)
         self._make_settings(dtype)
         if self._penalized is not None:

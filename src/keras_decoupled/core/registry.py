@@ -19,7 +19,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.core.gradients import GradientSpec
 from keras_decoupled.core.numbers import copied
-from keras_decoupled.core.settings import Setting, checked_number
+from keras_decoupled.core.settings import Setting
 from keras_decoupled.decay.kinds import Decay, Number
 from keras_decoupled.decay.rows import Row
 from keras_decoupled.decay.rules import Rules
@@ -230,8 +230,6 @@ class Registry:
 
     def set_uniform(self, value: Any) -> None:
         """Set λ, of the rows that no key and no regularizer decides."""
-        cure = "A schedule or a `Decay` is given to the constructor; 0 is no decay."
-        value = checked_number("weight_decay", value, cure)
         if self.decay is None:
             made_with = (
                 f"{value}, for an optimizer made with weight_decay={self.rules.weight_decay}"
@@ -239,7 +237,7 @@ class Registry:
             rule = "can be set only where the optimizer was made with a number"
             cure = "Make it with weight_decay=0, say, and set it then."
             refuse("weight_decay", Seen(made_with), rule, cure)
-        self.decay.variable.assign(value)
+        self.decay.variable.assign(self.decay.checked(value))
 
     def foreseen(
         self, variables: Sequence[Any]

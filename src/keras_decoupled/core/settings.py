@@ -120,11 +120,6 @@ def check_own(name: str, value: Any, check: Check) -> Any:
     return checks.schedule(name, value, check)
 
 
-def checked_number(name: str, value: Any, cure: str) -> float:
-    """Return a number ≥ 0 that a user sets, as a float."""
-    return checks.real(name, as_number(value), minimum=0.0, below=checks.FLOAT32, cure=cure)
-
-
 def as_number(value: Any) -> Any:
     """Return a scalar array, tensor or variable as a float; anything else as it is."""
     if isinstance(value, keras.Variable) or ops.is_tensor(value):
