@@ -3,9 +3,7 @@
 All are compared with the float64 NumPy version at every update, compiled and eagerly.
 """
 
-import json
 import math
-import warnings
 from functools import partial
 
 import keras
@@ -348,7 +346,7 @@ def test_before_the_build_all_can_be_set():
     np.testing.assert_array_equal(both[0][0], both[1][0])
 
 
-# --- files and configs ---
+# --- configs (files: test_saved_numbers.py) ---
 
 
 @pytest.mark.parametrize("case", ["NadamW, ψ", "RMSprop"])
@@ -370,34 +368,6 @@ def test_digits_stay_as_they_are_written():
     assert optimizer.beta_2 == 0.99999999
     optimizer.beta_1 = 0.85
     assert optimizer.get_config()["beta_1"] == optimizer.beta_1 == 0.85
-
-
-@pytest.mark.parametrize("cls", [AdamW, Lion])
-def test_a_state_has_both_numbers(cls):
-    """A load takes what was set there if this run was made with the same number; else it keeps its own."""
-
-    def built(**arguments):
-        optimizer = cls(ALPHA, weight_decay=0.01, **arguments)
-        optimizer.build(list(map(make_variable, SHAPES, VALUES)))
-        return optimizer
-
-    saved, store = built(), {}
-    saved.beta_1 = 0.5
-    saved.save_own_variables(store)
-    for other, expected in ((built(), 0.5), (built(beta_1=0.75), 0.75), (built(beta_1=0.5), 0.5)):
-        with warnings.catch_warnings(action="error", category=UserWarning):
-            other.load_own_variables(store)
-        assert other.beta_1 == expected
-    scheduled = built(beta_1=A_SCHEDULE)
-    scheduled.load_own_variables(store)
-    assert scheduled.beta_1 is A_SCHEDULE
-    layout = json.loads(store["layout"].tobytes())
-    place = [name for name, _ in layout["variables"]].index("beta_1")
-    damaged = store | {str(place): np.array(1.5, "float32")}
-    other = built()
-    with pytest.raises(ValueError, match=r"The saved beta_1 must.*1\.5"):
-        other.load_own_variables(damaged)
-    assert other.beta_1 == 0.9
 
 
 # --- a user's class ---
