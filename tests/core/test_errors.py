@@ -113,8 +113,6 @@ REFUSED = [
     *ADAMW("epsilon", "1e-7", [-1e-7, INF], [None]),
     *ADAMW("amsgrad", FLAG, [], ["no"]),
     *NADAMW("beta_1", "0.9", [1]),
-    *NADAMW("beta_2", "0.999", [-0.1]),
-    *NADAMW("epsilon", "1e-7", [-1]),
     *NADAMW("momentum_decay", "0.004", [-0.004, INF], ["x"]),
     *SGDW_("momentum", "0.9", [1, -0.1], [None]),
     *SGDW_("nesterov", FLAG, [], ["no"]),
@@ -148,9 +146,7 @@ REFUSED = [
     *ADAMW("zero_penalties", FLAG, [], ["no"]),
     *ADAMW("lr", "learning_rate", [0.1]),
     *ADAMW("decay", "LearningRateSchedule", [0.1]),
-    *ADAMW("momentum_decay", "", [0.1]),
     *SGDW_("beta_1", "", [0.9]),
-    *SGDW_("wieght_decay", "", [0.1]),
 ]
 
 

@@ -100,26 +100,18 @@ def test_as_in_keras_in_fit(arguments):
         np.testing.assert_allclose(a, b, atol=2e-6)
 
 
-def clipped(g):
-    return g * min(1, 0.5 / np.linalg.norm(g))
-
-
-CLIPS = {
-    "clipnorm": clipped,
-    "clipvalue": lambda g: np.clip(g, -0.5, 0.5),
-    "global_clipnorm": clipped,
-}
-
-
-@pytest.mark.parametrize(("name", "argument"), [*zip(ONE_OF_EACH, CLIPS, strict=True)])
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [*zip(ONE_OF_EACH, ["clipnorm", "clipvalue", "global_clipnorm"], strict=True)],
+)
 def test_clipping_leaves_the_decay_alone(name, argument):
-    clip = CLIPS[argument]
-    variable = make_variable("w", np.array([10.0, -20.0]))
-    optimizer, run = make(name, **{argument: 0.5}), oracle_of(name, [np.array([10.0, -20.0])])
+    """Of one number, all three clip the same."""
+    variable = make_variable("w", np.array([-20.0]))
+    optimizer, run = make(name, **{argument: 0.5}), oracle_of(name, [np.array([-20.0])])
     step = COMPILED_RUNNER(optimizer, [variable])
-    for g in np.random.default_rng(1).normal(size=(4, 2)):
+    for g in np.random.default_rng(1).normal(size=(4, 1)):
         step([g.astype("float32")])
-        run.step([clip(g)])
+        run.step([np.clip(g, -0.5, 0.5)])
         np.testing.assert_allclose(numpy(variable), run.values[0], atol=2e-5)
 
 

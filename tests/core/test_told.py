@@ -61,13 +61,11 @@ T, T_WD = "total_iterations", "total_iterations_wd"
 # What `made` is given, a pattern that is in the one warning, and one that is not.
 TOLD = [
     ({}, NONE),
-    ({"weight_decay": None, "weight_decays": {}}, NONE),
     ({"weight_decays": {"kernel": 0, "bias": (0, 0)}}, NONE),
     ({"lr_multipliers": {"kernel": 0.5}}, NONE),
     ({"exclude": [""], "weight_decay": 1e-3}, "exclude_from_weight_decay"),
     # as torch has it
     ({"weight_decay": 0.01}, COPIED),
-    ({"weight_decays": {"kernel": 0.01}}, COPIED),
     ({"weight_decays": {"kernel": (0, 0.01)}}, COPIED),
     ({"weight_decay": 1.0, T_WD: 10_000}, COPIED),
     ({"weight_decay": FALLING}, "of 0.5 removes 50.0%.*second argument"),
@@ -90,10 +88,8 @@ CYCLES = {"learning_rate": CosineWarmRestarts(0.1, 101), "normalize_weight_decay
 SILENT = [
     {"own": []},  # nothing to decay
     {"weight_decay": 0},
-    {"weight_decay": 0.0, "weight_decays": {"kernel": 0}},
     {"weight_decay": schedules.ExponentialDecay(1e-3, 10, 0.9)},
     {"weight_decay": Decay(0.01)},  # it is meant
-    {"weight_decays": {"kernel": Decay(0.01)}},
     {"weight_decay": 0.009},
     {"weight_decay": 0.1, T_WD: 10_000},
     {"weight_decay": (0.01, 0)},  # an l1
