@@ -63,12 +63,13 @@ def pair(name, **arguments):
 
 
 # Each of the arguments with one of the classes, and in compiled code with the next. (On torch, whose kernels know these
-# arguments, fast/test_torch_update.py has them with every class.)
+# arguments, fast/test_torch_update.py has them with every class.) TensorFlow compiles: there the arguments take turns.
 CLASSES = list(STOCK)
 AS_IN_KERAS = [
     (CLASSES[(place + turn) % len(CLASSES)], arguments, runner)
     for turn, runner in enumerate(RUNNERS)
     for place, arguments in enumerate(ARGUMENTS)
+    if BACKEND == "torch" or (place + turn) % len(RUNNERS) == 0
 ]
 
 
@@ -88,11 +89,10 @@ def test_as_in_keras(name, arguments, runner):
             np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("arguments", [EMA, ARGUMENTS["all"]], ids=["EMA", "all"])
-def test_as_in_keras_in_fit(arguments):
+def test_as_in_keras_in_fit():
     """fit scales the loss, and ends by putting the averages into the weights."""
     final = []
-    for optimizer in pair("adamw", **arguments):
+    for optimizer in pair("adamw", **ARGUMENTS["all"]):
         model = linear()
         by_fit(optimizer, model, 6)
         final.append(values(model.weights))
@@ -145,9 +145,10 @@ def test_a_moving_average_of_low_precision_follows(dtype):
     """In bfloat16 a momentum of 0.999 is 1, and the average would stay where it began."""
     variable = keras.Variable(np.ones(2), dtype=dtype)
     optimizer = AdamW(weight_decay=1e-2, use_ema=True, ema_momentum=0.995)
+    step = COMPILED_RUNNER(optimizer, [variable])
     theta = average = 1.0
     for k in range(60):
-        optimizer.apply(tensors([np.zeros(2)], dtype), [variable])
+        step(tensors([np.zeros(2)], dtype))
         theta *= 1 - 1e-2
         average = theta if k == 0 else 0.995 * average + 0.005 * theta
     optimizer.finalize_variable_values([variable])
