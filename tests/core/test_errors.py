@@ -1,4 +1,4 @@
-"""Every error: its class, the argument that it names, its cure, and that it changed nothing. And the warnings.
+"""Every error: its class, the argument that it names, its cure, and that it changed nothing.
 
 A message names the argument, says `Received: …`, and has a cure: at least one sentence after what was received.
 """
@@ -35,10 +35,7 @@ def check(call, error, name, word):
     assert message.endswith("."), message
 
 
-def net(penalty=1e-4, of=regularizers.L2):
-    return named(of(penalty), units=1)
-
-
+net = partial(named, regularizers.L2(1e-4), units=1)
 variables = partial(ones, shape=(2, 2))
 
 
@@ -116,8 +113,6 @@ REFUSED = [
     *ADAMW("epsilon", "1e-7", [-1e-7, INF], [None]),
     *ADAMW("amsgrad", FLAG, [], ["no"]),
     *NADAMW("beta_1", "0.9", [1]),
-    *NADAMW("beta_2", "0.999", [-0.1]),
-    *NADAMW("epsilon", "1e-7", [-1]),
     *NADAMW("momentum_decay", "0.004", [-0.004, INF], ["x"]),
     *SGDW_("momentum", "0.9", [1, -0.1], [None]),
     *SGDW_("nesterov", FLAG, [], ["no"]),
@@ -151,9 +146,7 @@ REFUSED = [
     *ADAMW("zero_penalties", FLAG, [], ["no"]),
     *ADAMW("lr", "learning_rate", [0.1]),
     *ADAMW("decay", "LearningRateSchedule", [0.1]),
-    *ADAMW("momentum_decay", "", [0.1]),
     *SGDW_("beta_1", "", [0.9]),
-    *SGDW_("wieght_decay", "", [0.1]),
 ]
 
 
@@ -352,170 +345,64 @@ def test_another_number_of_variables_in_stateless_apply_is_refused():
     )
 
 
-class FromAClosure(keras.callbacks.Callback):
-    def __init__(self, optimizer):
-        super().__init__()
-        self.own, self.errors = optimizer, {}
+# --- on JAX, inside an epoch, the state is not in the optimizer ---
 
-    def on_train_batch_end(self, batch, logs=None):
-        reading = ("learning_rate", "lr_t", "t_cur", "eta_t", "weight_decay")
-        actions = {
-            "restart": lambda: self.own.restart(1),
-            "get_config": lambda: self.own.get_config(),
-            "set t_cur": lambda: set_t_cur(self.own, 1),
-            "set learning_rate": lambda: set_rate(self.own, 0.05),
-            "set weight_decay": lambda: set_decay(self.own, 0.2),
-        } | {name: lambda name=name: float(numpy(getattr(self.own, name))) for name in reading}
-        for name, action in actions.items():
-            try:
-                action()
-            except Exception as error:
-                self.errors[name] = error
+
+def tried(actions, optimizer):
+    """{name: error} of the actions that raise."""
+    errors = {}
+    for name, action in actions.items():
+        try:
+            action(optimizer)
+        except Exception as error:
+            errors[name] = error
+    return errors
+
+
+READ = ("learning_rate", "lr_t", "t_cur", "eta_t", "weight_decay", "beta_1")
+FROM_A_CLOSURE = {
+    "restart": lambda o: o.restart(1),
+    "get_config": lambda o: o.get_config(),
+    "set t_cur": lambda o: set_t_cur(o, 1),
+    "set learning_rate": lambda o: set_rate(o, 0.05),
+    "set weight_decay": lambda o: set_decay(o, 0.2),
+    "set beta_1": lambda o: setattr(o, "beta_1", 0.5),
+} | {name: lambda o, name=name: float(numpy(getattr(o, name))) for name in READ}
+# A loss or a metric is traced: it reads a tensor, without a value.
+IN_A_TRACE = {
+    name: lambda o, name=name: keras.ops.convert_to_tensor(getattr(o, name))
+    for name in ("learning_rate", "eta_t", "weight_decay")
+}
 
 
 def test_state_that_is_elsewhere_inside_an_epoch():
-    model = net()
+    """From a callback, a loss and a metric. What helps a callback does not help the others: both cures are named."""
+    model, errors = net(), {}
     optimizer = AdamW(CosineWarmRestarts(0.1, 10, eta_min=0.1), weight_decay=0.1, model=model)
-    model.compile(optimizer, loss="mse")
-    callback = FromAClosure(optimizer)
-    model.fit(np.ones((4, 2)), np.ones((4, 1)), batch_size=2, verbose=0, callbacks=[callback])
+
+    class Closure(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            errors["callback"] = tried(FROM_A_CLOSURE, optimizer)
+
+    def reading(where):
+        def mean(y_true, y_pred):
+            errors[where] = tried(IN_A_TRACE, optimizer)
+            return keras.ops.mean(y_pred, axis=-1)
+
+        return mean
+
+    model.compile(optimizer, loss=reading("loss"), metrics=[reading("metric")])
+    x, y = np.ones((4, 2)), np.ones((4, 1))
+    model.fit(x, y, batch_size=2, verbose=0, callbacks=[Closure()])
     if BACKEND != "jax":
-        assert callback.errors == {}
+        assert errors == {"callback": {}, "loss": {}, "metric": {}}
         return
-    assert len(callback.errors) == 10
-    for name, error in callback.errors.items():
-        assert type(error) is RuntimeError, (name, error)
-        assert "self.model.optimizer" in str(error)
+    assert errors["callback"].keys() == FROM_A_CLOSURE.keys()
+    assert errors["loss"].keys() == errors["metric"].keys() == IN_A_TRACE.keys()
+    for where, found in errors.items():
+        for name, error in found.items():
+            assert type(error) is RuntimeError, (where, name, error)
+            assert re.search(r"self\.model\.optimizer.*loss or a metric.*on_epoch_end", str(error))
     assert int(numpy(optimizer.t_cur)) == 2  # and after the epoch it is back
     assert float(optimizer.weight_decay) == np.float32(0.1)
-
-
-@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "eta_t"])
-@pytest.mark.parametrize("where", ["loss", "metrics"])
-# On JAX the state is not away yet when `train_on_batch` traces: what is read stays as it is then.
-@pytest.mark.parametrize("way", ["fit"] if BACKEND == "jax" else ["fit", "train_on_batch"])
-def test_a_loss_or_a_metric_that_reads_the_optimizer(way, where, name):
-    """On JAX it cannot, and what helps a callback does not help it: the error has a cure for both."""
-    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
-    optimizer = AdamW(0.1, weight_decay=0.1)
-
-    def reading(y_true, y_pred):
-        now = keras.ops.convert_to_tensor(getattr(optimizer, name))
-        return 0 * keras.ops.mean(y_pred, axis=-1) + now
-
-    given = {"loss": "mse"} | {where: reading if where == "loss" else [reading]}
-    model.compile(optimizer, **given)
-    train = partial(getattr(model, way), np.ones((2, 2)), np.ones((2, 1)))
-    if BACKEND == "jax":
-        with pytest.raises(RuntimeError, match=r"loss or a metric.*callback.*on_epoch_end"):
-            train()
-    else:
-        train()
-
-
-# --- warnings: a function that returns an optimizer and the variables to build it on ---
-
-
-def no_model(exclude=(), **arguments):
-    optimizer = AdamW(**arguments)
-    if exclude:
-        optimizer.exclude_from_weight_decay(var_names=exclude)
-    ours = variables("a", "b")
-    optimizer.build(ours)
-    return optimizer, [*ours, *variables("c")]
-
-
-def of_model(penalty=0.01, of=regularizers.L2, frozen=False, **arguments):
-    model = net(penalty, of)
-    model.layers[0].trainable = not frozen
-    return AdamW(model=model, **arguments), model.trainable_variables
-
-
-def of_three():
-    model = keras.Sequential(
-        [keras.Input((2,))]
-        + [layers.Dense(2, kernel_regularizer=regularizers.L2(x)) for x in (0.002, 0.1, 0.01)]
-    )
-    return AdamW(model=model), model.trainable_variables
-
-
-STRONG = r"net/one/kernel.*0\.01.*\b69 updates"  # its half-life
-T = "total_iterations"
-# What is called, a pattern that is in the one warning, and one that is not.
-WARNED = {
-    "no decay": (no_model, "weight_decay=0"),
-    "None": (partial(no_model, weight_decay=None, weight_decays={}), "weight_decay=0"),
-    "0 by key": (partial(no_model, weight_decays={"a": 0, "b": (0, 0)}), "weight_decay=0"),
-    "multipliers": (partial(no_model, lr_multipliers={"a": 0.5}), "weight_decay=0"),
-    "exclusions": (partial(no_model, [""], weight_decay=0.1), "exclude_from_weight_decay"),
-    "extracted": (of_model, STRONG),
-    "penalties stay": (partial(of_model, zero_penalties=False), STRONG),
-    "of three": (of_three, r"dense_1/kernel.*\b7 updates"),
-    "all at once": (partial(of_model, 1.0), "weight", "every 1 updates"),
-    "twice of all": (partial(of_model, 2.0), "weight", "every 1 updates"),
-    # l1 takes 0.01 away, not 1 %
-    "l1": (partial(of_model, of=regularizers.L1), r"net/one/kernel.*0\.01", "hal(f|ve)"),
-} | {
-    repr(arguments): (partial(of_model, **arguments), "net/one/kernel")
-    for arguments in (
-        {T: 99},
-        {T: 1000, "total_iterations_wd": 9},
-        {T: 1000, "normalize_weight_decay": False},
-        {"learning_rate": CosineWarmRestarts(0.1, 1000)},
-        {"weight_decays": {"two/kernel": 1e-4}},
-    )
-}
-NOT_WARNED = [
-    partial(no_model, weight_decay=0),
-    partial(no_model, weight_decay=0.0, weight_decays={"a": 0}),
-    partial(no_model, weight_decay=DECAY),
-    lambda: (AdamW(), []),  # nothing to decay
-    partial(of_model, 1e-3),  # above, not at
-    partial(of_model, total_iterations=101),
-    partial(of_model, total_iterations_wd=101),
-    partial(of_model, learning_rate=CosineWarmRestarts(0.1, 101), normalize_weight_decay=True),
-    partial(of_model, weight_decays={"one/kernel": 1e-4}),
-    partial(of_model, weight_decay=0, weight_decays={"kernel": 0}),
-    partial(of_model, weight_decay=0, weight_decays={"one/kernel": 1e-4}, frozen=True),
-]
-
-
-@pytest.mark.parametrize("case", WARNED.values(), ids=range(len(WARNED)))
-def test_one_warning(case):
-    """Not another one when the optimizer is built, built again, or comes from a config."""
-    make, pattern, *absent = case
-    with pytest.warns(UserWarning, match=pattern) as caught:
-        optimizer, ours = make()
-    assert len(caught) == 1
-    assert not any(re.search(text, str(caught[0].message)) for text in absent)
-    optimizer.build(ours)
-    AdamW.from_config(optimizer.get_config()).build(ours)
-
-
-@pytest.mark.parametrize("make", NOT_WARNED)
-def test_no_warning(make):
-    optimizer, ours = make()
-    optimizer.build(ours)
-
-
-# The arguments, the position, the rate that is set, and the peak of the schedule.
-PEAKS = {
-    "cosine": ({"learning_rate": COSINE}, 5, 0.1, 0.1),
-    "annealing": ({"learning_rate": 0.1, **ANNEALING, "eta_max": 0.5}, 5, 0.1, 0.05),
-    "keras": ({"learning_rate": DECAY}, 0, 0.3, 0.1),
-    "keras, α given": ({"learning_rate": DECAY, BASE: 0.4}, 0, 0.3, 0.1),
-    "cosine, α given": ({"learning_rate": COSINE, BASE: 0.4}, 0, 0.3, 0.1),
-}
-
-
-@pytest.mark.parametrize("case", PEAKS.values(), ids=PEAKS)
-def test_a_factor_above_1_gives_one_warning_with_the_peak(case):
-    arguments, position, rate, top = case
-    optimizer = AdamW(**arguments)
-    optimizer.restart(position)
-    peak = f"{rate / float(numpy(optimizer.learning_rate)) * top:.3g}"
-    with pytest.warns(UserWarning, match=re.escape(peak)) as caught:
-        optimizer.learning_rate = rate
-    assert [w.category for w in caught].count(UserWarning) == 1
-    assert abs(float(numpy(optimizer.learning_rate)) - rate) < 1e-6
-    optimizer.learning_rate = 2 * rate  # once
+    assert optimizer.beta_1 == 0.9
