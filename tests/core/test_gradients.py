@@ -249,21 +249,6 @@ if BACKEND == "tensorflow":
             final.append(numpy(model.weights[0]))
         np.testing.assert_allclose(*final, atol=1e-5)
 
-    def test_embedding_in_a_mixed_precision_model():
-        """LossScaleOptimizer hands sparse gradients on."""
-        layers = [
-            keras.Input((2,), dtype="int32"),
-            keras.layers.Embedding(ROWS, DIM, dtype="mixed_float16"),
-            keras.layers.Flatten(),
-            keras.layers.Dense(1, dtype="mixed_float16"),
-        ]
-        model = keras.Sequential(layers)
-        before = numpy(model.weights[0])
-        scaled = keras.optimizers.LossScaleOptimizer(make("adamw"), initial_scale=2.0)
-        model.compile(scaled, loss="mse")
-        model.fit(np.array([[0, 1], [1, 1]]), np.ones((2, 1)), verbose=0)
-        assert np.all(numpy(model.weights[0]) != before)
-
     # --- raw variables ---
 
     @pytest.mark.parametrize(("name", "runner"), [("adamw", "eager"), ("sgdw-momentum", "graph")])

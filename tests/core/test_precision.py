@@ -225,20 +225,6 @@ def test_decay_alone(name):
         np.testing.assert_allclose(numpy(variable), (1 - 1e-4) ** updates * value, rtol=rtol)
 
 
-def test_an_assigned_low_precision_value_counts():
-    """Whatever finer copy is kept: a weight that somebody sets goes on from there."""
-    variables = variables_of([np.ones(3)] * 2, LOW)
-    step = eager(optimizer("adamw", learning_rate=1e-4, weight_decay=1e-4), variables)
-    grads = cast([np.ones(3, "float32")] * 2, LOW)
-    for _ in range(3):
-        step(grads)
-    for variable in variables:
-        variable.assign(np.full(3, -2.0, "float32"))
-    step(grads)
-    for variable in variables:
-        np.testing.assert_allclose(numpy(variable), -2.0, rtol=ULP[variable.dtype])
-
-
 # --- types side by side, and gradients of another type ---
 
 FLOATS = ["bfloat16", "float32", "float16"]

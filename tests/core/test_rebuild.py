@@ -4,17 +4,16 @@ Layers are unfrozen and frozen again. What is known stays, to the bit; what is n
 """
 
 import contextlib
-import itertools
 
 import keras
 import numpy as np
 import pytest
 from keras import layers, regularizers
 
-from cases import BACKEND, OPTIMIZERS, VARIANTS, make_variable, numpy
+from cases import BACKEND, VARIANTS, make_variable, numpy
 from keras_decoupled import SGDW, AdamW, Decay
 from slots import EVERY, assert_same, contents, make, of_slot, pool
-from small import WEAK, again, left, named, ones
+from small import WEAK, again, named, ones
 from stock import FAST, follow_unfreezing, pair
 from training import DECAY, X, Y, oracle_of, tensors, values
 
@@ -26,29 +25,14 @@ ALL = {"weight_decay": Decay(0.1, towards="initial"), **EMA, **ACCUMULATION}
 # --- state, and the order of `optimizer.variables` ---
 
 
-def assert_slot_by_slot(name, places):
-    """Scalars first, then slot by slot, then settings: what goes by position has nothing else."""
-    assert places[0] == ("iteration", None)
-    settings = [(setting, None) for setting in make(name)._kd.settings]
-    places, last = places[: len(places) - len(settings)], places[len(places) - len(settings) :]
-    assert last == settings
-    scalars = [place for place in places if place[1] is None]
-    assert places[: len(scalars)] == scalars
-    groups = itertools.groupby(places[len(scalars) :], key=lambda place: place[0])
-    slots = {slot: [label for _, label in of_slot] for slot, of_slot in groups}
-    assert sum(map(len, slots.values())) == len(places) - len(scalars)  # none comes twice
-    everything = [f"net/{n}/w" for n in "abcd"]
-    for labels in slots.values():
-        assert labels == (everything if name in OPTIMIZERS else sorted(labels))
-
-
 @pytest.mark.parametrize("name", EVERY)
 def test_what_is_known_stays_and_what_is_new_starts_fresh(name):
     """The optimizer variables are those of a build on all at once, in that order; known ones keep their values."""
     ours, optimizer, fresh = pool("bfloat16"), make(name, **ALL), make(name, **ALL)
     fresh.build(list(pool("bfloat16").values()))
     expected = contents(fresh)
-    assert_slot_by_slot(name, list(expected))
+    slots = [slot for slot, label in expected if label]
+    assert slots == sorted(slots, key=slots.index)  # one slot of all, then the next
     optimizer.build([ours[n] for n in "ca"])
     places = contents(optimizer)
     for i, ((slot, label), v) in enumerate(zip(places, optimizer.variables, strict=True)):
@@ -96,7 +80,7 @@ def test_a_subclass_keeps_its_variables():
 
 
 @pytest.mark.parametrize("fast", FAST)
-@pytest.mark.parametrize("name", ["adafactor", "muon", "nadam"])
+@pytest.mark.parametrize("name", ["adafactor", "muon"])
 def test_unfreezing_a_stock_class(name, fast):
     """As if all had been known from the start, and the new ones had had no gradient yet."""
     follow_unfreezing(*pair(name, fast), fast=fast)
@@ -225,27 +209,6 @@ def weights(model):
     return {v.path: numpy(v) for v in model.weights}
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"), [("adamw-amsgrad", {**EMA, **ACCUMULATION}), ("sgdw-momentum", {})]
-)
-def test_a_layer_unfrozen_frozen_and_unfrozen_again(name, arguments):
-    """Each build leaves all that was known; a layer that comes back has what it had."""
-    model, optimizer = two_branches(), make(name, **arguments)
-    layer = model.get_layer("a")
-    for trainable in (False, True, False, True):
-        layer.trainable = trainable
-        model.compile(optimizer, loss="mse")
-        known = contents(optimizer) if optimizer.built else None
-        optimizer.build(model.trainable_variables)
-        if known:
-            assert_same(contents(optimizer), known, in_order=False)
-        before = weights(model)
-        compile_and_fit(model, optimizer)
-        assert_moved(model, before)
-    accumulated = arguments.get("gradient_accumulation_steps", 1)
-    assert int(numpy(optimizer.iterations)) == 8 // accumulated
-
-
 def test_a_frozen_layer_stays_where_averages_overwrite():
     """Frozen again, a layer is not set to the average of what it was."""
     model = two_branches()
@@ -341,21 +304,6 @@ def test_other_layers_than_before_ask_for_a_build():
 
 
 # --- decays and multipliers ---
-
-
-def test_rows_go_with_their_variables():
-    """In whatever order these come; and the rows act on them."""
-    ours = named().trainable_variables
-    rules = {"weight_decays": {"one": 0.5}, "lr_multipliers": {"two": 0.5}}
-    optimizer = SGDW(0.1, 0.9, weight_decay=0.25, **rules)
-    decays = {v.path: (0.0, 0.5 if "one" in v.path else 0.25) for v in ours}
-    for order in ([0, 1, 2], [3, 0, 1, 2], [2, 3], [0, 1, 2, 3], [3, 2, 1, 0]):
-        part = [ours[i] for i in order]
-        optimizer.build(part)
-        assert list(optimizer.weight_decays) == [v.path for v in part]
-        assert optimizer.weight_decays == {v.path: decays[v.path] for v in part}
-        assert optimizer.lr_multipliers == {v.path: 0.5 for v in part if "two" in v.path}
-    assert list(left(optimizer, part)) == [0.75, 0.75, 0.5, 0.5]
 
 
 def test_keys_are_an_error_at_the_first_build_only():

@@ -99,23 +99,6 @@ def test_a_decoupled_class_reads_the_rate(runner, rate, steps):
     )
 
 
-def test_outside_of_an_update_it_is_the_next_ones():
-    class Notes(AdamW):
-        seen = ()
-
-        def update_step(self, gradient, variable, learning_rate):
-            type(self).seen += (float(numpy(self.learning_rate)), float(numpy(learning_rate)))
-            super().update_step(gradient, variable, learning_rate)
-
-    optimizer, ours = Notes(CosineWarmRestarts(0.25, 5), weight_decay=0.1), variables()[:1]
-    for grads in gradients(3):
-        expected = float(numpy(optimizer.learning_rate))
-        Notes.seen = ()
-        optimizer.apply([ops.convert_to_tensor(grads[0])], ours)
-        assert Notes.seen == (pytest.approx(expected),) * 2
-    assert float(numpy(optimizer.learning_rate)) < expected
-
-
 def test_update_step_outside_of_an_update_is_an_error(monkeypatch):
     """If Keras renames our hook, its own loop calls `update_step` there. Nothing is computed, and the error says so."""
     optimizer, ours = AdamW(weight_decay=0.1), variables()
