@@ -278,14 +278,13 @@ else:
             for variable in model.trainable_variables:
                 assert np.array_equal(numpy(variable), averages[variable.path]), variable.path
 
-    @pytest.mark.parametrize("jit_compile", [False, True][: 1 + (BACKEND == "tensorflow")])
-    def test_an_average_that_is_new_in_fit_starts_at_its_variable(jit_compile):
+    def test_an_average_that_is_new_in_fit_starts_at_its_variable():
         """With a momentum of 1 it stays there, and `fit` ends by putting it into the variable."""
         model, optimizer = two_branches(), make("adamw", use_ema=True, ema_momentum=1.0)
-        compile_and_fit(model, optimizer, jit_compile=jit_compile)
+        compile_and_fit(model, optimizer)
         start = values(model.get_layer("a").weights)
         unfreeze(model)
-        compile_and_fit(model, optimizer, build=False, jit_compile=jit_compile)
+        compile_and_fit(model, optimizer, build=False)
         for old, new in zip(start, values(model.get_layer("a").weights), strict=True):
             assert np.array_equal(old, new)
 
