@@ -121,7 +121,9 @@ def test_unknown_variables_in_apply(name, arguments):
         assert np.array_equal(numpy(known), numpy(twin))
     assert_same(contents(optimizer), contents(alone), in_order=False)
     np.testing.assert_allclose(numpy(new), run.values[0], atol=1e-6)
-    assert optimizer.weight_decays == {"y/w": (0.0, DECAY), "x/w": (0.0, DECAY)}
+    (third,) = ones("z/w")
+    optimizer.apply(tensors(grads(6, 2)), [third, known])  # still built on what is not listed
+    assert optimizer.weight_decays == {f"{n}/w": (0.0, DECAY) for n in "yxz"}
 
 
 def test_layers_frozen_on_purpose():
