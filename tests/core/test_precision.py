@@ -18,7 +18,6 @@ from cases import (
     ALPHA,
     BACKEND,
     COMPILED,
-    ONE_OF_EACH,
     OPTIMIZERS,
     RUNNERS,
     VARIANTS,
@@ -36,7 +35,8 @@ from training import make
 LOW = ["bfloat16", "float16"]
 ULP = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23}  # of 1.0
 START = np.array([1.0, -1.5, 0.25])
-every_runner = pytest.mark.parametrize("runner", RUNNERS)
+LAST = list(COMPILED)[-1]  # a way to compile: of TensorFlow's, XLA
+TOGETHER = ["adamw", "nadamw", "sgdw-nesterov"]
 
 
 def optimizer(name, **more):
@@ -76,34 +76,33 @@ def rounded_once(dtype, expected, path, k):
 
 # --- small k: 1 − β^k without cancellation ---
 
-SLOW = {
-    "adamw": {"beta_1": 0.9, "beta_2": 0.999999},
-    "adamw, slower": {"beta_1": 0.9999, "beta_2": 0.99999999},  # in float32 this β2 is 1
-    "adamw, usual": {},
-    "nadamw": {"beta_1": 0.9, "beta_2": 0.999999},
-    "nadamw, slower": {"beta_1": 0.9999, "beta_2": 0.99999999},
+SLOW = {"beta_1": 0.9999, "beta_2": 0.99999999}  # in float32 this β2 is 1
+SLOW_CASES = {
+    "adamw": SLOW,
+    "nadamw": SLOW,
     "nadamw, Keras' decay": {"beta_1": 0.9999, "beta_2": 0.999999, "momentum_decay": 1.0},
-    "nadamw, no momentum decay": {"beta_1": 0.9999, "beta_2": 0.999999, "momentum_decay": 0.0},
 }
 
 
-@every_runner
-@pytest.mark.parametrize("case", SLOW)
+@pytest.mark.parametrize("runner", COMPILED)
+@pytest.mark.parametrize("case", SLOW_CASES)
 def test_first_steps(case, runner):
     """From θ = 0 float32 keeps all the digits of the way gone."""
-    name, arguments = case.split(",")[0], SLOW[case]
+    name, arguments = case.split(",")[0], SLOW_CASES[case]
     variables = variables_of([np.zeros(8)], ["float32"])
     step = RUNNERS[runner](optimizer(name, **arguments), variables)
     run = oracle_run(name, [np.zeros(8)], **arguments)
     follow(step, variables, run, gradients(6, [(8,)]), lambda dtype, value, path, k: 1e-5 * path)
 
 
-@settings(max_examples=examples(200), deadline=None)
+@settings(max_examples=examples(effort(80, 200)), deadline=None)
 @given(
     name=st.sampled_from(["adamw", "adamw-amsgrad", "nadamw", "nadamw-keras"]),
     beta_1=st.floats(0.0, 1 - 1e-6),
     beta_2=st.floats(0.0, 1 - 1e-8),
 )
+@example(name="adamw", **SLOW)
+@example(name="nadamw", **SLOW)
 @example(name="nadamw", beta_1=1e-130, beta_2=0.0)
 @example(name="nadamw", beta_1=0.0, beta_2=0.9)
 @example(name="nadamw", beta_1=4e-4, beta_2=0.9)
@@ -123,12 +122,13 @@ def test_first_steps_with_any_beta(name, beta_1, beta_2):
 # --- large k ---
 
 
-@every_runner
-@pytest.mark.parametrize("k", [10**6, 2**24 + 1, 2**31 - 10])
-@pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_late_in_a_run(name, k, runner):
+@pytest.mark.parametrize(
+    ("name", "runner"), [("adamw", "eager"), ("adamw", LAST), ("nadamw", LAST)]
+)
+@pytest.mark.parametrize("k", [2**24 + 1, 2**31 - 10])
+def test_late_in_a_run(k, name, runner):
     """A cycle of ten updates, where float32 can't tell k from its neighbours, and a β2^k that is not 0 yet."""
-    arguments = {} if name == "sgdw-momentum" else {"beta_2": 1 - 1e-7}
+    arguments = {"beta_2": 1 - 1e-7}
     if name == "nadamw":  # Π is a product over the updates made, which k alone does not give
         arguments["beta_1"] = 0.0
     value = np.linspace(1, 2, 5).astype("float32")
@@ -157,154 +157,121 @@ def nadamw_without_momentum(g, state, k, rate, beta_2):
     return rate * g / (np.sqrt(v / (1 - beta_2 ** (k + 1))) + 1e-7)
 
 
-@pytest.mark.parametrize("name", ["nadamw", "nadamw-keras"])
-def test_nadamw_when_its_product_has_vanished(name):
-    """Π underflows float32 within a thousand updates, and nothing happens."""
+def test_nadamw_when_its_product_has_vanished():
+    """Π underflows float32 after some 130 updates, and nothing happens."""
     start = np.linspace(1, 2, 3).astype("float32")
     variables = variables_of([start], ["float32"])
     runner = COMPILED.get("jit") or COMPILED.get("graph") or eager
-    step = runner(optimizer(name, beta_1=0.9, weight_decay=0.001), variables)
-    run = oracle_run(name, [start], decay=(0.0, 0.001), beta_1=0.9)
-    for grads in gradients(1200, [(3,)]):
+    made = optimizer("nadamw", weight_decay=0.001)
+    step = runner(made, variables)
+    run = oracle_run("nadamw", [start], decay=(0.0, 0.001))
+    for grads in gradients(200, [(3,)]):
         step(grads)
         run.step(grads)
     most = 2.0**-24 * (3 * run.k + 16 * run.path[0].max()) + 1e-7 * np.abs(run.values[0])
-    assert_within(variables[0], run.values[0], most, "after 1200 updates")
+    assert_within(variables[0], run.values[0], most, "after 200 updates")
+    product = next(v for v in made.variables if "momentum_product" in v.path)
+    assert float(numpy(product)) == 0
 
 
 # --- low precision ---
 
-KINDS = [
-    oracle.Decay(l2=0.002, cautious=True, eta_power=0),
-    oracle.Decay(0.0005, 0.01, "initial"),
-    oracle.Decay(0.002, 0.001, soft_threshold=True),
-    oracle.Decay(0.0005, 0.01, "initial", soft_threshold=True),
+PLAIN = oracle.Decay(l2=0.001)
+# One variable for each.
+DECAYS = [
+    ("bfloat16", PLAIN),
+    ("float16", PLAIN),
+    ("bfloat16", oracle.Decay(l2=0.002, cautious=True, eta_power=0)),
+    ("bfloat16", oracle.Decay(0.0005, 0.01, "initial")),
+    ("bfloat16", oracle.Decay(0.002, 0.001, soft_threshold=True)),
+    ("bfloat16", oracle.Decay(0.0005, 0.01, "initial", soft_threshold=True)),
 ]
 
 
-PLAIN = oracle.Decay(l2=0.001)
-
-
 @pytest.mark.parametrize(
-    ("name", "decay", "dtype", "runner"),
-    [
-        *product(VARIANTS, [PLAIN], LOW, ["eager"]),
-        *product(ONE_OF_EACH, [PLAIN], LOW, COMPILED),
-        *product(ONE_OF_EACH, KINDS, ["bfloat16"], ["eager"]),
-    ],
+    ("name", "runner"), [*product(VARIANTS, ["eager"]), *product(["adamw"], COMPILED)]
 )
-def test_low_precision_follows_the_oracle(name, decay, dtype, runner):
+def test_low_precision_follows_the_oracle(name, runner):
     """Steps far below the resolution of the type add up, and the type shows the oracle's weights rounded once.
 
     The reference of a decay too: what is near it differs from it by less than the type resolves.
     """
     alpha = 0.0005 if name.startswith("sgdw") else 0.001  # an eighth of a bfloat16's distance at 1
     start = np.array([1.0, -1.5, 0.25, 1.875, 0.0])  # in either type, and one that starts at 0
-    variables = variables_of([start], [dtype])
-    made = optimizer(name, learning_rate=alpha, weight_decay=make_decay(decay))
-    batches = [cast(g, [dtype]) for g in gradients(60, [(5,)])]
-    run = oracle_run(name, [start], alpha, decay)
+    dtypes, decays = zip(*DECAYS, strict=True)
+    variables = variables_of([start] * len(DECAYS), dtypes)
+    own = {f"v{i}": make_decay(decay) for i, decay in enumerate(decays)}
+    made = optimizer(name, learning_rate=alpha, weight_decays=own)
+    batches = [cast(g * len(DECAYS), dtypes) for g in gradients(60, [(5,)])]
+    run = oracle_run(name, [start] * len(DECAYS), alpha)
+    run.decays = decays
     follow(RUNNERS[runner](made, variables), variables, run, batches, rounded_once)
-    assert all(v.dtype == "float32" for v in made.variables if "reference" in v.path)
-    assert decay in KINDS or np.all(numpy(variables[0]) != start)
-
-
-# 1 − 1e-4 is 1 in either type, and in bfloat16 so is 1 − 1e-3.
-ALONE = effort(
-    [*zip(["adamw", "nadamw", "sgdw", "sgdw-momentum"], LOW * 2, strict=True)],
-    [*product(["adamw", "nadamw", "sgdw", "sgdw-momentum"], LOW)],
-)
-DECAYS = [(*case, runner, 1e-4, 1000) for case in ALONE for runner in COMPILED]
-DECAYS += [(*case, "eager", *effort((1e-3, 100), (1e-4, 1000))) for case in ALONE]
+    assert {v.dtype for v in made.variables if "reference" in v.path} == {"float32"}
+    assert np.all(numpy(variables[0]) != start)
 
 
 @pytest.mark.reliability
-@pytest.mark.parametrize(("name", "dtype", "runner", "decay", "updates"), DECAYS)
-def test_decay_alone(name, dtype, runner, decay, updates):
-    """0.905 of the weight must be left in the end."""
-    variables = variables_of([np.array([1.0, -0.7, 3.0])], [dtype])
-    start = numpy(variables[0])
-    step = RUNNERS[runner](optimizer(name, weight_decay=decay), variables)
+@pytest.mark.parametrize("name", ["adamw", "sgdw"] if BACKEND == "torch" else ["adamw"])  # kernels
+def test_decay_alone(name):
+    """0.905 of the weight must be left in the end: 1 − 1e-4 is 1 in either type."""
+    variables = variables_of([np.array([1.0, -0.7, 3.0])] * 2, LOW)
+    start, updates = [numpy(v) for v in variables], 1000
+    step = COMPILED[LAST](optimizer(name, weight_decay=1e-4), variables)
+    grads = cast([np.zeros(3, "float32")] * 2, LOW)
     for _ in range(updates):
-        step(cast([np.zeros(3, "float32")], [dtype]))
-    assert_decayed(variables[0], start, decay, updates)
-
-
-def assert_decayed(variable, start, decay, updates):
-    rtol = 0.5 * ULP[variable.dtype] + 3 * updates * 2.0**-24
-    np.testing.assert_allclose(numpy(variable), (1 - decay) ** updates * start, rtol=rtol)
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_an_assigned_low_precision_value_counts(name):
-    """Whatever finer copy is kept: a weight that somebody sets goes on from there."""
-    variables = variables_of([np.ones(3)], ["bfloat16"])
-    step = eager(optimizer(name, learning_rate=1e-4, weight_decay=1e-4), variables)
-    grads = cast([np.ones(3, "float32")], ["bfloat16"])
-    for _ in range(3):
         step(grads)
-    variables[0].assign(np.full(3, -2.0, "float32"))
-    step(grads)
-    np.testing.assert_allclose(numpy(variables[0]), -2.0, rtol=ULP["bfloat16"])
+    for variable, value in zip(variables, start, strict=True):
+        rtol = 0.5 * ULP[variable.dtype] + 3 * updates * 2.0**-24
+        np.testing.assert_allclose(numpy(variable), (1 - 1e-4) ** updates * value, rtol=rtol)
 
 
 # --- types side by side, and gradients of another type ---
 
-OTHER = LOW if BACKEND == "jax" else [*LOW, "float64"]  # JAX has it only where it is switched on
-TOGETHER = ["adamw", "nadamw", "nadamw-keras", "sgdw-nesterov"]
-SIDE_BY_SIDE = [
-    (name, order, "eager", 0.003, 0.01)
-    for name in TOGETHER
-    for order in (("bfloat16", "float32", "float16"), ("float16", "float32", "bfloat16"))
-]
-if BACKEND != "jax":
-    SIDE_BY_SIDE += [
-        (name, ("float32", "float64", "bfloat16"), runner, 1e-9, 2e-9)
-        for name in ("adamw", "sgdw-momentum")
-        for runner in RUNNERS
-    ]
-
-
-@pytest.mark.parametrize(("name", "order", "runner", "alpha", "l2"), SIDE_BY_SIDE)
-def test_types_side_by_side(name, order, runner, alpha, l2):
-    """Each variable is updated in its own: a scalar shared by all must not take the type of the first."""
-
-    def most(dtype, expected, path, k):
-        if dtype == "float64":  # float32 scalars allow for some digits of the way gone
-            return 1e-6 * np.abs(expected - START) + 1e-16
-        return rounded_once(dtype, expected, path, k)
-
-    variables = variables_of([START] * 3, order)
-    made = optimizer(name, learning_rate=alpha, weight_decay=l2)
-    batches = [cast([g] * 3, order) for (g,) in gradients(15, [(3,)])]
-    run = oracle_run(name, [START] * 3, alpha, (0.0, l2))
-    follow(RUNNERS[runner](made, variables), variables, run, batches, most)
-    assert tuple(v.dtype for v in variables) == order
+FLOATS = ["bfloat16", "float32", "float16"]
+FLOATS += ["float64"] * (BACKEND != "jax")  # JAX has it only where it is switched on
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "runner"),
-    [*product(ONE_OF_EACH, OTHER, ["eager"]), *product(["adamw"], OTHER, COMPILED)],
+    ("name", "order", "runner"),
+    [
+        *product(TOGETHER, [FLOATS], ["eager"]),
+        *product(["adamw"], [FLOATS[::-1]], RUNNERS),
+    ],
+    ids=str,
 )
-def test_gradients_are_cast(name, dtype, runner):
-    variables = variables_of([START], ["float32"])
-    step = RUNNERS[runner](optimizer(name, weight_decay=0.01), variables)
-    batches = [cast(g, [dtype]) for g in gradients(8, [(3,)])]
-    run = oracle_run(name, [START], decay=(0.0, 0.01))
-    follow(step, variables, run, batches, lambda t, value, path, k: 2.0**-24 * (3 * k + 16) * 2)
+def test_types_side_by_side(name, order, runner):
+    """Each variable is updated in its own: a scalar shared by all must not take the type of the first."""
+
+    def most(dtype, expected, path, k):
+        return (
+            1e-12 * path + 1e-15 if dtype == "float64" else rounded_once(dtype, expected, path, k)
+        )
+
+    alpha, l2 = 2.0**-8, 2.0**-7  # in float32 too
+    variables = variables_of([START] * len(order), order)
+    made = optimizer(name, learning_rate=alpha, weight_decay=l2)
+    batches = [cast(g * len(order), order) for g in gradients(15, [(3,)])]
+    run = oracle_run(name, [START] * len(order), alpha, (0.0, l2))
+    follow(RUNNERS[runner](made, variables), variables, run, batches, most)
+    assert [v.dtype for v in variables] == order
 
 
-@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw"])
-def test_wider_gradients_of_low_precision_weights(name):
-    variables = variables_of([START], ["bfloat16"])
-    step = eager(optimizer(name, learning_rate=0.003, weight_decay=0.01), variables)
-    run = oracle_run(name, [START], alpha=0.003, decay=(0.0, 0.01))
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_gradients_are_cast(runner):
+    """Floats of every type, for a float32 weight; and float32, for one below it."""
+    dtypes = ["float32"] * len(FLOATS) + ["bfloat16"]
+    variables = variables_of([START] * len(dtypes), dtypes)
+    step = RUNNERS[runner](optimizer("adamw", weight_decay=0.01), variables)
+    batches = [cast(g * len(dtypes), [*FLOATS, "float32"]) for g in gradients(8, [(3,)])]
+    run = oracle_run("adamw", [START] * len(dtypes), decay=(0.0, 0.01))
 
     def most(dtype, value, path, k):
+        if dtype == "float32":
+            return 2.0**-24 * (3 * k + 16) * 2
         # whether the gradient is rounded to the variable's type first is left open: 2⁻⁹ of the way gone
         return 0.5 * ULP[dtype] * (np.abs(value) + path.max()) + 1e-6
 
-    follow(step, variables, run, gradients(10, [(3,)]), most)
+    follow(step, variables, run, batches, most)
 
 
 # --- float64 ---
@@ -313,10 +280,7 @@ def test_wider_gradients_of_low_precision_weights(name):
 @pytest.mark.reliability
 @pytest.mark.parametrize(
     ("name", "runner"),
-    [
-        *product(OPTIMIZERS, ["eager"]),
-        *product(effort(ONE_OF_EACH, OPTIMIZERS), COMPILED),
-    ],
+    [*product(OPTIMIZERS, ["eager"]), *product(["adamw"], COMPILED)],
 )
 def test_float64_everywhere(name, runner):
     """Scalars, moments and weights all have it: sixteen digits of the way gone, and of the decay."""

@@ -11,11 +11,9 @@ from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Decay, Lion, NadamW
 OURS = [AdamW, NadamW, SGDW, Lion]
 EAGER = {"eager": eager}
 RUNNERS = EAGER | COMPILED if BACKEND == "torch" else COMPILED
-ONE = next(iter(COMPILED))  # way to compile
-RATES = {"constant": lambda: 0.25, "schedule": lambda: CosineWarmRestarts(0.25, 3, t_mul=2)}
+RATES = {"constant": float, "schedule": lambda rate: CosineWarmRestarts(rate, 3, t_mul=2)}
 every_class = pytest.mark.parametrize("cls", OURS)
 every_runner = pytest.mark.parametrize("runner", RUNNERS)
-every_rate = pytest.mark.parametrize("rate", RATES)
 
 
 def variables():
@@ -55,42 +53,6 @@ def assert_same(one, other):
 # --- the rate ---
 
 
-@every_rate
-@every_runner
-@every_class
-def test_a_subclass_scales_the_rate(cls, runner, rate):
-    """Its steps are those at twice the rate, and its decay is that at the rate itself."""
-
-    class Twice(cls):
-        def update_step(self, gradient, variable, learning_rate):
-            super().update_step(gradient, variable, 2 * learning_rate)
-
-    double = {
-        "constant": lambda: 0.5,
-        "schedule": lambda: CosineWarmRestarts(0.5, 3, t_mul=2),
-    }
-    one = train(Twice(RATES[rate](), **arguments(cls)), runner)
-    assert_same(one, train(cls(double[rate](), **arguments(cls)), runner))
-    # With a test that cannot tell the two apart, it would say nothing.
-    assert np.abs(one - train(cls(RATES[rate](), **arguments(cls)), runner)).max() > 0.01
-
-
-@every_rate
-@pytest.mark.parametrize("runner", ["eager", ONE])
-@every_class
-def test_a_subclass_reads_the_rate(cls, runner, rate):
-    """`self.learning_rate` in `update_step` is the rate of this update."""
-
-    class Reads(cls):
-        def update_step(self, gradient, variable, learning_rate):
-            super().update_step(gradient, variable, self.learning_rate)
-
-    assert_same(
-        train(Reads(RATES[rate](), **arguments(cls)), runner),
-        train(cls(RATES[rate](), **arguments(cls)), runner),
-    )
-
-
 class Plain(keras.optimizers.Optimizer):
     """Steps by the rate that it reads, and not by the one that it is given."""
 
@@ -99,56 +61,59 @@ class Plain(keras.optimizers.Optimizer):
         self.assign_sub(variable, rate * gradient)
 
 
-@every_rate
+@pytest.mark.parametrize(
+    ("cls", "rate"),
+    [
+        (AdamW, "schedule"),
+        (NadamW, "constant"),
+        (SGDW, "schedule"),
+        (Lion, "constant"),
+        (Lion, "schedule"),
+    ],
+)
 @every_runner
-@pytest.mark.parametrize("steps", [1, 2])
+def test_a_subclass_reads_and_scales_the_rate(cls, rate, runner):
+    """`self.learning_rate` in `update_step` is that of this update, and as large as the one that is given.
+
+    Steps by both together are those at twice the rate. The decay is that at the rate itself.
+    """
+
+    class Twice(cls):
+        def update_step(self, gradient, variable, learning_rate):
+            super().update_step(gradient, variable, learning_rate + self.learning_rate)
+
+    one = train(Twice(RATES[rate](0.25), **arguments(cls)), runner)
+    assert_same(one, train(cls(RATES[rate](0.5), **arguments(cls)), runner))
+
+
+@pytest.mark.parametrize(("rate", "steps"), [("constant", 1), ("schedule", 2)])
+@every_runner
 def test_a_decoupled_class_reads_the_rate(runner, rate, steps):
     """There it is the rate of the variable, with its multiplier. Gradients may accumulate."""
     if steps > 1 and runner == "eager" and BACKEND == "jax":
         runner = "jit"  # Keras calls jax.lax.cond, which eager JAX compiles at every update
     more = {"gradient_accumulation_steps": steps} if steps > 1 else {}
-    ours = train(decouple(Plain)(learning_rate=RATES[rate](), **arguments(None, **more)), runner)
-    assert_same(ours, train(SGDW(RATES[rate](), **arguments(None, **more)), runner))
+    ours = decouple(Plain)(learning_rate=RATES[rate](0.25), **arguments(None, **more))
+    assert_same(
+        train(ours, runner), train(SGDW(RATES[rate](0.25), **arguments(None, **more)), runner)
+    )
 
 
-def test_outside_of_an_update_it_is_the_next_ones():
-    class Notes(AdamW):
-        seen = ()
-
-        def update_step(self, gradient, variable, learning_rate):
-            type(self).seen += (float(numpy(self.learning_rate)), float(numpy(learning_rate)))
-            super().update_step(gradient, variable, learning_rate)
-
-    optimizer, ours = Notes(CosineWarmRestarts(0.25, 5), weight_decay=0.1), variables()[:1]
-    for grads in gradients(3):
-        expected = float(numpy(optimizer.learning_rate))
-        Notes.seen = ()
-        optimizer.apply([ops.convert_to_tensor(grads[0])], ours)
-        assert Notes.seen == (pytest.approx(expected),) * 2
-    assert float(numpy(optimizer.learning_rate)) < expected
-
-
-def test_update_step_outside_of_an_update_is_an_error():
-    """If Keras renames the hook before it, the error says so; nothing else is computed."""
+def test_update_step_outside_of_an_update_is_an_error(monkeypatch):
+    """If Keras renames our hook, its own loop calls `update_step` there. Nothing is computed, and the error says so."""
     optimizer, ours = AdamW(weight_decay=0.1), variables()
-    optimizer.build(ours)
+    grads = [ops.ones((3, 2)) for _ in ours]
+    optimizer.apply(grads, ours)
     before = [numpy(v) for v in ours]
-    with pytest.raises(
-        RuntimeError, match=r"`update_step` is called by `apply`.*Received.*upgrade"
-    ):
-        optimizer.update_step(ops.ones((3, 2)), ours[0], 0.1)
-    np.testing.assert_array_equal([numpy(v) for v in ours], before)
-
-
-def test_a_hook_that_keras_renamed(monkeypatch):
-    """The backend's own loop calls `update_step` then, without what our hook would have computed."""
-    hook = "_backend_update_step"
+    match = r"`update_step` is called by `apply`.*Received.*this version of Keras does not fit"
+    with pytest.raises(RuntimeError, match=match):
+        optimizer.update_step(grads[0], ours[0], 0.1)
     for cls in AdamW.__mro__:
-        if hook in vars(cls) and cls.__module__.startswith("keras_decoupled"):
-            monkeypatch.delattr(cls, hook)
-    optimizer, ours = AdamW(weight_decay=0.1), variables()
-    with pytest.raises(RuntimeError, match="this version of Keras does not fit"):
-        optimizer.apply([ops.ones((3, 2)) for _ in ours], ours)
+        if "_backend_update_step" in vars(cls) and cls.__module__.startswith("keras_decoupled"):
+            monkeypatch.delattr(cls, "_backend_update_step")
+    with pytest.raises(RuntimeError, match=match):
+        optimizer.apply(grads, ours)
+    np.testing.assert_array_equal([numpy(v) for v in ours], before)
 
 
 # --- attributes and methods ---
@@ -168,8 +133,7 @@ def private_names():
     return sorted(found - keras_names - {*dir(AdamW)})
 
 
-@every_rate
-@every_class
+@pytest.mark.parametrize(("cls", "rate"), [(AdamW, "schedule"), (Lion, "constant")])
 def test_attributes_called_like_ours(cls, rate):
     names = private_names()
     assert {"step", "scalars", "begin", "registry", "_decay", "clock", "counter"} <= {*names}
@@ -181,8 +145,8 @@ def test_attributes_called_like_ours(cls, rate):
                 setattr(self, name, 0.95)
 
     for kind in (Mine, type("Methods", (cls,), {name: lambda *_: 0.95 for name in names})):
-        optimizer = kind(RATES[rate](), **arguments(cls))
-        assert_same(train(optimizer), train(cls(RATES[rate](), **arguments(cls))))
+        optimizer = kind(RATES[rate](0.25), **arguments(cls))
+        assert_same(train(optimizer), train(cls(RATES[rate](0.25), **arguments(cls))))
         again = kind.from_config(optimizer.get_config())
         assert_same(train(again), train(cls.from_config(optimizer.get_config())))
         if kind is Mine:
@@ -205,9 +169,7 @@ def test_attributes_of_a_decoupled_class_called_like_ours():
         assert_same(train(optimizer), train(SGDW(0.25, **arguments(None))))
 
 
-@pytest.mark.parametrize(
-    "name", ["restart", "explain", "fast", "t_cur", "learning_rate", "begin_decay", "from_keras"]
-)
+@pytest.mark.parametrize("name", ["restart", "fast", "t_cur", "learning_rate"])
 def test_a_documented_name_is_refused(name):
     """The error says which one is taken, and what to do."""
 
@@ -255,16 +217,15 @@ class Direct(WithSlots, AdamW):
 
 
 @pytest.mark.parametrize("make", [decouple(WithSlots), Direct], ids=["decoupled", "derived"])
-@pytest.mark.parametrize("use_ema", [False, True])
-@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize(("use_ema", "rate"), [(False, "schedule"), (True, "constant")])
 def test_slots_called_like_ours(make, use_ema, rate):
     """Each comes back from a file, into the variable that it belongs to, and without a word."""
     decay = {"weight_decay": Decay(0.1, towards="initial"), "use_ema": use_ema}
-    optimizer = make(learning_rate=RATES[rate](), **decay)
+    optimizer = make(learning_rate=RATES[rate](0.25), **decay)
     train(optimizer, updates=2)
     store = {}
     optimizer.save_own_variables(store)
-    loaded = make(learning_rate=RATES[rate](), **decay)
+    loaded = make(learning_rate=RATES[rate](0.25), **decay)
     loaded.build(variables())
     loaded.load_own_variables(store)
     assert len(loaded.variables) == len(optimizer.variables)
@@ -326,23 +287,20 @@ def test_set_weights_before_build_is_keras_own_error():
         AdamW(weight_decay=0.1).set_weights([np.ones(2)])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    "kind", [{}, {"use_ema": True}, {"weight_decay": Decay(0.1, towards="initial")}]
+    ("cls", "policy"), [(AdamW, "mixed_bfloat16"), (Lion, "bfloat16"), (NadamW, "bfloat16")]
 )
-@every_class
-def test_a_model_that_fit_builds(cls, kind, dtype):
+def test_a_model_that_fit_builds(cls, policy):
     """Averages, references and float32 copies start at the weights that `fit` has just made."""
-    policy = "mixed_bfloat16" if dtype == "float32" else dtype
     layer = keras.layers.Dense(4, name="one", dtype=policy, kernel_initializer="ones")
     model = keras.Sequential([layer])
-    model.compile(cls(0.25, **{"weight_decay": 0.1} | kind), loss="mse")
+    optimizer = cls(0.25, weight_decay=Decay(0.1, towards="initial"), use_ema=True)
+    model.compile(optimizer, loss="mse")
     x = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
-    model.fit(x, np.zeros((8, 4)), batch_size=4, epochs=2, verbose=0)
-    for record in model.optimizer._kd.registry.built:
+    model.fit(x, np.zeros((8, 4)), batch_size=4, epochs=1, verbose=0)
+    for record in optimizer._kd.registry.built:
         for slot in record.slots.values():
             assert tuple(slot.shape) == tuple(record.variable.shape)
             assert np.all(np.isfinite(numpy(slot)))
-        if record.reference is not None:
-            first = 0.0 if record.row.path.endswith("bias") else 1.0
-            np.testing.assert_array_equal(numpy(record.reference), first)
+        first = 0.0 if record.row.path.endswith("bias") else 1.0
+        np.testing.assert_array_equal(numpy(record.reference), first)

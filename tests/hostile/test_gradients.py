@@ -1,4 +1,4 @@
-"""Gradients, rates and variables that nobody means: not finite, of another shape or type, too many, twice, unknown.
+"""Gradients, rates and variables that nobody means: not finite, of another shape, too many, twice, unknown.
 
 What comes out is an error that names the variable, or what stock Keras does; never quietly something else.
 """
@@ -9,18 +9,15 @@ import keras
 import numpy as np
 import pytest
 
-from cases import ALPHA, BACKEND, COMPILED, ONE_OF_EACH, OPTIMIZERS, eager, make_variable, numpy
-from effort import FULL, effort
+from cases import ALPHA, BACKEND, COMPILED, ONE_OF_EACH, RUNNERS, eager, make_variable, numpy
 from oracle import At
-from training import DECAY, linear, make, oracle_of, state, tensors, values
+from training import make, oracle_of, state, tensors, values
 
 NAN, INF = float("nan"), float("inf")
-RUNNERS = {"eager": eager, **COMPILED}
-if not FULL:  # without XLA on TensorFlow, where compiling takes longest
-    RUNNERS = dict(list(RUNNERS.items())[:2])
-BAD = effort([NAN, INF], [NAN, INF, -INF])
-SOME = effort(["adamw", "nadamw", "sgdw"], list(OPTIMIZERS))
 pytestmark = pytest.mark.reliability
+# A way to compile, with TensorFlow's ops where it has them; and the one in which XLA has a part.
+FIRST, LAST = next(iter(COMPILED)), list(COMPILED)[-1]
+every_runner = pytest.mark.parametrize("runner", RUNNERS)
 # What they compute without decay, in stock Keras.
 NADAM = {"beta_1": 0.8, "beta_2": 0.99, "epsilon": 0.01}
 STOCK = {
@@ -45,15 +42,7 @@ def refused(optimizer, variables, match, error=ValueError):
     for variable, old in zip(variables, weights, strict=True):
         np.testing.assert_array_equal(numpy(variable), old, err_msg=variable.path)
     if slots:  # else it was not built, and may be by now
-        assert state(optimizer).keys() == slots.keys()
-        for path, value in state(optimizer).items():
-            np.testing.assert_array_equal(value, slots[path], err_msg=path)
-
-
-def assert_follows(variables, run, rows=slice(None)):
-    """The first of the oracle's weights are these."""
-    for variable, expected in zip(variables, run.values, strict=False):
-        np.testing.assert_allclose(numpy(variable)[rows], expected[rows], atol=2e-6)
+        np.testing.assert_equal(state(optimizer), slots)
 
 
 # --- not finite ---
@@ -73,12 +62,11 @@ def assert_as_in_keras(name, runner, updates, **clipping):
         np.testing.assert_allclose(a[np.isfinite(b)], b[np.isfinite(b)], atol=2e-6)
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("name", STOCK)
-def test_one_bad_element_spoils_itself_alone_as_in_keras(name, bad, runner):
-    spoilt = [G.copy(), G.copy()]
-    spoilt[1][1] = bad
+@pytest.mark.parametrize(
+    ("name", "runner"), dict.fromkeys([*((name, FIRST) for name in STOCK), ("adamw", LAST)])
+)
+def test_one_bad_element_spoils_itself_alone_as_in_keras(name, runner):
+    spoilt = [np.array([INF, -1.0, -INF], "float32"), np.array([0.5, NAN, 0.25], "float32")]
     updates = [[G, -G], spoilt, [G, G]]
     assert_as_in_keras(name, runner, updates)
     decayed, run = pair(), oracle_of(name, values(pair()))
@@ -86,45 +74,30 @@ def test_one_bad_element_spoils_itself_alone_as_in_keras(name, bad, runner):
     for grads in updates:
         step(grads)
         run.step([np.where(np.isfinite(g), g, 0.0) for g in grads])
-    assert [np.isfinite(v).tolist() for v in values(decayed)] == [[True] * 3, [True, False, True]]
-    assert_follows(decayed, run, rows=[0, 2])
+    for variable, expected, g in zip(decayed, run.values, spoilt, strict=True):
+        expected[~np.isfinite(g)] = NAN
+        found = np.where(np.isfinite(numpy(variable)), numpy(variable), NAN)
+        np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
 @pytest.mark.parametrize("bad", [NAN, INF])
 @pytest.mark.parametrize(
     "clipping", [{"clipnorm": 1.0}, {"global_clipnorm": 1.0}, {"clipvalue": 0.5}], ids=str
 )
-@pytest.mark.parametrize("name", STOCK)
-def test_clipping_spreads_what_is_not_finite_as_in_keras(name, clipping, bad, runner):
+def test_clipping_spreads_what_is_not_finite_as_in_keras(clipping, bad):
     spoilt = np.array([0.5, bad, 0.25], "float32")
-    assert_as_in_keras(name, runner, [[G, G], [G, spoilt], [G, -G]], **clipping)
+    assert_as_in_keras("adamw", "eager", [[G, G], [G, spoilt], [G, -G]], **clipping)
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("name", SOME)
-def test_a_frozen_variable_takes_no_bad_gradient(name, runner):
-    variables = pair()
-    before = numpy(variables[1])
-    step = RUNNERS[runner](make(name, lr_multipliers={"b": 0}), variables)
-    run = oracle_of(name, values(variables[:1]))
-    for _ in range(2):
-        step([G, np.full(3, NAN, "float32")])
-        run.step([G])
-    np.testing.assert_array_equal(numpy(variables[1]), before)
-    assert_follows(variables[:1], run)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw"])
-def test_a_low_precision_weight_does_not_hide_it(name, runner, dtype):
+@every_runner
+def test_a_low_precision_weight_does_not_hide_it(runner):
     """The finer copy of such a weight must not bring an old value back."""
-    variable = make_variable("w", np.array([1.0, -2.0, 3.0], "float32"), dtype)
-    step = RUNNERS[runner](make(name), [variable])
+    dtypes, value = ["bfloat16", "float16"], np.array([1.0, -2.0, 3.0], "float32")
+    variables = [make_variable(dtype, value, dtype) for dtype in dtypes]
+    step = RUNNERS[runner](make("adamw"), variables)
     for g in ([0.5, 0.5, 0.5], [0.5, NAN, 0.5], [0.5, 0.5, 0.5]):
-        step(tensors([np.array(g)], dtype))
-    assert np.isfinite(numpy(variable)).tolist() == [True, False, True]
+        step([keras.ops.convert_to_tensor(g, dtype) for dtype in dtypes])
+    assert [np.isfinite(v).tolist() for v in values(variables)] == [[True, False, True]] * 2
 
 
 # --- rates that turn bad on the way; setting a bad one by hand is refused, see test_calls ---
@@ -145,9 +118,14 @@ class Turns(keras.optimizers.schedules.LearningRateSchedule):
         return {"first": self.first, "then": self.then}
 
 
-@pytest.mark.parametrize("runner", [*RUNNERS, "callable"])
-@pytest.mark.parametrize("rate", [*BAD, -0.02, -1e-4])
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize(
+    ("name", "rate", "runner"),
+    [
+        *((name, -0.02, FIRST) for name in ONE_OF_EACH),
+        *(("adamw", rate, "callable") for rate in (-0.02, NAN)),
+        *(("adamw", bad, FIRST) for bad in (NAN, INF)),
+    ],
+)
 def test_a_rate_that_turns_bad(name, rate, runner):
     """η is the rate over α on every path. One below zero goes uphill, as in Keras: the decay has its sign, too."""
     now = {"rate": ALPHA}
@@ -162,144 +140,114 @@ def test_a_rate_that_turns_bad(name, rate, runner):
         step([G, -G])
         if k < TURN or np.isfinite(rate):
             run.step([G, -G])
-            assert_follows(variables, run)
+            np.testing.assert_allclose(values(variables), run.values, atol=2e-6)
         else:
-            assert not any(np.isfinite(v).any() for v in values(variables))
+            assert not np.isfinite(values(variables)).any()
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("bad", [*BAD, -0.25])
-@pytest.mark.parametrize("name", SOME)
-def test_a_decay_schedule_that_turns_bad_spoils_the_decayed_alone(name, bad, runner):
+@pytest.mark.parametrize("bad", [NAN, -0.25])
+def test_a_decay_schedule_that_turns_bad_spoils_the_decayed_alone(bad):
     variables = pair()
-    optimizer = make(name, weight_decay=0, weight_decays={"b": Turns(0.1, bad)})
-    step = RUNNERS[runner](optimizer, variables)
-    run = oracle_of(name, values(variables), l2=0.0)
+    optimizer = make("adamw", weight_decay=0, weight_decays={"b": Turns(0.1, bad)})
+    step = RUNNERS[FIRST](optimizer, variables)
+    run = oracle_of("adamw", values(variables), l2=0.0)
     run.decays = [(0.0, 0.0), (0.0, lambda k: 0.1 if k < TURN else bad)]
     for _ in range(TURN + 1):
         step([G, -G])
         with np.errstate(all="ignore"):
             run.step([G, -G])
-    assert_follows(variables[: 1 + np.isfinite(bad)], run)
-    assert np.isfinite(bad) or not np.isfinite(numpy(variables[1])).any()
+    np.testing.assert_allclose(values(variables), run.values, atol=2e-6)
 
 
 # --- sizes ---
 
 SIZES = [(0,), (0, 3), (), (2,), (1,)]
+NORMS = {"clipnorm": 99.0, "use_ema": True}  # which clip nothing here, if no size makes them NaN
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize(
-    "arguments", [{}, {"clipnorm": 0.1}, {"global_clipnorm": 0.1}, {"use_ema": True}], ids=str
-)
-@pytest.mark.parametrize("name", effort(["adamw-amsgrad", "sgdw"], list(OPTIMIZERS)))
-def test_variables_without_elements_and_without_dimensions(name, arguments, runner, dtype):
-    rng = np.random.default_rng(0)
-    start = [rng.normal(size=shape).astype("float32") for shape in SIZES]
-    variables = [
-        make_variable(f"{x}/w", value, dtype) for x, value in zip("abcde", start, strict=True)
-    ]
-    optimizer = make(name, weight_decays={"c": (0.01, 0.02), "b": (0.1, 0.0)}, **arguments)
+WITH_SIZES = [
+    ("adamw-amsgrad", NORMS, SIZES, FIRST),
+    ("nadamw", {}, SIZES, FIRST),
+    ("sgdw", {}, SIZES, FIRST),
+    ("sgdw-momentum", {"global_clipnorm": 99.0}, SIZES, FIRST),
+    ("adamw", {"global_clipnorm": 99.0}, [(3, 0)], FIRST),  # and nothing else
+]
+if LAST != FIRST:
+    WITH_SIZES.append(("adamw-amsgrad", NORMS, SIZES, LAST))
+
+
+@pytest.mark.parametrize(("name", "arguments", "sizes", "runner"), WITH_SIZES, ids=str)
+def test_variables_without_elements_and_without_dimensions(name, arguments, sizes, runner):
+    """Each size in float32, and in bfloat16 beside it."""
+    rng, shapes = np.random.default_rng(0), [*sizes, *sizes]
+    dtypes = ["float32"] * len(sizes) + ["bfloat16"] * len(sizes)
+    start = [rng.normal(size=shape).astype("float32") for shape in shapes]
+    parts = zip("abcdefghij", start, dtypes, strict=False)
+    variables = [make_variable(f"{x}/w", value, dtype) for x, value, dtype in parts]
+    decays = {"b": (0.1, 0.0), "c": (0.01, 0.02)} if len(sizes) > 1 else {}
+    optimizer = make(name, weight_decays=decays, **arguments)
     run = oracle_of(name, values(variables))
-    run.decays[1:3] = [(0.1, 0.0), (0.01, 0.02)]
+    run.decays[1 : 1 + len(decays)] = decays.values()
     step = RUNNERS[runner](optimizer, variables)
     for _ in range(3):
-        grads = tensors([rng.normal(size=shape).astype("float32") for shape in SIZES], dtype)
+        new = [rng.normal(size=shape).astype("float32") for shape in shapes]
+        grads = [tensors([g], dtype)[0] for g, dtype in zip(new, dtypes, strict=True)]
         step(grads)
-        grads = values(grads)
-        norms = np.array([np.linalg.norm(g) for g in grads])
-        if "global_clipnorm" in arguments:
-            norms[:] = np.linalg.norm(norms)
-        clip = np.minimum(1, 0.1 / np.maximum(norms, 1e-9)) if "clip" in str(arguments) else [1] * 5
-        run.step([g * c for g, c in zip(grads, clip, strict=True)])
-    for variable, shape, expected in zip(variables, SIZES, run.values, strict=True):
-        assert numpy(variable).shape == shape
+        run.step(values(grads))
+    for variable, dtype, expected in zip(variables, dtypes, run.values, strict=True):
+        assert numpy(variable).shape == expected.shape
         rtol = 1e-6 if dtype == "float32" else 2.0**-8
         np.testing.assert_allclose(numpy(variable), expected, rtol=rtol, atol=2e-5)
-    store, again = {}, make(name, weight_decays={"c": 0.1}, **arguments)
+    store, again = {}, make(name, weight_decays=decays, **arguments)
     optimizer.save_own_variables(store)
     again.build(variables)
     again.load_own_variables(store)
-    for a, b in zip(optimizer.variables, again.variables, strict=True):
-        np.testing.assert_array_equal(numpy(a), numpy(b))
-
-
-@pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("name", SOME)
-def test_nothing_but_a_variable_without_elements(name, runner):
-    variable = make_variable("a/w", np.zeros((3, 0), "float32"))
-    optimizer = make(name)
-    RUNNERS[runner](optimizer, [variable])([np.zeros((3, 0), "float32")])
-    assert numpy(variable).shape == (3, 0)
-    assert int(numpy(optimizer.iterations)) == 1
+    np.testing.assert_equal(values(again.variables), values(optimizer.variables))
 
 
 # --- gradients of another shape ---
 
 # Some would be broadcast: a gradient for the mean of a variable, in effect. Stock Keras does so on some backends.
 SHAPES = [
-    *(((3,), other) for other in [(1,), (), (1, 3), (2, 3), (2,), (0,)]),
-    *(((2, 3), other) for other in [(3,), (2, 1), (3, 2), (6,)]),
-    *[((1,), ()), ((), (1,)), ((1,), (3,)), ((0,), (1,))],
+    *(((3,), other) for other in [(1,), (), (1, 3), (2,)]),
+    *(((2, 3), other) for other in [(3,), (2, 1), (6,)]),
+    *[((), (1,)), ((1,), (3,)), ((0,), (1,))],
 ]
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize(("shape", "other"), SHAPES, ids=str)
-@pytest.mark.parametrize("name", effort(["adamw", "sgdw"], list(OPTIMIZERS)))
-def test_a_gradient_of_another_shape_is_refused_by_name(name, shape, other, runner):
+@pytest.mark.parametrize(
+    ("shape", "other", "runner"),
+    [*((*shapes, "eager") for shapes in SHAPES), *(((3,), (1,), runner) for runner in COMPILED)],
+    ids=str,
+)
+def test_a_gradient_of_another_shape_is_refused_by_name(shape, other, runner):
     variables = [make_variable("a/w", np.ones(2)), make_variable("b/w", np.ones(shape))]
-    optimizer = make(name)
+    optimizer = make("adamw")
     step = RUNNERS[runner](optimizer, variables)
     optimizer.build(variables)
     with refused(optimizer, variables, "b/w"):
         step([np.ones(2, "float32"), np.ones(other, "float32")])
 
 
-ARGUMENTS = [{}, {"gradient_accumulation_steps": 2}, {"clipnorm": 1.0}, {"global_clipnorm": 1.0}]
-ARGUMENTS += [{"use_ema": True}, {"lr_multipliers": {"w": 0}}]
-
-
-@pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
-@pytest.mark.parametrize("other", [(1,), (2,), ()])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"gradient_accumulation_steps": 2, "use_ema": True, "clipnorm": 1.0},
+        {"global_clipnorm": 1.0, "lr_multipliers": {"w": 0}},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("built", [True, False])
-def test_such_a_gradient_is_refused_before_anything_else_is_done(built, other, arguments):
-    """Also in the update that builds."""
+def test_such_a_gradient_is_refused_before_anything_else_is_done(built, arguments):
+    """Also in the update that builds, and of a frozen variable."""
     variables, optimizer = [make_variable("a/w", np.ones(3))], make("adamw", **arguments)
     if built:
         optimizer.build(variables)
     with refused(optimizer, variables, "a/w"):
-        optimizer.apply(tensors([np.ones(other)]), variables)
+        optimizer.apply(tensors([np.ones(1)]), variables)
 
 
-# --- gradients of another type; floats are in test_precision.py ---
-
-
-@pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool"])
-@pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_whole_numbers_are_gradients(name, dtype, runner):
-    variables, run = pair(), oracle_of(name, values(pair()))
-    step = RUNNERS[runner](make(name), variables)
-    for _ in range(3):
-        g = np.array([1, 0, 1]).astype(dtype)
-        step([g, g])
-        run.step([g.astype("float64")] * 2)
-    assert_follows(variables, run)
-
-
-@pytest.mark.parametrize("how", [list, tuple, np.array], ids=["list", "tuple", "array"])
-@pytest.mark.parametrize("name", ["adamw", "sgdw"])
-def test_lists_and_arrays_are_gradients(name, how):
-    variables, run = pair(), oracle_of(name, values(pair()))
-    optimizer = make(name)
-    for _ in range(2):
-        optimizer.apply([how([0.5, -1.0, 0.25])] * 2, variables)
-        run.step([G, G])
-    assert_follows(variables, run)
-
+# --- what is no gradient or no variable, and lists of another length ---
 
 REFUSALS = (ValueError, TypeError)
 if BACKEND == "tensorflow":
@@ -316,59 +264,49 @@ def test_what_is_no_gradient_is_an_error(bad):
         optimizer.apply([tensors([G])[0], bad], variables)
 
 
-# --- lists of another length ---
+class NoVariable:
+    value = 1.0
+
+
+NO_VARIABLES = [np.ones(2), NoVariable(), keras.ops.ones(2), None]
+if BACKEND == "torch":
+    import torch
+
+    NO_VARIABLES.append(torch.nn.Parameter(torch.ones(2)))
+
+
+@pytest.mark.parametrize("wrong", NO_VARIABLES, ids=type)
+def test_what_is_no_variable_is_refused(wrong):
+    kind = f"{type(wrong).__module__}.{type(wrong).__qualname__}"
+    match = rf"keras variables.*model\.trainable_variables\. Received: a {kind} "
+    if BACKEND == "torch":
+        match += ".*`variable.value.grad`"
+    variables = [make_variable("w", np.ones(2)), wrong]
+    with pytest.raises(TypeError, match=match):
+        make("adamw").build(variables)
+    with pytest.raises(TypeError, match=match):  # the first build
+        make("adamw").apply([np.ones(2)] * 2, variables)
 
 
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("last", ["a gradient", None])
 @pytest.mark.parametrize("given", ["built", "not built", "bare"])
-@pytest.mark.parametrize("name", ["adamw", "sgdw"])
-def test_fewer_or_more_gradients_than_variables(name, given, last, count):
+def test_fewer_or_more_gradients_than_variables(given, count):
     """Stock Keras drops what is left over and says nothing."""
-    variables, optimizer = pair(), make(name)
+    variables, optimizer = pair(), make("adamw")
     if given != "not built":
         optimizer.build(variables)
-    grads = tensors([G] * (count - 1) + [G if last else None])
-    with refused(optimizer, variables, rf"{count} gradients.*2 (trainable )?variables"):
-        optimizer.apply(grads, *[variables] * (given != "bare"))
+    for last in (G, None):
+        grads = tensors([G] * (count - 1) + [last])
+        with refused(optimizer, variables, rf"{count} gradients.*2 (trainable )?variables"):
+            optimizer.apply(grads, *[variables] * (given != "bare"))
 
 
-def test_an_empty_list_does_nothing():
-    for nothing in (None, []):
-        optimizer = make("adamw")
-        optimizer.apply([], nothing)
-        assert not optimizer.built
-        assert int(numpy(optimizer.iterations)) == 0
-    variables = pair()
-    optimizer.build(variables)
-    before = values(variables), state(optimizer)
-    optimizer.apply([])
-    optimizer.apply([], [])
-    np.testing.assert_equal((values(variables), state(optimizer)), before)
+# --- variables: twice, of another model ---
 
 
-# --- variables: in another order, twice, no variables, of another model ---
-
-
-@pytest.mark.parametrize("name", SOME)
-def test_variables_in_another_order(name):
-    variables, optimizer = pair(), make(name, weight_decays={"a": 0.2})
-    run = oracle_of(name, values(variables))
-    run.decays[0] = (0.0, 0.2)
-    optimizer.build(variables)
-    for k in range(4):
-        order = [1, 0] if k % 2 else [0, 1]
-        grads = [G, -2 * G]
-        optimizer.apply(tensors([grads[i] for i in order]), [variables[i] for i in order])
-        run.step(grads)
-    assert_follows(variables, run)
-
-
-@pytest.mark.parametrize("key", ["a/w", "w"])
-@pytest.mark.parametrize("name", ["adamw", "sgdw-momentum"])
-def test_a_variable_given_twice_to_build_is_refused_by_name(name, key):
+def test_a_variable_given_twice_to_build_is_refused_by_name():
     """Which of its two rows and slots would be meant? Stock Keras makes both and uses the last."""
-    twice, optimizer = pair()[:1] * 2, make(name, weight_decays={key: 0.1})
+    twice, optimizer = pair()[:1] * 2, make("adamw")
     with refused(optimizer, twice, "a/w"):
         optimizer.build(twice)
     assert not optimizer.built
@@ -376,40 +314,16 @@ def test_a_variable_given_twice_to_build_is_refused_by_name(name, key):
         optimizer.apply(tensors([G, G]), twice)
 
 
-if BACKEND != "torch":  # stock Keras loses the second there; ours: test_torch_tensors.py
+if BACKEND != "torch":  # stock Keras loses the second there; ours: test_torch_situations.py
 
-    @pytest.mark.parametrize("name", STOCK)
-    def test_a_variable_given_twice_to_apply(name):
+    def test_a_variable_given_twice_to_apply():
         """As in stock Keras, one step after the other within one update."""
         ours, theirs = pair(), pair()
-        for optimizer, variables in [(make(name, weight_decay=0), ours), (STOCK[name](), theirs)]:
+        optimizers = make("adamw", weight_decay=0), STOCK["adamw"]()
+        for optimizer, variables in zip(optimizers, (ours, theirs), strict=True):
             optimizer.build(variables)
             optimizer.apply(tensors([G, -3 * G]), [variables[0]] * 2)
         np.testing.assert_allclose(values(ours), values(theirs), atol=2e-6)
-
-
-def test_an_optimizer_that_goes_on_with_another_model():
-    """After an update it has to be said. On JAX, values come without their names."""
-    optimizer, first = make("adamw"), linear()
-    first.compile(optimizer, loss="mse")
-    first.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
-    second = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(2)])
-    second.compile(optimizer, loss="mse")
-    before = values(second.trainable_variables)
-    if BACKEND == "jax":  # an error in `fit` would leave both without values: test_told.py has it
-        weights = [v.value for v in second.trainable_variables]
-        with pytest.raises(
-            ValueError, match=r"other variables than the optimizer was built on.*optimizer\.build"
-        ):
-            optimizer.stateless_apply([v.value for v in optimizer.variables], weights, weights)
-    else:
-        with pytest.raises(ValueError, match=r"new optimizer for each model.*optimizer\.build"):
-            second.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
-    optimizer.build(second.trainable_variables)
-    second.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
-    assert not any(map(np.array_equal, before, values(second.trainable_variables)))
-    decays = optimizer.weight_decays
-    assert all(decays[v.path] == (0.0, DECAY) for v in second.trainable_variables)
 
 
 if BACKEND != "tensorflow":  # Keras has no stateless_apply there
