@@ -21,7 +21,8 @@ LOGS = ROOT / ".reliability"  # a line for each test that passed
 RESULTS = ROOT / "benchmarks" / "results"
 BACKENDS = ("jax", "tensorflow", "torch")
 HELPERS = [*ROOT.glob("tests/support/*.py"), *ROOT.glob("integration_tests/[!t]*.py")]
-HELPERS += ROOT.glob("tests/hostile/[!t]*.py")
+for folder in ("core", "hostile"):
+    HELPERS += ROOT.glob(f"tests/{folder}/[!t]*.py")
 
 
 @functools.cache
