@@ -46,7 +46,7 @@ def ops():
         yield shapes
 
 
-def run(name, runner, dtype="float32", updates=3, fused=True, **arguments):
+def run(name, runner, dtype="float32", updates=5, fused=True, **arguments):
     """Weights and state after some updates, and the shapes that ops updated."""
     variables = [make_variable(f"v{i}/w", normal(s, i), dtype) for i, s in enumerate(SHAPES)]
     optimizer = make(name, **{**RULES, **arguments})

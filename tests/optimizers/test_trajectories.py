@@ -35,21 +35,20 @@ from cases import (
 from effort import examples
 
 # In compiled code what matters is that nothing is frozen into the graph: counters, r, cycle_start, decays. Every case
-# is compiled once, and each optimizer with several.
+# is compiled with one optimizer.
 REPRESENTATIVE = {
     "adamw": [
-        "accumulation",
         "multipliers as schedules",
-        "a decay that begins when it is told",
         "weight decay set",
+        "a decay that begins when it is told",
         "eta_power=0, rate 0",
     ],
-    "adamw-amsgrad": ["l1 and l2", "all kinds at once", "a callable"],
-    "nadamw": ["rules", "accumulation", "warmup", "soft_threshold"],
-    "nadamw-keras": ["stable, then a decay", "cautious", "soft_threshold towards initial"],
-    "sgdw": ["multipliers", "learning rate set", "towards initial"],
-    "sgdw-momentum": ["keras CosineDecay", "kinds by key"],
-    "sgdw-nesterov": ["annealing", "restarts by hand", "kinds by key"],
+    "adamw-amsgrad": ["all kinds at once", "l1 and l2", "a callable"],
+    "nadamw": ["accumulation", "rules", "warmup", "soft_threshold"],
+    "nadamw-keras": ["cautious", "soft_threshold towards initial", "stable, then a decay"],
+    "sgdw": ["towards initial", "learning rate set", "multipliers"],
+    "sgdw-momentum": ["kinds by key", "keras CosineDecay"],
+    "sgdw-nesterov": ["restarts by hand", "annealing"],
 }
 # TensorFlow runs one part of an optimizer's cases without XLA, and the other part under XLA.
 PART = {"graph": slice(1, None), "xla": slice(0, 2)}
@@ -78,7 +77,7 @@ def test_every_update(name, case, runner):
 
 
 def test_every_case_is_compiled():
-    assert {case for cases in REPRESENTATIVE.values() for case in cases} == CASES.keys()
+    assert sorted(case for cases in REPRESENTATIVE.values() for case in cases) == sorted(CASES)
 
 
 SOFT = ["soft_threshold", "soft_threshold towards initial", "kinds by key"]
