@@ -15,18 +15,13 @@ from hypothesis import given, settings
 from cases import ARITHMETIC, CASES, FUSED, gradients, make_variables, warm_restarts
 from keras_decoupled import Decay
 from keras_decoupled.fast import torch_pieces
-from side_by_side import PIECE, Sides, cut_into, normal, variables_of
-from training import make
-
-every_optimizer = pytest.mark.parametrize("name", FUSED)
+from side_by_side import Sides, cut_into, normal, variables_of
+from training import assert_no_graph, make
 
 # --- rules, schedules, restarts, accumulation: the cases of the trajectory tests ---
 
-MATRIX = [
-    (name, case)
-    for name in FUSED
-    for case in (CASES if name in ("adamw", "nadamw", "sgdw-nesterov") else ARITHMETIC)
-]
+MATRIX = [(name, case) for name in FUSED for case in ARITHMETIC]
+MATRIX += [("nadamw", case) for case in CASES if case not in ARITHMETIC]
 
 
 @pytest.mark.parametrize(("name", "case"), MATRIX)
@@ -54,8 +49,11 @@ DECAYS = [
     Decay(0.05, 0.03, towards="initial", soft_threshold=True),
     Decay(0.05, towards="initial", cautious=True, eta_power=0),
 ]
-SIZES = [(PIECE + 1,), (2, PIECE), (7,), *[(50, 4)] * 20, (), (300, 300), (PIECE,), (3, 5)]
+PIECE = 1000
+SIZES = [(PIECE + 1,), (2, PIECE), (7,), *[(50, 4)] * 12, (), (70, 70), (PIECE,), (3, 5)]
 every_kind = pytest.mark.parametrize("decay", DECAYS, ids=repr)
+KINDS = [("adamw", decay) for decay in DECAYS]
+KINDS += [(name, decay) for name in FUSED if name != "adamw" for decay in DECAYS[-3:]]
 
 
 def away_from_0(shape, seed=0, dtype="float32"):
@@ -64,9 +62,9 @@ def away_from_0(shape, seed=0, dtype="float32"):
     return (rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1.5, shape)).astype(dtype)
 
 
-@every_kind
-@every_optimizer
-def test_kinds(name, decay):
+@pytest.mark.parametrize(("name", "decay"), KINDS)
+def test_kinds(name, decay, monkeypatch):
+    cut_into(PIECE, monkeypatch)
     dtypes = ["float64" if i % 5 == 2 else "float32" for i in range(len(SIZES))]
     own = {"v0": 0.02, "v3": (0.01, 0.02), "v6": 0}
     multipliers = {"v4": 0.5, "v7": 0}
@@ -81,7 +79,7 @@ def test_kinds(name, decay):
         sides.step([np.asarray(times * base, base.dtype) for base in bases])
 
 
-@pytest.mark.parametrize("rate", [1e-30, 1.3e-12, 1.5e-6, 1e-3, 3.0])
+@pytest.mark.parametrize("rate", [1e-30, 1.3e-12, 1.5e-6, 3.0])
 @pytest.mark.parametrize("name", ["sgdw-momentum", "sgdw-nesterov"])
 def test_momentum_without_decay(name, rate):
     """Where nothing is decayed, SGDW's two passes become one, at rates that float32 can tell from 0 there."""
@@ -98,12 +96,12 @@ def test_momentum_without_decay(name, rate):
 # --- numbers that are none ---
 
 
-def both_ways(name, updates, **arguments):
+def both_ways(updates, decay):
     """Where the accelerated update and `update_step` lead from 1: updates are (rate, gradient)."""
     ends = []
     for fast in (True, False):
-        rates = [updates[0][0]]
-        optimizer = make(name, learning_rate=lambda rates=rates: rates[0], **arguments)
+        rates = [0.1]
+        optimizer = make("sgdw", learning_rate=lambda rates=rates: rates[0], weight_decay=decay)
         optimizer.fast = fast
         (variable,) = variables_of(np.ones(3, "float32"))()
         optimizer.build([variable])
@@ -121,16 +119,14 @@ def both_ways(name, updates, **arguments):
 def test_gradients_that_are_no_numbers(bad, decay):
     """What becomes of the weight is not hidden, on either path, and the others go on."""
     updates = [(0.05, [0.5, bad, -0.5]), (0.05, [0.5, 0.5, -0.5])]
-    assert both_ways("sgdw", updates, weight_decay=decay) == [True, False, True]
+    assert both_ways(updates, decay) == [True, False, True]
 
 
+@every_kind
 @pytest.mark.parametrize("rate", [-0.1, float("nan"), float("inf")])
-@pytest.mark.parametrize("decay", [Decay(0.5), *DECAYS], ids=repr)
-@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw"])
-def test_a_rate_that_turns_bad(name, decay, rate):
+def test_a_rate_that_turns_bad(decay, rate):
     """As `update_step`: below zero everything goes backwards, the decay too; and no error in mid-update."""
-    arguments = {"weight_decay": decay, "base_learning_rate": 0.1}
-    both_ways(name, [(rate, [0.5] * 3)], **arguments)
+    both_ways([(rate, [0.5] * 3)], decay)
 
 
 # --- what Keras does around the update ---
@@ -153,7 +149,7 @@ ARGUMENTS = {
 
 
 @pytest.mark.parametrize("arguments", ARGUMENTS)
-@every_optimizer
+@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw-nesterov"])
 def test_keras_arguments(name, arguments):
     def variables():
         made = make_variables()
@@ -193,7 +189,7 @@ def with_graph(g):
     return g * torch.sigmoid(g)
 
 
-KINDS = {
+CHANGES = {
     "contiguous": lambda g: g,
     "strided": lambda g: torch.stack([g] * 2, dim=-1)[..., 0],
     "expanded": lambda g: torch.full((), 0.7, dtype=g.dtype).expand(g.shape),
@@ -219,11 +215,11 @@ one_variable = st.tuples(
         ),
     ),
     st.sampled_from([1.0, 1.0, 0.5, 2.0, 0.0]),
-    st.lists(st.sampled_from(["contiguous", *KINDS]), min_size=3, max_size=3),
+    st.lists(st.sampled_from(["contiguous", *CHANGES]), min_size=3, max_size=3),
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(
     name=st.sampled_from(list(FUSED)),
     drawn=st.lists(one_variable, min_size=1, max_size=5),
@@ -234,13 +230,13 @@ one_variable = st.tuples(
 )
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")
 def test_random_mixtures(name, drawn, keras_arguments, piece, rates, grad_mode):
-    shapes, dtypes, decays, multipliers, kinds = zip(*drawn, strict=True)
+    shapes, dtypes, decays, multipliers, changes = zip(*drawn, strict=True)
     decays, multipliers = ({f"v{i}": x for i, x in enumerate(own)} for own in (decays, multipliers))
     arguments = {"weight_decays": decays, "lr_multipliers": multipliers, **keras_arguments}
 
     def grads(k):
         made = [torch.as_tensor(normal(shape, 10 * k + i)) for i, shape in enumerate(shapes)]
-        changed = [KINDS[kind[k]](g) for kind, g in zip(kinds, made, strict=True)]
+        changed = [CHANGES[change[k]](g) for change, g in zip(changes, made, strict=True)]
         # of None alone Keras makes an error
         return changed if any(g is not None for g in changed) else [made[0], *changed[1:]]
 
@@ -267,6 +263,66 @@ def test_random_mixtures(name, drawn, keras_arguments, piece, rates, grad_mode):
                 if not (g.numel() and (g.is_contiguous() or g.dtype != wanted[i] or arithmetic))
             ]
             assert list(map(id, sides.left)) == ([] if (k + 1) % every else list(map(id, left)))
+        assert_no_graph(*sides.fused)
+
+
+# --- what an update must not do ---
+
+SHAPES = [(3, 2), (2,), ()]
+TWO_RULES = {"weight_decay": 0.03, "weight_decays": {"v1": (0.01, 0.02)}}
+
+
+def test_it_only_reads_gradients_and_compares_no_variables(monkeypatch):
+    """`==`, also in `None in variables`, would compute, for every element of each."""
+
+    def refuse(self, other):
+        raise AssertionError("a variable was compared")
+
+    optimizer, variables = make("nadamw", **TWO_RULES), variables_of(*map(normal, SHAPES))()
+    optimizer.build(variables)
+    made = [torch.as_tensor(normal(shape)) for shape in SHAPES]
+    before = [g.clone() for g in made]
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Variable, "__eq__", refuse)
+        patch.setattr(type(variables[0]), "__eq__", refuse)
+        optimizer.apply(made, variables)
+    assert all(torch.equal(a, b) for a, b in zip(made, before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw-nesterov"])
+def test_a_graph_from_before_the_update_is_refused(name):
+    """Autograd knows that v1 was written to, and gives no gradient of the new value.
+
+    Of v0 and v2 it does not know: torch's fused AdamW does not count what it writes.
+    """
+    for fast in (True, False):
+        optimizer, variables = make(name, **TWO_RULES), variables_of(*map(normal, SHAPES))()
+        optimizer.fast = fast
+        tensors = [v.value for v in variables]
+        loss = sum((t**3).sum() for t in tensors)
+        optimizer.apply(torch.autograd.grad(loss, tensors, retain_graph=True), variables)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(loss, tensors)
+
+
+@pytest.mark.parametrize(("rate", "accumulate"), [(0.1, None), (warm_restarts(0.1, 100), 2)])
+def test_it_converts_none_of_its_variables(rate, accumulate, monkeypatch):
+    """On a GPU each would be waited for: schedules and counters live on the host."""
+    optimizer = make("adamw", learning_rate=rate, gradient_accumulation_steps=accumulate)
+    variables = variables_of(normal((3,)))()
+    for _ in range(2):
+        optimizer.apply([torch.ones(3)], variables)
+    converted, convert = [], keras.ops.convert_to_tensor
+
+    def watch(x, *arguments, **keywords):
+        if isinstance(x, keras.Variable):
+            converted.append(x.path)
+        return convert(x, *arguments, **keywords)
+
+    monkeypatch.setattr(keras.ops, "convert_to_tensor", watch)
+    for _ in range(2):
+        optimizer.apply([torch.ones(3)], variables)
+    assert converted == []
 
 
 # --- memory, threads, interruptions ---
@@ -286,16 +342,12 @@ def peak(optimizer, variables, gradients):
     return int(np.cumsum([0, *changes]).max())
 
 
-TWO_RULES = {"weight_decay": 0.03, "weight_decays": {"v1": (0.01, 0.02)}}
-NAMES = ["adamw", "adamw-amsgrad", "nadamw", "sgdw-nesterov"]
+PEAKS = [(name, TWO_RULES, 2e6) for name in ("adamw", "nadamw", "sgdw-nesterov")]
+# Some pieces, and nothing of the model's size.
+PEAKS += [("adamw", {"weight_decay": decay}, 6e6) for decay in DECAYS[-3:]]
 
 
-# Of kinds: some pieces, and nothing of the model's size.
-@pytest.mark.parametrize(
-    ("name", "arguments", "most"),
-    [(name, TWO_RULES, 2e6) for name in NAMES]
-    + [("adamw", {"weight_decay": decay}, 6e6) for decay in DECAYS],
-)
+@pytest.mark.parametrize(("name", "arguments", "most"), PEAKS)
 def test_peak_memory(name, arguments, most):
     """10.5M parameters, 42 MB, of which a step in one pass would need as much again."""
     shapes = [(2048, 4096), (1000, 2000), *[(300,)] * 100]

@@ -61,15 +61,9 @@ def ours(name):
     return getattr(keras_decoupled, name) if name in READY_MADE else decouple(stock_of(name))
 
 
-def with_all(name, real=float):
-    """With every argument of the class's own, and a shared one."""
-    given = of_type(real, {"learning_rate": 0.5, "weight_decay": 0.125, **OWN[name]})
-    return ours(name)(**given, clipnorm=2.0, name="one")
-
-
 def of_type(real, given):
     """The same arguments, with NumPy's numbers of this type."""
-    types = {} if real is float else {float: real, int: np.int64, bool: np.bool_}
+    types = {float: real, int: np.int64, bool: np.bool_}
     return {n: types.get(type(value), lambda same: same)(value) for n, value in given.items()}
 
 
@@ -91,14 +85,13 @@ def whole(name):
 
 
 RATE_3 = keras.optimizers.schedules.PolynomialDecay(3.0, 10, 3.0)
-REALS = [float, np.float32, np.float64]
-GIVEN = [(name, of_type(real, own)) for real in REALS for name, own in OWN.items()]
+# NumPy's numbers are taken as Python's.
+TYPES = itertools.cycle([np.float64, np.float32, float])
+GIVEN = [(name, of_type(next(TYPES), own)) for name, own in OWN.items()]
 GIVEN += [(name, {"learning_rate": 1, "weight_decay": 0, **whole(name)}) for name in OWN]
 # Adafactor bounds the rate with either relative_step, and under a schedule.
-GIVEN += [
-    ("Adafactor", {"learning_rate": rate, "relative_step": relative})
-    for rate, relative in itertools.product([3.0, RATE_3], [True, False])
-]
+GIVEN += [("Adafactor", {"learning_rate": 3.0, "relative_step": False})]
+GIVEN += [("Adafactor", {"learning_rate": RATE_3, "relative_step": True})]
 
 
 @pytest.mark.parametrize("fast", FAST)
@@ -123,8 +116,8 @@ def test_every_update_is_that_of_numpy(name, given, fast):
     )
     variables = make_variables()
     step = eager(optimizer, variables)
-    for k, grads in enumerate(micro_batches(4)):
-        if k == 2:
+    for k, grads in enumerate(micro_batches(3)):
+        if k == 1:
             optimizer.learning_rate = run.learning_rate = 0.5 * run.learning_rate
         for path, state, theta in zip(PATHS, run.states, run.values, strict=True):
             state |= {"theta": theta, "adam": path in adam}
@@ -139,7 +132,7 @@ def test_every_update_is_that_of_numpy(name, given, fast):
 @every_class
 def test_the_arguments_are_the_stock_ones(name):
     """In Keras' order. What follows a removed one has another place than in Keras: it goes by name."""
-    stock = arguments(stock_of(name))
+    stock, defaults = arguments(stock_of(name)), {p.name: p.default for p in arguments(ours(name))}
     before = [p.name for p in itertools.takewhile(lambda p: p.name not in REMOVED, stock)]
     assert [(p.name, p.default, p.kind) for p in arguments(ours(name))] == [
         (
@@ -150,6 +143,9 @@ def test_the_arguments_are_the_stock_ones(name):
         for p in stock
         if p.name not in REMOVED
     ]
+    # The tests of updates and configs give every argument, and another value than its default.
+    assert OWN[name].keys() == defaults.keys() - {"learning_rate", "weight_decay"}
+    assert all(value != defaults[argument] for argument, value in OWN[name].items())
     values = [{"learning_rate": 0.5, "weight_decay": 0.125, **OWN[name]}[n] for n in before]
     by_name = ours(name)(**dict(zip(before, values, strict=True)), name="one")
     assert ours(name)(*values, name="one").get_config() == by_name.get_config()
@@ -158,14 +154,6 @@ def test_the_arguments_are_the_stock_ones(name):
         ours(name)(*values, None)
     with pytest.raises(ValueError, match=r"`beta_7` is not recognized.*Received: beta_7=0\.5"):
         ours(name)(beta_7=0.5)
-
-
-@every_class
-def test_the_table_has_every_argument(name):
-    """Or the tests of updates and configs would pass without an argument that was forgotten."""
-    defaults = {p.name: p.default for p in arguments(ours(name))}
-    assert OWN[name].keys() == defaults.keys() - {"learning_rate", "weight_decay"}
-    assert all(value != defaults[argument] for argument, value in OWN[name].items())
 
 
 def test_no_decay_in_a_class_that_decays_by_default():
@@ -189,36 +177,30 @@ def as_json(config):
     return json.loads(json.dumps(config))
 
 
-COPIES = {
-    "from_config": lambda one: type(one).from_config(as_json(one.get_config())),
-    "deserialize": lambda one: keras.optimizers.deserialize(
-        as_json(keras.optimizers.serialize(one))
-    ),
-    "pickle": lambda one: pickle.loads(pickle.dumps(one)),
-    "deepcopy": copy.deepcopy,
-}
+COPIES = [
+    lambda one: type(one).from_config(as_json(one.get_config())),
+    lambda one: keras.optimizers.deserialize(as_json(keras.optimizers.serialize(one))),
+    lambda one: pickle.loads(pickle.dumps(one)),
+    copy.deepcopy,
+]
 
 
-@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize("real", [np.float32, np.float64])
 @every_class
-def test_copies(name, way):
+def test_copies(name, real):
     """They have every argument. A stock class has the same name: the package's, before it, tells them apart."""
-    one = with_all(name)
+    own = {"learning_rate": 0.5, "weight_decay": 0.125, **OWN[name]}
+    one = ours(name)(**of_type(real, own), clipnorm=2.0, name="one")
     config = one.get_config()
-    expected = {"learning_rate": 0.5, "weight_decay": 0.125, "clipnorm": 2.0, **OWN[name]}
-    assert {n: config[n] for n in expected} == expected
+    assert {n: config[n] for n in own} == own
+    assert config["clipnorm"] == 2.0
+    assert as_json(config) == config
     assert "adam_weight_decay" not in config
     assert keras.saving.get_registered_name(type(one)) == f"keras_decoupled>{name}"
-    again = COPIES[way](one)
-    assert type(again) is ours(name)
-    assert again.get_config() == config
-
-
-@pytest.mark.parametrize("real", REALS[1:])
-@every_class
-def test_numpy_scalars(name, real):
-    config = with_all(name, real).get_config()
-    assert as_json(config) == config == with_all(name).get_config()
+    for make_copy in COPIES:
+        again = make_copy(one)
+        assert type(again) is ours(name)
+        assert again.get_config() == config
 
 
 # --- help ---
@@ -277,12 +259,7 @@ def test_nadamw_is_not_nadam():
     assert not issubclass(decouple(keras.optimizers.Nadam), NadamW)
 
 
-NO_CLASS = [5, int, None, "lion", keras.optimizers.schedules.CosineDecay, keras.layers.Dense]
-
-
-@pytest.mark.parametrize(
-    "value", [*NO_CLASS, keras.optimizers.Lion()], ids=lambda v: type(v).__name__
-)
+@pytest.mark.parametrize("value", [int, None, "lion", keras.layers.Dense, keras.optimizers.Lion()])
 def test_what_is_no_optimizer_class(value):
     cure = r"`decouple` needs a class.*Received: .*Give the class, decouple\(keras\.optim.*Lion\)"
     with pytest.raises(TypeError, match=cure):

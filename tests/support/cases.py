@@ -7,13 +7,15 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from operator import methodcaller
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 
 import keras_decoupled
 import oracle
+from keras_decoupled import CosineWarmRestarts, Decay, WarmupStableDecay
 
 BACKEND = keras.backend.backend()
 ALPHA = 0.05
@@ -52,6 +54,7 @@ SHAPES = {
     "scale": (),
 }
 PATHS = list(SHAPES)
+BIASES = [path for path in PATHS if path.endswith("bias")]
 
 
 def numpy(x):
@@ -139,30 +142,21 @@ COMPILED = {
 RUNNERS = {"eager": eager, **COMPILED}
 
 
-# Keras calls jax.lax.cond on new functions for gradient accumulation and for a warm-up: eager JAX would compile them
-# at every update.
+# Keras calls jax.lax.cond on new functions for gradient accumulation: eager JAX would compile them at every update.
 eager_with_cond = COMPILED["jit"] if BACKEND == "jax" else eager
 
 
 # --- cases ---
 
-
-def warm_restarts(*args, **kwargs):
-    from keras_decoupled import CosineWarmRestarts
-
-    return CosineWarmRestarts(*args, **kwargs)
+kind = oracle.Decay
+schedules = keras.optimizers.schedules
+warm_restarts = CosineWarmRestarts
 
 
 def keras_cosine(s, alpha=ALPHA, steps=10, floor=0.1):
     """keras.optimizers.schedules.CosineDecay, as its docstring writes it, over the base learning rate."""
-    return oracle.At(
-        (1 - floor) * 0.5 * (1 + np.cos(np.pi * min(s, steps) / steps)) + floor, s, None
-    )
-
-
-def keras_warmup_cosine(s, warmup=4):
-    """CosineDecay with a warm-up from 0 to warmup_target, which is the base learning rate."""
-    return oracle.At(s / warmup if s < warmup else keras_cosine(s - warmup).multiplier, s, None)
+    cosine = 0.5 * (1 + np.cos(np.pi * min(s, steps) / steps))
+    return oracle.At((1 - floor) * cosine + floor, s, None)
 
 
 @dataclass(frozen=True)
@@ -180,10 +174,11 @@ class Case:
     weight_decay: float | None = None  # for an l2 of None: λ, which events set
     accumulate: int = 1
     exclude: tuple[str, ...] = ()
-    cond: bool = False
     updates: int = 15
-    # before update k, on both sides
-    events: Mapping[int, Callable[[Any], Any]] = field(default_factory=dict)
+    events: Mapping[int, Callable] = field(default_factory=dict)  # before update k, on both sides
+
+    # What an `oracle.Run` has by the same names.
+    SHARED: ClassVar = ("alpha", "schedule", "normalize", "t_cur", "warmup", "weight_decay")
 
     def make(self, make_optimizer):
         made = make_optimizer(**{"learning_rate": ALPHA, **copy.deepcopy(self.arguments)})
@@ -198,14 +193,9 @@ class Case:
     def run(self, make_run, paths):
         """What `make_run` makes of the numbers: an `oracle.Run`."""
         return make_run(
-            alpha=self.alpha,
             decays=[self.decays.get(path, self.decays.get("*", (0.0, 0.0))) for path in paths],
             multipliers=[self.multipliers.get(path, 1.0) for path in paths],
-            schedule=self.schedule,
-            normalize=self.normalize,
-            t_cur=self.t_cur,
-            warmup=self.warmup,
-            weight_decay=self.weight_decay,
+            **{name: getattr(self, name) for name in Case.SHARED},
         )
 
     def oracle(self, name, values):
@@ -216,8 +206,6 @@ class Case:
 
 def make_decay(decay):
     """The package's `Decay` of an oracle's."""
-    from keras_decoupled import Decay
-
     return Decay(**decay._asdict())
 
 
@@ -235,24 +223,11 @@ def set_decay(decay):
     return lambda optimizer: setattr(optimizer, "weight_decay", decay)
 
 
-def reset_reference(optimizer):
-    optimizer.reset_reference()
-
-
 def restart(position=0):
-    return lambda optimizer: optimizer.restart(position)
+    return methodcaller("restart", position)
 
 
-def begin_decay(optimizer):
-    optimizer.begin_decay()
-
-
-def restart_and_scale_rate(factor):
-    def event(optimizer):
-        optimizer.restart()
-        scale_rate(factor)(optimizer)
-
-    return event
+begin_decay, reset_reference = map(methodcaller, ("begin_decay", "reset_reference"))
 
 
 def case(arguments, decays, rate=None, **fields):
@@ -278,25 +253,9 @@ def cosine(first, warmup=0, normalized=False, **schedule):
 
 
 def stable(steps, decay, warmup, **schedule):
-    from keras_decoupled import WarmupStableDecay
-
     own = {"learning_rate": WarmupStableDecay(ALPHA, steps, decay, warmup, **schedule)}
     of = partial(oracle.stable, stable=steps, decay=decay, warmup=warmup, **schedule)
     return own, {"schedule": of, "warmup": warmup}
-
-
-def falling(k):
-    return 0.2 - 0.19 * min(k, 6) / 6
-
-
-def _scheduled(**fields):
-    from keras_decoupled import Decay
-
-    return Decay(schedules.PolynomialDecay(0.2, 6, 0.01), **fields)
-
-
-kind = oracle.Decay
-schedules = keras.optimizers.schedules
 
 
 def each(*numbers, paths=PATHS):
@@ -316,9 +275,16 @@ def thawing(k):
 
 
 THAWING = schedules.PiecewiseConstantDecay([3, 6], [0.0, 1.0, 0.25])
+
+
+def falling(k):
+    """A decay."""
+    return 0.2 - 0.19 * min(k, 6) / 6
+
+
+FALLING = schedules.PolynomialDecay(0.2, 6, 0.01)
+
 CASES = {
-    "no decay": Case({"weight_decay": 0}),
-    "plain": uniform(0.03),
     "rules": Case(
         {
             "weight_decay": 0.03,
@@ -326,63 +292,47 @@ CASES = {
             | {"dense_1": 0.02, "bias": 0},
         },
         l2(0.02, 0.0, 0.05, 0.03, 0.0, 0.03),
+        updates=6,
     ),
     "l1 and l2": Case(
-        {"weight_decays": {"kernel": (0.004, 0.02), "bias": (0.01, 0.0), "scale": 0.05}},
-        l2(*[(0.004, 0.02), (0.01, 0.0), (0.004, 0.02)] * 2) | {"scale": (0.0, 0.05)},
+        {
+            "weight_decays": {"kernel": (0.01, 0.05), "bias": (0.02, 0.0), "scale": 0.1},
+            "total_iterations": 9,
+        },
+        l2(*[(0.01, 0.05), (0.02, 0.0), (0.01, 0.05)] * 2) | {"scale": (0.0, 0.1)},
+        normalize=9,
+        updates=6,
     ),
     "multipliers": uniform(
         0.03,
         {"lr_multipliers": {"dense_1": 0.5, "head": 2, "head/bias": 0, "scale": 0.0}},
         multipliers=each(0.5, 0.5, 1.0, 2.0, 0.0, 0.0),
+        updates=6,
     ),
     "multipliers as schedules": case(
         {
-            "weight_decay": 0.03,
-            "weight_decays": {"head": (0.002, 0.01)},
+            "weight_decay": Decay(FALLING, cautious=True, eta_power=2),
+            "weight_decays": {"head": Decay(l1=0.05, soft_threshold=True)},
             "lr_multipliers": {"dense_1": THAWING, "head": THAWING, "head/bias": 0.5}
             | {"scale": schedules.PolynomialDecay(1.0, 8, 0.0)},
-        },
-        {"*": (0.0, 0.03), "head/kernel": (0.002, 0.01), "head/bias": (0.002, 0.01)},
-        cosine(6, t_mul=2),
-        multipliers=each(thawing, thawing, 1.0, thawing, 0.5, lambda k: 1 - min(k, 8) / 8),
-        events={9: restart(1)},  # moves s, not k
-    ),
-    "multipliers as schedules, kinds, accumulation": case(
-        {
-            "weight_decay": make_decay(kind(0.001, 0.05, cautious=True, eta_power=0)),
-            "weight_decays": {"head": make_decay(kind(l1=0.05, soft_threshold=True))},
-            "lr_multipliers": {"dense_1": THAWING, "head": THAWING},
             "gradient_accumulation_steps": 2,
         },
-        {"*": kind(0.001, 0.05, cautious=True, eta_power=0)}
+        {"*": kind(0.0, falling, cautious=True, eta_power=2)}
         | dict.fromkeys(["head/kernel", "head/bias"], kind(l1=0.05, soft_threshold=True)),
+        cosine(6, t_mul=2),
+        multipliers=each(thawing, thawing, 1.0, thawing, 0.5, lambda k: 1 - min(k, 8) / 8),
         accumulate=2,
-        multipliers=each(thawing, thawing, 1.0, thawing, thawing, 1.0),
-        cond=True,
-        updates=8,
-    ),
-    "normalized": Case(
-        {"weight_decays": {"kernel": (0.01, 0.1)}, "total_iterations": 16},
-        {path: (0.01, 0.1) for path in PATHS if path.endswith("kernel")},
-        normalize=16,
-    ),
-    "total_iterations_wd": uniform(
-        0.1,
-        {"total_iterations": 9, "total_iterations_wd": 25, "use_cosine_annealing": True},
-        schedule=partial(oracle.cosine, first=9),
-        normalize=25,
+        events={7: restart(1)},  # moves s, not k
+        updates=10,
     ),
     "annealing": uniform(
         0.1,
-        {"total_iterations": 8, "use_cosine_annealing": True, "t_cur": 5}
-        | {"eta_min": 0.1, "eta_max": 0.8},
+        {"total_iterations": 8, "total_iterations_wd": 25, "use_cosine_annealing": True}
+        | {"t_cur": 5, "eta_min": 0.1, "eta_max": 0.8},
         schedule=partial(oracle.cosine, first=8, eta_min=0.1, eta_max=0.8),
-        normalize=8,
+        normalize=25,
         t_cur=5,
     ),
-    "t_mul, normalized per cycle": uniform(0.1, rate=cosine(4, normalized=True, t_mul=2)),
-    "t_mul and m_mul": uniform(0.03, rate=cosine(3, t_mul=2, m_mul=0.7, eta_min=0.05)),
     "warmup": uniform(0.1, rate=cosine(6, 5, True, eta_max=0.9), events={12: restart(2)}),
     "stable, then a decay": uniform(
         0.1,
@@ -398,96 +348,43 @@ CASES = {
     ),
     "keras CosineDecay": uniform(
         0.03,
-        {"learning_rate": schedules.CosineDecay(ALPHA, 10, alpha=0.1)},
-        schedule=keras_cosine,
+        {"learning_rate": schedules.CosineDecay(ALPHA, 10, alpha=0.1), "base_learning_rate": 0.1},
+        alpha=0.1,
+        schedule=lambda s: keras_cosine(s)._replace(multiplier=0.5 * keras_cosine(s).multiplier),
         events={11: restart(), 13: scale_rate(0.5)},
     ),
-    "keras CosineDecay with a warm-up": uniform(
-        0.03,
-        {
-            "learning_rate": schedules.CosineDecay(
-                0.0, 10, alpha=0.1, warmup_target=ALPHA, warmup_steps=4
-            )
-        },
-        schedule=keras_warmup_cosine,
-        cond=True,
-        updates=7,
-    ),
-    "a schedule that has no initial value": uniform(
-        0.03,
-        {"learning_rate": schedules.PiecewiseConstantDecay([4, 9], [ALPHA, 0.03, 0.01])},
-        schedule=lambda s: oracle.At([1.0, 0.6, 0.2][(s > 4) + (s > 9)], s, None),
-    ),
-    "a callable": uniform(0.03, {"learning_rate": lambda: ALPHA}),
-    "weight_decay as a schedule": case(
-        {"weight_decay": schedules.PolynomialDecay(0.06, 15, 0.01), "weight_decays": {"bias": 0}},
-        {"*": (0.0, lambda k: 0.06 - 0.05 * min(k, 15) / 15)}
-        | dict.fromkeys(["encoder/dense_1/bias", "head/bias"], (0.0, 0.0)),
-        cosine(6),
-        events={8: restart(3)},  # moves s, not k
-    ),
+    "a callable": uniform(0.03, {"learning_rate": lambda: ALPHA}, updates=6),
     "accumulation": case(
-        {"weight_decay": schedules.PolynomialDecay(0.2, 6, 0.01), "gradient_accumulation_steps": 3},
-        {"*": (0.0, falling)},
+        {"weight_decay": FALLING, "weight_decays": {"bias": 0}, "gradient_accumulation_steps": 3},
+        {"*": (0.0, falling)} | dict.fromkeys(BIASES, (0.0, 0.0)),
         cosine(3, normalized=True, t_mul=2),
         accumulate=3,
-        cond=True,
         events={5: restart(1), 7: scale_rate(0.5)},
     ),
     "learning rate set": uniform(
-        0.03, events={4: set_rate(0.01), 7: set_rate(0.0), 10: set_rate(0.1), 13: scale_rate(0.3)}
-    ),
-    "learning rate set on a schedule": uniform(
         0.03,
-        rate=cosine(5, eta_min=0.1),
-        events={2: scale_rate(0.5), 7: scale_rate(0.5), 13: scale_rate(3.0)},
+        {"learning_rate": 0.02, "base_learning_rate": 0.1},
+        alpha=0.1,
+        schedule=lambda s: oracle.At(0.2, s, None),
+        events={4: set_rate(0.01), 7: set_rate(0.0), 10: set_rate(0.1), 13: scale_rate(0.3)},
     ),
     "restarts by hand": uniform(
         0.03,
         rate=cosine(6, t_mul=2, m_mul=0.5),
-        events={0: restart(2), 7: restart(), 9: restart(5), 12: restart_and_scale_rate(0.5)},
-    ),
-    "base_learning_rate": uniform(
-        0.1,
-        {"learning_rate": 0.02, "base_learning_rate": 0.1},
-        alpha=0.1,
-        schedule=lambda s: oracle.At(0.2, s, None),
-        events={10: set_rate(0.05)},
-    ),
-    "base_learning_rate of a schedule": uniform(
-        0.1,
-        {"learning_rate": schedules.CosineDecay(ALPHA, 10, alpha=0.1), "base_learning_rate": 0.1},
-        alpha=0.1,
-        schedule=lambda s: oracle.At(0.5 * keras_cosine(s).multiplier, s, None),
+        events={0: restart(2), 7: restart(), 9: restart(5), 12: scale_rate(0.5)},
     ),
 }
 
 # The kinds of decay.
 ANNEALED = cosine(5, t_mul=2)  # each cycle ends at 0
 CASES |= {
-    "eta_power=0": uniform(kind(0.002, 0.03, eta_power=0), rate=ANNEALED),
-    "eta_power=2": uniform(kind(0.002, 0.03, eta_power=2), rate=ANNEALED),
-    "eta_power=0.5": uniform(
-        kind(l2=0.03, eta_power=0.5), events={4: set_rate(0.01), 9: set_rate(0.1)}
-    ),
-    "eta_power=0, learning rate 0": uniform(
+    "eta_power=0, rate 0": uniform(
         kind(l2=0.03, eta_power=0), events={3: set_rate(0.0), 8: set_rate(0.05)}
     ),
-    "cautious": uniform(kind(l2=0.05, cautious=True)),
-    "cautious, l1": uniform(kind(l1=0.01, cautious=True)),
-    "cautious, annealed": uniform(kind(0.005, 0.05, cautious=True, eta_power=0), rate=ANNEALED),
-    "towards initial": uniform(kind(l2=0.1, towards="initial")),
-    "towards initial, l1": uniform(kind(l1=0.01, towards="initial")),
-    "towards initial, reset": uniform(
-        kind(0.002, 0.1, towards="initial"), events={5: reset_reference}
-    ),
-    "soft_threshold": uniform(kind(l1=0.06, soft_threshold=True)),
-    "soft_threshold, l2": uniform(
-        kind(0.06, 0.02, soft_threshold=True, eta_power=2), rate=ANNEALED
-    ),
-    "soft_threshold towards initial": uniform(
-        kind(0.04, 0.05, towards="initial", soft_threshold=True)
-    ),
+    "cautious": uniform(kind(0.005, 0.05, cautious=True, eta_power=0), rate=ANNEALED),
+    "towards initial": uniform(kind(0.002, 0.1, towards="initial"), events={5: reset_reference}),
+    "soft_threshold": uniform(kind(0.06, 0.02, soft_threshold=True, eta_power=2), rate=ANNEALED),
+    "soft_threshold towards initial": uniform(kind(0.04, 0.05, "initial", soft_threshold=True)),
     "all kinds at once": uniform(
         kind(0.0, 0.05, towards="initial", cautious=True, eta_power=0, soft_threshold=True),
         rate=ANNEALED,
@@ -502,6 +399,7 @@ CASES |= {
                 "dense_10": make_decay(kind(l2=0.04, eta_power=0)),
                 "head/bias": (0.002, 0.01),
             },
+            "lr_multipliers": {"dense_1": 0.5, "head/kernel": 2},
         },
         l2(
             kind(l1=0.05, soft_threshold=True),
@@ -511,61 +409,23 @@ CASES |= {
             (0.002, 0.01),
             kind(0.001, 0.03, cautious=True),
         ),
-        cosine(4, t_mul=2),
-    ),
-    "kinds with multipliers": case(
-        {
-            "weight_decay": make_decay(kind(l2=0.05, cautious=True, eta_power=0)),
-            "weight_decays": {"dense_1": make_decay(kind(l1=0.01, soft_threshold=True))},
-            "lr_multipliers": {"dense_1/kernel": 0.5, "dense_1/bias": 0, "head": 2, "scale": 0},
-        },
-        each(
-            *[kind(l1=0.01, soft_threshold=True)] * 2,
-            *[kind(l2=0.05, cautious=True, eta_power=0)] * 4,
-        ),
-        cosine(5, t_mul=2),
-        multipliers=each(0.5, 0.0, 1.0, 2.0, 2.0, 0.0),
-    ),
-    "a kind, normalized": uniform(
-        kind(0.02, 0.3, towards="initial", eta_power=2), rate=cosine(4, normalized=True, t_mul=2)
-    ),
-    "kinds and accumulation": case(
-        {
-            "weight_decay": _scheduled(cautious=True, eta_power=2),
-            "weight_decays": {
-                "head": _scheduled(towards="initial"),
-                "bias": make_decay(kind(0.1, soft_threshold=True)),
-            },
-            "gradient_accumulation_steps": 3,
-        },
-        {
-            **dict.fromkeys(["encoder/dense_1/bias", "head/bias"], kind(0.1, soft_threshold=True)),
-            "head/kernel": kind(0.0, falling, towards="initial"),
-            "*": kind(0.0, falling, cautious=True, eta_power=2),
-        },
-        cosine(3, normalized=True, t_mul=2),
-        accumulate=3,
-        cond=True,
-        events={5: restart(1), 7: scale_rate(0.5)},
+        cosine(4, normalized=True, t_mul=2),
+        multipliers=each(0.5, 0.5, 1.0, 2.0, 1.0, 1.0),
     ),
     "weight decay set": Case(
-        {"weight_decay": 0.03, "weight_decays": {"bias": 0.01}},
-        {"encoder/dense_1/bias": (0.0, 0.01), "head/bias": (0.0, 0.01), "*": (0.0, None)},
+        {
+            "weight_decay": make_decay(kind(0.01, 0.03, cautious=True, eta_power=0.5)),
+            "weight_decays": {"bias": 0.01},
+        },
+        {"*": kind(0.01, None, cautious=True, eta_power=0.5)} | dict.fromkeys(BIASES, (0.0, 0.01)),
         weight_decay=0.03,
-        events={3: set_decay(0.1), 7: set_decay(0.0), 10: set_decay(0.05)},
-    ),
-    "weight decay of a kind set": Case(
-        {"weight_decay": make_decay(kind(0.01, 0.0, cautious=True))},
-        {"*": kind(0.01, None, cautious=True)},
-        weight_decay=0.0,
-        events={3: set_decay(0.1), 10: set_decay(0.05), 12: set_rate(0.02)},
+        events={3: set_decay(0.1), 7: set_decay(0.0), 10: set_decay(0.05), 12: set_rate(0.02)},
     ),
 }
 
 # For the variants of a class: those that reach their own arithmetic.
-ARITHMETIC = ["plain", "l1 and l2", "multipliers", "accumulation", "learning rate set"]
-ARITHMETIC += ["t_mul, normalized per cycle", "restarts by hand", "annealing", "kinds by key"]
-ARITHMETIC += ["all kinds at once", "soft_threshold, l2", "eta_power=0, learning rate 0"]
+ARITHMETIC = ["l1 and l2", "multipliers", "accumulation", "learning rate set", "restarts by hand"]
+ARITHMETIC += ["kinds by key", "all kinds at once", "soft_threshold", "eta_power=0, rate 0"]
 
 
 def allowance(run, ulp=2.0**-24, per_update=3, per_step=16):
@@ -601,7 +461,7 @@ def follow(case, variables, optimizer, run, runner=None, grads=None):
 
     Between two updates, under accumulation, no weight moves. A weight of multiplier 0 never does.
     """
-    runner = runner or (eager_with_cond if case.cond else eager)
+    runner = runner or (eager_with_cond if case.accumulate > 1 else eager)
     paths, values = [v.path for v in variables], [numpy(v) for v in variables]
     grads = iter(grads or gradients(case.updates * case.accumulate, [v.shape for v in variables]))
     if 0 not in case.events:  # an event before the first update comes before build

@@ -19,7 +19,6 @@ from keras_decoupled.fast import torch_low_precision, torch_pieces
 ROUNDING = {"float64": 2.0**-48, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 LOW = ("float16", "bfloat16")
 TINY = 2.0**-126  # float32's smallest normal number
-PIECE = torch_pieces._ELEMENTS["cpu"]  # elements of a long tensor that are updated at a time
 
 
 def cut_into(size, monkeypatch):
