@@ -70,18 +70,17 @@ def test_a_timescale():
 
 
 @pytest.mark.parametrize(
-    ("function", "arguments", "error", "words"),
+    ("function", "arguments", "name"),
     [
-        (convert_weight_decay, (-1, 0.1), ValueError, "`weight_decay`"),
-        (convert_weight_decay, (1, 0), ValueError, "`learning_rate`"),
-        (convert_weight_decay, (1, None), TypeError, "`learning_rate`"),
-        (convert_weight_decay, (1, 0.1, "jax"), ValueError, "`source`.*'torch'"),
-        (convert_weight_decay, (1, 0.1, "keras", None), ValueError, "`target`"),
-        (decay_from_timescale, (0, 10), ValueError, "`epochs`"),
-        (decay_from_timescale, (5, 1.5), ValueError, "`steps_per_epoch`"),
-        (decay_from_timescale, (True, 10), TypeError, "`epochs`"),
+        (convert_weight_decay, (-1, 0.1), "weight_decay"),
+        (convert_weight_decay, (1, 0), "learning_rate"),
+        (convert_weight_decay, (1, 0.1, "jax"), "source"),
+        (convert_weight_decay, (1, 0.1, "keras", "jax"), "target"),
+        (decay_from_timescale, (0, 10), "epochs"),
+        (decay_from_timescale, (5, 0), "steps_per_epoch"),
+        (decay_from_timescale, (5, 1.5), "steps_per_epoch"),
     ],
 )
-def test_errors(function, arguments, error, words):
-    with pytest.raises(error, match=f"{words}.*Received: "):
+def test_errors(function, arguments, name):
+    with pytest.raises(ValueError, match=f"`{name}`.*Received: "):
         function(*arguments)
