@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_decoupled import (
-    AdamW,
-    layerwise_lr_multipliers,
-    layerwise_weight_decays,
-    no_decay,
-)
+from keras_decoupled import AdamW, layerwise_lr_multipliers, layerwise_weight_decays, no_decay
 
 WIDTH = 4
 X = np.arange(24, dtype="int32").reshape(8, 3) % 10
@@ -22,7 +17,6 @@ X = np.arange(24, dtype="int32").reshape(8, 3) % 10
 # --- models, each made together with the depth of its layers ---
 
 
-@keras.saving.register_keras_serializable("test_layerwise")
 class Block(layers.Layer):
     """x + dense(norm(x))."""
 

@@ -147,8 +147,9 @@ def attention():
 def nested():
     """Two models inside, and a layer that is used twice."""
     inner = sequential(layers.EinsumDense("ab,bc->ac", 2, **l2(kernel=0.1), name="inner"))
-    twice, x, y = layers.Dense(2, **l2(kernel=0.2), name="twice"), *map(keras.Input, [(4,)] * 2)
-    return keras.Model(y, twice(twice(keras.Model(x, inner(x), name="middle")(y))))
+    x, y, twice = keras.Input((4,)), keras.Input((4,)), layers.Dense(2, **l2(kernel=0.2))
+    middle = keras.Model(x, inner(x), name="middle")
+    return keras.Model(y, twice(twice(middle(y))))
 
 
 def subclassed():
@@ -182,7 +183,7 @@ ZOO = {
     "0.2 pointwise_kernel 0.1 gamma 0.2 beta 0.5 alpha 0.01 conv2d/kernel",
     attention: "0.1 query/kernel 0.1 query/bias 0.1 key/kernel 0.1 key/bias 0.1 value/kernel "
     "0.1 value/bias 0.1 attention_output/kernel 0.1 attention_output/bias",
-    nested: "0.1 inner/kernel 0.2 twice/kernel",
+    nested: "0.1 inner/kernel 0.2 dense/kernel",
     subclassed: "0.1 block_0/kernel 0.1 block_1/kernel",
     lora: "0.1 lora_kernel_a 0.1 lora_kernel_b",
     one_object: "0.1 kernel 0.1 bias 0.1 kernel 0.1 bias",
