@@ -109,6 +109,14 @@ def test_a_layer_of_one_variable_is_no_whole_path():
         assert built(one, layer) == hits(0.125, layer)
 
 
+def test_a_layer_and_a_model_of_the_same_variables():
+    """The place of the later one counts, and not that of the first."""
+    layer = layers.Dense(2, name="one")
+    model = keras.Sequential([keras.Input((2,)), layer])
+    rules = {model: 0.25, "bias": 0.125, layer: 0.375}
+    assert built(make(rules), model) == hits(0.375, layer)
+
+
 # --- frozen layers and files ---
 
 

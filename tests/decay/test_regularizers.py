@@ -103,7 +103,7 @@ def sequential(*parts, shape=(4,)):
 
 
 def dense():
-    first = layers.Dense(3, **l2(kernel=0.1), bias_regularizer=L1(0.25), name="a")
+    first = layers.Dense(3, **l2(kernel=0.1), bias_regularizer=L1(0.3), name="a")
     return sequential(first, layers.Dense(2, kernel_regularizer=L1L2(0.5, 0.125), name="b"))
 
 
@@ -174,7 +174,7 @@ def one_object():  # for kernel, bias and activity
 
 # The decays in the order of trainable_variables: l2, or l1+l2, each before the end of a path.
 ZOO = {
-    dense: "0.1 a/kernel 0.25+0 a/bias 0.5+0.125 b/kernel",
+    dense: "0.1 a/kernel 0.3+0 a/bias 0.5+0.125 b/kernel",
     frozen: "0.5+0.125 b/kernel",
     recurrent: "0.1 embedding/embeddings 0.1 inner/kernel 0.1 forward_gru/gru_cell/kernel "
     "0.2 forward_gru/gru_cell/recurrent_kernel 0.3 b/gru_cell/kernel 0.1 lstm_cell/kernel "
@@ -294,7 +294,7 @@ def test_unfreezing_finds_what_was_taken_while_frozen():
     model = frozen()
     get_weight_decays(model, zero_penalties=True)
     model.get_layer("a").trainable = True
-    assert list(get_weight_decays(model).values()) == [(0.0, 0.1), (0.25, 0.0), (0.5, 0.125)]
+    assert list(get_weight_decays(model).values()) == [(0.0, 0.1), (0.3, 0.0), (0.5, 0.125)]
 
 
 def test_factors_of_zero_are_listed_and_shared_paths_are_numbered():
