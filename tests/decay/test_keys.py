@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
+from effort import examples
 from keras_decoupled import SGDW
 
 BOTH = ("weight_decays", "lr_multipliers")
@@ -194,7 +195,7 @@ def by_definition(key, names, frozen):
     return [name for name in names if name in found] if found else "nothing"
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(key_and_variables())
 @example(("dense_1", ["dense_10/kernel", "x_dense_1y/kernel"], ["dense_1/kernel"]))
 @example(("2dense", ["x12dense/kernel", "x2dense/kernel"], []))
@@ -209,7 +210,7 @@ def test_one_key_as_by_definition(case):
     assert outcome(hits, case) == by_definition(*case)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(key_and_variables())
 @example(("dense", ["head/w"], ["dense/w", "dense_1/w"]))
 @example(("dense", ["dense/w"], ["dense_1/w"]))
@@ -225,7 +226,7 @@ def test_one_key_of_a_file_as_by_definition(case):
         assert outcome(hits_after_load, case) == ([] if expected == "nothing" else expected)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     variables,
     st.lists(st.one_of(part, path), max_size=6, unique=True),
