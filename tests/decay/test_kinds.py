@@ -327,3 +327,15 @@ def test_a_file_without_references_and_one_that_nobody_wants():
     with pytest.warns(UserWarning, match=r"found in the file\. Started fresh: reference of a"):
         optimizer.load_own_variables(saved(plain))
     assert_same(references(optimizer), {"a": [3.0, 4.0], "b": [1.0, 1.0]})
+
+
+@pytest.mark.parametrize("decay", [EVERY[1], *EVERY[-2:]], ids=shown)
+def test_what_is_frozen_stays(decay):
+    """With the multiplier 0 not a bit changes, whatever the kind."""
+    variables = ones("v", "w")
+    optimizer = AdamW(0.1, weight_decay=decay, lr_multipliers={"v": 0})
+    step = eager(optimizer, variables)
+    for _ in range(2):
+        step([np.ones(2, "float32")] * 2)
+    assert np.array_equal(numpy(variables[0]), [1, 1])
+    assert not np.array_equal(numpy(variables[1]), [1, 1])
