@@ -1,6 +1,7 @@
 """The conventions of other libraries, each against the library itself if it is installed."""
 
 import importlib.util
+import itertools
 
 import keras
 import numpy as np
@@ -11,7 +12,7 @@ from keras_decoupled import AdamW, convert_weight_decay, decay_from_timescale
 
 RATE, DECAY = 0.05, 0.25
 COUPLED = ["keras", "torch", "optax"]
-LIBRARIES = [*COUPLED, "tfa", "composer", "keras_decoupled"]
+DECOUPLED = ["tfa", "composer", "keras_decoupled"]
 
 
 def one_update(optimizer):
@@ -45,49 +46,41 @@ def of_optax():
 
 REAL = {"keras": of_keras, "torch": of_torch, "optax": of_optax}
 REAL = {name: update for name, update in REAL.items() if importlib.util.find_spec(name)}
-# TensorFlow Addons and Composer do not run with these versions: their rule, from their source.
-RULES = {"tfa": lambda: 1 - DECAY, "composer": lambda: 1 - 1.0 * DECAY}
 
 
-def test_the_real_libraries_are_here():
+@pytest.mark.parametrize("library", REAL)
+def test_ours_does_what_the_library_does(library):
+    ours = AdamW(RATE, weight_decay=convert_weight_decay(DECAY, RATE, source=library))
+    assert one_update(ours) == pytest.approx(REAL[library](), rel=1e-6)
+
+
+def test_the_real_library_is_here():
     """Each backend has its own."""
     assert {"jax": "optax", "torch": "torch"}.get(BACKEND, "keras") in REAL
 
 
-@pytest.mark.parametrize("library", [*REAL, *RULES])
-def test_ours_does_what_the_library_does(library):
-    ours = AdamW(RATE, weight_decay=convert_weight_decay(DECAY, RATE, source=library))
-    assert one_update(ours) == pytest.approx((REAL | RULES)[library](), rel=1e-6)
-
-
-@pytest.mark.parametrize("source", LIBRARIES)
-@pytest.mark.parametrize("target", LIBRARIES)
-def test_there_and_back(source, target):
-    there = convert_weight_decay(DECAY, RATE, source, target)
-    assert convert_weight_decay(there, RATE, target, source) == pytest.approx(DECAY, rel=1e-15)
-    assert there == DECAY * RATE ** ((source in COUPLED) - (target in COUPLED))
+def test_between_any_two_libraries():
+    for source, target in itertools.product([*COUPLED, *DECOUPLED], repeat=2):
+        expected = DECAY * RATE ** ((source in COUPLED) - (target in COUPLED))
+        assert convert_weight_decay(DECAY, RATE, source, target) == expected
 
 
 def test_a_timescale():
-    assert decay_from_timescale(50, 200) == 1e-4
     assert decay_from_timescale(0.5, 200) == 0.01
 
 
 @pytest.mark.parametrize(
-    ("function", "arguments", "error", "words"),
+    ("function", "arguments", "name"),
     [
-        (convert_weight_decay, (-1, 0.1), ValueError, "`weight_decay`"),
-        (convert_weight_decay, ("1", 0.1), TypeError, "`weight_decay`"),
-        (convert_weight_decay, (1, 0), ValueError, "`learning_rate`"),
-        (convert_weight_decay, (1, None), TypeError, "`learning_rate`"),
-        (convert_weight_decay, (1, 0.1, "jax"), ValueError, "`source`.*'torch'"),
-        (convert_weight_decay, (1, 0.1, "keras", None), ValueError, "`target`"),
-        (decay_from_timescale, (0, 10), ValueError, "`epochs`"),
-        (decay_from_timescale, (5, 0), ValueError, "`steps_per_epoch`"),
-        (decay_from_timescale, (5, 1.5), ValueError, "`steps_per_epoch`"),
-        (decay_from_timescale, (True, 10), TypeError, "`epochs`"),
+        (convert_weight_decay, (-1, 0.1), "weight_decay"),
+        (convert_weight_decay, (1, 0), "learning_rate"),
+        (convert_weight_decay, (1, 0.1, "jax"), "source"),
+        (convert_weight_decay, (1, 0.1, "keras", "jax"), "target"),
+        (decay_from_timescale, (0, 10), "epochs"),
+        (decay_from_timescale, (5, 0), "steps_per_epoch"),
+        (decay_from_timescale, (5, 1.5), "steps_per_epoch"),
     ],
 )
-def test_errors(function, arguments, error, words):
-    with pytest.raises(error, match=f"{words}.*Received: "):
+def test_errors(function, arguments, name):
+    with pytest.raises(ValueError, match=f"`{name}`.*Received: "):
         function(*arguments)

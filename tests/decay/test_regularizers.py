@@ -48,20 +48,10 @@ class HardCoded(Scale):
 
 
 @register
-class Twins(Scale):
-    def build(self, shape):
-        self.ws = [self.add_weight(shape=(2,), regularizer=L2(f), name="w") for f in (0.1, 0.2)]
-
-    def call(self, x):
-        return x + self.ws[0] + self.ws[1]
-
-
-@register
 class AddsItself(layers.Layer):
     """Its penalty is no variable's regularizer, so it is not a weight decay."""
 
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
+    def build(self, shape):
         self.code_regularizer = L2(0.5)
 
     def call(self, x):
@@ -70,24 +60,12 @@ class AddsItself(layers.Layer):
 
 
 @register
-class HandsOnCopies(layers.Layer):
-    """Its sublayer gets a copy of the regularizer that it saves."""
-
-    def __init__(self, kernel_regularizer=None, **kwargs):
-        super().__init__(**kwargs)
-        self.kernel_regularizer = regularizers.get(kernel_regularizer)
-        copy = regularizers.serialize(self.kernel_regularizer)
-        self.parts = {"dense": [layers.Dense(3, kernel_regularizer=copy, name="inner")]}
+class Copies(layers.Dense):
+    """Its kernel has a copy of the regularizer that it saves."""
 
     def build(self, shape):
-        self.parts["dense"][0].build(shape)
-
-    def call(self, x):
-        return self.parts["dense"][0](x)
-
-    def get_config(self):
-        penalty = regularizers.serialize(self.kernel_regularizer)
-        return {**super().get_config(), "kernel_regularizer": penalty}
+        super().build(shape)
+        self.kernel.regularizer = self.kernel_regularizer and L2(0.1)
 
 
 @register
@@ -100,17 +78,16 @@ class Subclassed(keras.Model):
     def __init__(self, penalty=None, **kwargs):
         super().__init__(**kwargs)
         self.penalty = regularizers.get(penalty)
-        self.blocks = [
-            layers.Dense(units, kernel_regularizer=self.penalty, name=f"block_{units}")
-            for units in (4, 2)
-        ]
+        parts = {"kernel_regularizer": self.penalty}
+        self.parts = {"blocks": [layers.Dense(4, name=f"block_{i}", **parts) for i in range(2)]}
 
     def build(self, shape):
-        for block in self.blocks:
+        for block in self.parts["blocks"]:
             block.build((None, 4))
 
     def call(self, x):
-        return self.blocks[1](self.blocks[0](x))
+        first, second = self.parts["blocks"]
+        return second(first(x))
 
     def get_config(self):
         return {**super().get_config(), "penalty": regularizers.serialize(self.penalty)}
@@ -125,10 +102,15 @@ def sequential(*parts, shape=(4,)):
     return keras.Sequential([keras.Input(shape), *parts], name="m")
 
 
-def dense(trainable=True):
-    first = layers.Dense(3, **l2(kernel=0.1), bias_regularizer=L1(0.25), name="a")
-    first.trainable = trainable
+def dense():
+    first = layers.Dense(3, **l2(kernel=0.1), bias_regularizer=L1(0.3), name="a")
     return sequential(first, layers.Dense(2, kernel_regularizer=L1L2(0.5, 0.125), name="b"))
+
+
+def frozen():
+    model = dense()
+    model.get_layer("a").trainable = False
+    return model
 
 
 def recurrent():
@@ -140,45 +122,34 @@ def recurrent():
         layers.Embedding(7, 3, **l2(embeddings=0.1)),
         layers.TimeDistributed(inner),
         layers.Bidirectional(gru, backward_layer=backward),
-        layers.RNN(layers.StackedRNNCells(cells), return_sequences=True),
-        layers.LSTM(3, **l2(kernel=0.1, recurrent=0.2, bias=0.3)),
+        layers.RNN(layers.StackedRNNCells(cells)),
     ]
     return sequential(*parts, shape=(5,))
 
 
-def convolutions():
+def images():
     parts = [
         layers.ConvLSTM2D(2, 1, **l2(kernel=0.1), recurrent_regularizer=L1(0.5)),
-        layers.SeparableConv2D(3, 3, **l2(depthwise=0.1, pointwise=0.2)),
-        layers.DepthwiseConv2D(3, **l2(depthwise=0.3)),
+        layers.SeparableConv2D(2, 3, **l2(depthwise=0.1, pointwise=0.2)),
+        layers.BatchNormalization(**l2(gamma=0.1, beta=0.2)),
+        layers.PReLU("ones", L2(0.5)),
         layers.Conv2D(3, 1, kernel_regularizer="l2"),
     ]
-    return sequential(*parts, shape=(3, 6, 6, 2))
+    return sequential(*parts, shape=(3, 4, 4, 2))
 
 
 def attention():
     x = keras.Input((5, 4))
     parts = l2(kernel=0.1, bias=0.1, activity=0.1)
-    y = layers.MultiHeadAttention(2, 3, name="mha", **parts)(x, x)
-    return keras.Model(x, layers.GroupQueryAttention(3, 2, 1, **l2(kernel=0.2), name="gqa")(y, y))
-
-
-def norms():
-    parts = l2(gamma=0.1, beta=0.2)
-    group = layers.GroupNormalization(2, **parts)
-    batch, layer = layers.BatchNormalization(**parts), layers.LayerNormalization(**parts)
-    return sequential(layer, batch, group, layers.PReLU("ones", L2(0.5)))
+    return keras.Model(x, layers.MultiHeadAttention(2, 3, name="mha", **parts)(x, x))
 
 
 def nested():
     """Two models inside, and a layer that is used twice."""
     inner = sequential(layers.EinsumDense("ab,bc->ac", 2, **l2(kernel=0.1), name="inner"))
-    twice, x, y = (
-        layers.Dense(2, **l2(kernel=0.2), name="twice"),
-        keras.Input((4,)),
-        keras.Input((4,)),
-    )
-    return keras.Model(y, twice(twice(keras.Model(x, inner(x), name="middle")(y))))
+    x, y, twice = keras.Input((4,)), keras.Input((4,)), layers.Dense(2, **l2(kernel=0.2))
+    middle = keras.Model(x, inner(x), name="middle")
+    return keras.Model(y, twice(twice(middle(y))))
 
 
 def subclassed():
@@ -188,62 +159,35 @@ def subclassed():
 
 
 def lora():
-    model = sequential(layers.Dense(3, **l2(kernel=0.1), name="d"))
-    model.layers[0].enable_lora(2)
-    return model
+    return sequential(layers.Dense(3, **l2(kernel=0.1), lora_rank=2, name="d"))
 
 
-def frozen():
-    return dense(trainable=False)
-
-
-def own_attribute():
-    return sequential(Scale(L2(0.1), name="one"), Scale(L2(0.2), name="two"))
-
-
-def hands_on_copies():
-    return sequential(HandsOnCopies(L2(0.1)))
+def own_layers():
+    parts = [Scale(L2(0.1), name="one"), Scale(L2(0.2), name="two"), Copies(2, **l2(kernel=0.1))]
+    return sequential(*parts)
 
 
 def one_object():  # for kernel, bias and activity
     parts = dict.fromkeys(l2(kernel=0, bias=0, activity=0), L2(0.1))
-    both = layers.Dense(3, **parts), layers.Conv1DTranspose(2, 1, **parts)
-    return sequential(*both, shape=(5, 2))
+    return sequential(layers.Dense(3, **parts), layers.Dense(2, **parts))
 
 
-PROJECTIONS = ("query", "key", "value", "attention_output")
-ZOO = {  # how the paths end, and the decays, in the order of trainable_variables
-    dense: [("a/kernel", 0.0, 0.1), ("a/bias", 0.25, 0.0), ("b/kernel", 0.5, 0.125)],
-    recurrent: [
-        ("embedding/embeddings", 0.0, 0.1),
-        ("inner/kernel", 0.0, 0.1),
-        ("forward_gru/gru_cell/kernel", 0.0, 0.1),
-        ("forward_gru/gru_cell/recurrent_kernel", 0.0, 0.2),
-        ("b/gru_cell/kernel", 0.0, 0.3),
-        ("lstm_cell/kernel", 0.0, 0.1),
-        ("gru_cell/recurrent_kernel", 0.0, 0.2),
-        ("lstm/lstm_cell/kernel", 0.0, 0.1),
-        ("lstm/lstm_cell/recurrent_kernel", 0.0, 0.2),
-        ("lstm/lstm_cell/bias", 0.0, 0.3),
-    ],
-    convolutions: [
-        ("conv_lstm_cell/kernel", 0.0, 0.1),
-        ("recurrent_kernel", 0.5, 0.0),
-        ("depthwise_kernel", 0.0, 0.1),
-        ("pointwise_kernel", 0.0, 0.2),
-        ("depthwise_conv2d/kernel", 0.0, 0.3),
-        ("conv2d/kernel", 0.0, 0.01),
-    ],
-    attention: [(f"{part}/{name}", 0.0, 0.1) for part in PROJECTIONS for name in ("kernel", "bias")]
-    + [(f"{part}/kernel", 0.0, 0.2) for part in PROJECTIONS],
-    norms: [("gamma", 0.0, 0.1), ("beta", 0.0, 0.2)] * 3 + [("alpha", 0.0, 0.5)],
-    nested: [("inner/kernel", 0.0, 0.1), ("twice/kernel", 0.0, 0.2)],
-    subclassed: [("block_4/kernel", 0.0, 0.1), ("block_2/kernel", 0.0, 0.1)],
-    lora: [("lora_kernel_a", 0.0, 0.1), ("lora_kernel_b", 0.0, 0.1)],
-    frozen: [("b/kernel", 0.5, 0.125)],
-    one_object: [("kernel", 0.0, 0.1), ("bias", 0.0, 0.1)] * 2,
-    own_attribute: [("one/w", 0.0, 0.1), ("two/w", 0.0, 0.2)],
-    hands_on_copies: [("inner/kernel", 0.0, 0.1)],
+# The decays in the order of trainable_variables: l2, or l1+l2, each before the end of a path.
+ZOO = {
+    dense: "0.1 a/kernel 0.3+0 a/bias 0.5+0.125 b/kernel",
+    frozen: "0.5+0.125 b/kernel",
+    recurrent: "0.1 embedding/embeddings 0.1 inner/kernel 0.1 forward_gru/gru_cell/kernel "
+    "0.2 forward_gru/gru_cell/recurrent_kernel 0.3 b/gru_cell/kernel 0.1 lstm_cell/kernel "
+    "0.2 gru_cell/recurrent_kernel",
+    images: "0.1 conv_lstm_cell/kernel 0.5+0 recurrent_kernel 0.1 depthwise_kernel "
+    "0.2 pointwise_kernel 0.1 gamma 0.2 beta 0.5 alpha 0.01 conv2d/kernel",
+    attention: "0.1 query/kernel 0.1 query/bias 0.1 key/kernel 0.1 key/bias 0.1 value/kernel "
+    "0.1 value/bias 0.1 attention_output/kernel 0.1 attention_output/bias",
+    nested: "0.1 inner/kernel 0.2 dense/kernel",
+    subclassed: "0.1 block_0/kernel 0.1 block_1/kernel",
+    lora: "0.1 lora_kernel_a 0.1 lora_kernel_b",
+    one_object: "0.1 kernel 0.1 bias 0.1 kernel 0.1 bias",
+    own_layers: "0.1 one/w 0.2 two/w 0.1 copies/kernel",
 }
 HAVE_ACTIVITY = (attention, one_object)
 KERAS_3_15 = tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 15)
@@ -278,43 +222,41 @@ def penalties_in(config, activity=False):
     return own + [found for item in config.values() for found in penalties_in(item, activity)]
 
 
-@pytest.mark.parametrize("make", ZOO, ids=lambda make: make.__name__)
-def test_the_decays_are_found_in_order_and_nothing_changes(make):
-    model = make()
-    regularized = penalized(model)
-    decays = get_weight_decays(model)
-    paths = [key.split("#")[0] for key in decays]
-    places = [[v.path for v in model.trainable_variables].index(path) for path in paths]
-    assert places == sorted(places)
-    for path, found, (end, *expected) in zip(paths, decays.values(), ZOO[make], strict=True):
-        assert path.endswith(end)
-        assert found == tuple(expected)
-        assert [type(number) for number in found] == [float, float]
-    assert penalized(model) == regularized
-
-
 # Before 3.15 Keras saves no weights of layers in a list in a dict: they are random after a load.
 @pytest.mark.parametrize(
     "make",
-    [make for make in ZOO if KERAS_3_15 or make is not hands_on_copies],
+    [make for make in ZOO if KERAS_3_15 or make is not subclassed],
     ids=lambda make: make.__name__,
 )
 def test_penalties_leave_and_stay_away(make, tmp_path):
     model = make()
     x = inputs_for(model)
-    decays, before = get_weight_decays(model), keras.ops.convert_to_numpy(model(x))
-    owned = [v.regularizer for v in model.variables if v.regularizer is not None]
-    configs = [regularizer.get_config() for regularizer in owned]
+    before = keras.ops.convert_to_numpy(model(x))
+    owned = {v.path: v.regularizer for v in model.variables if v.regularizer is not None}
+    configs = [regularizer.get_config() for regularizer in owned.values()]
     activity = penalties_in(model.get_config(), activity=True)
     assert penalties_in(model.get_config())
     assert bool(activity) == (make in HAVE_ACTIVITY)
 
+    # They are found in order.
+    decays = get_weight_decays(model)
+    assert list(decays) == [v.path for v in model.trainable_variables if v.path in decays]
+    words = iter(ZOO[make].split())
+    expected = [(end, amounts.rpartition("+")) for amounts, end in zip(words, words, strict=True)]
+    for (path, found), (end, (l1, _, l2)) in zip(decays.items(), expected, strict=True):
+        assert path.endswith(end)
+        assert found == (float(l1 or 0), float(l2))
+        assert [type(number) for number in found] == [float, float]
+    assert penalized(model) == list(owned)
+
+    # They leave, and the user's objects do not change.
     assert get_weight_decays(model, zero_penalties=True) == decays
     assert get_weight_decays(model) == decays == get_weight_decays(model, zero_penalties=True)
-    assert [regularizer.get_config() for regularizer in owned] == configs
+    assert [regularizer.get_config() for regularizer in owned.values()] == configs
 
+    # They stay away after a load, and all the rest is as it was.
     once = reloaded(model, tmp_path)
-    for m in (model, once, reloaded(once, tmp_path), type(model).from_config(model.get_config())):
+    for m in (model, once, type(model).from_config(model.get_config())):
         if not m.built:
             m.build((None, 4))
         assert penalized(m) == penalties_in(m.get_config()) == []
@@ -352,50 +294,49 @@ def test_unfreezing_finds_what_was_taken_while_frozen():
     model = frozen()
     get_weight_decays(model, zero_penalties=True)
     model.get_layer("a").trainable = True
-    assert list(get_weight_decays(model).values()) == [(0.0, 0.1), (0.25, 0.0), (0.5, 0.125)]
+    assert list(get_weight_decays(model).values()) == [(0.0, 0.1), (0.3, 0.0), (0.5, 0.125)]
 
 
-@pytest.mark.parametrize(
-    ("layer", "decays"),
-    [
-        (lambda: layers.Dense(3, **l2(kernel=0.0), name="d"), {"m/d/kernel": (0.0, 0.0)}),
-        (lambda: Twins(name="t"), {"m/t/w": (0.0, 0.1), "m/t/w#2": (0.0, 0.2)}),
-    ],
-    ids=["factors of zero are listed", "variables that share a path are numbered"],
-)
-def test_the_dict(layer, decays):
-    model = sequential(layer(), shape=(2,))
+def test_factors_of_zero_are_listed_and_shared_paths_are_numbered():
+    def inner(penalty):
+        inputs = keras.Input((2,))
+        twin = layers.Dense(2, kernel_regularizer=penalty, name="d")
+        return keras.Model(inputs, twin(inputs))
+
+    x = keras.Input((2,))
+    model = keras.Model(x, [inner(penalty)(x) for penalty in (L2(0.0), L2(0.5))])
+    decays = {"d/kernel": (0.0, 0.0), "d/kernel#2": (0.0, 0.5)}
     assert get_weight_decays(model, zero_penalties=True) == decays == get_weight_decays(model)
 
 
-def a_function(w):
-    return 0.0
-
-
-# Before 3.15 Keras refuses a function as the regularizer of a variable.
-@pytest.mark.parametrize("other", [OwnL2(0.5), a_function] if KERAS_3_15 else [OwnL2(0.5)])
-def test_a_regularizer_set_later_beats_what_is_remembered(other):
+def test_a_regularizer_set_later_beats_what_is_remembered():
     model = sequential(layers.Dense(3, **l2(kernel=0.1), name="d"))
     get_weight_decays(model, zero_penalties=True)
     model.layers[0].kernel.regularizer = L1(0.5)
     assert get_weight_decays(model) == {"m/d/kernel": (0.5, 0.0)}
-    model.layers[0].kernel.regularizer = other
-    name = "a_function" if other is a_function else "OwnL2"
-    with pytest.warns(UserWarning, match=rf"m/d/kernel \({name}\)"):
+    model.layers[0].kernel.regularizer = OwnL2(0.5)
+    with pytest.warns(UserWarning, match=r"m/d/kernel \(OwnL2\)"):
         assert get_weight_decays(model) == {}
 
 
+@register
+def a_function(w):
+    return 0.5
+
+
+# Before 3.15 Keras refuses a function as the regularizer of a variable.
 @pytest.mark.parametrize(
-    "other", [regularizers.OrthogonalRegularizer(0.1), OwnL2(0.1)], ids=["orthogonal", "subclass"]
+    ("other", "name"),
+    [(OwnL2(0.1), "OwnL2"), (regularizers.OrthogonalRegularizer(0.1), "OrthogonalRegularizer")]
+    + [(a_function, "a_function")] * KERAS_3_15,
 )
-def test_other_kinds_stay_in_the_loss_with_one_warning(other, tmp_path):
+def test_other_kinds_stay_in_the_loss_with_one_warning(other, name, tmp_path):
     parts = {"kernel_regularizer": other, "bias_regularizer": L2(0.25)}
     model = sequential(layers.Dense(3, name="p", **parts), layers.Dense(2, name="q", **parts))
     with pytest.warns(UserWarning, match="exactly L1, L2 or L1L2") as caught:
         decays = get_weight_decays(model, zero_penalties=True)
     assert decays == {"m/p/bias": (0.0, 0.25), "m/q/bias": (0.0, 0.25)}
     (message,) = [str(w.message) for w in caught]
-    name = type(other).__name__
     assert f"m/p/kernel ({name}), m/q/kernel ({name})" in message
     assert "`weight_decays`" in message
     for m in (model, reloaded(model, tmp_path)):
@@ -423,10 +364,9 @@ def test_a_layer_that_cannot_be_saved_loses_its_penalty_too():
 
 def test_a_penalty_that_a_layer_adds_itself_stays(tmp_path):
     model = sequential(layers.Dense(2, **l2(kernel=0.5)), AddsItself())
-    x = inputs_for(model)
     get_weight_decays(model, zero_penalties=True)
     for m in (model, reloaded(model, tmp_path)):
-        m(x)
+        m(np.ones((1, 4)))
         assert loss_of(m) > 0
 
 
@@ -441,13 +381,8 @@ def test_a_hard_coded_penalty_leaves_and_can_be_taken_again(tmp_path):
     assert list(get_weight_decays(model).values()) == [(0.0, 0.25)]
 
 
-def test_read_penalty_of_one_variable():
+def test_what_has_no_penalty():
     model = dense()
-    kernel = model.get_layer("b").kernel
-    assert read_penalty(kernel) == (0.5, 0.125)
-    remove_penalties(model)
-    assert kernel.regularizer is None
-    assert read_penalty(kernel) == (0.5, 0.125)
     assert read_penalty(model.get_layer("b").bias) is None
     assert read_penalty(object()) is None  # a raw tf.Variable has no regularizer either
     remove_penalty(object())
@@ -455,14 +390,14 @@ def test_read_penalty_of_one_variable():
 
 @pytest.mark.parametrize("function", [get_weight_decays, remove_penalties])
 def test_what_is_not_a_built_model(function):
-    for wrong in (None, "model", layers.Dense(2)):
-        with pytest.raises(TypeError, match=r"`model` must be a keras\.Model\. Received: model="):
-            function(wrong)
-    unbuilt = keras.Sequential([layers.Dense(2)], name="late")
-    with pytest.raises(
-        ValueError, match=r"unbuilt model 'late'\. Call model\.build\(input_shape\)"
-    ):
-        function(unbuilt)
+    with pytest.raises(TypeError, match=r"`model` must be a keras\.Model\. Received: model=<Dense"):
+        function(layers.Dense(2))
+    words = r"unbuilt model 'late'\. Call model\.build\(input_shape\)"
+    with pytest.raises(ValueError, match=words):
+        function(keras.Sequential([layers.Dense(2)], name="late"))
+
+
+# --- fill_dict_in_order ---
 
 
 def test_fill_dict_in_order():
@@ -473,28 +408,18 @@ def test_fill_dict_in_order():
     assert fill_dict_in_order({}, []) == {}
 
 
-NOT_DECAYS = (-1, (0, -1e-9), (0, np.nan), np.inf, (1,), (1, 2, 3), ())
+NO_DECAYS = (-1, (0, -1e-9), (0, np.nan), np.inf, (1,), (1, 2, 3), ())
 
 
 @pytest.mark.parametrize(
-    ("keys", "values", "error", "message"),
+    ("values", "error", "words"),
     [
-        ("x", [1], TypeError, "`wd_dict` must be a dict. Received: wd_dict='x'"),
-        *(
-            ({"x": 0}, wrong, TypeError, "`values` must be a list")
-            for wrong in ({"x": 1}, "1", 1, None)
-        ),
-        *(
-            ({"x": 0, "y": 0}, [0] * n, ValueError, rf"2 keys.*Received: {n} values.*\['x', 'y'\]")
-            for n in (0, 1, 3, 4)
-        ),
-        *(({"x": 0}, [x], ValueError, r"`values\[0\].*Received: .*no decay") for x in NOT_DECAYS),
-        *(
-            ({"x": 0}, [x], TypeError, r"`values\[0\].*Received: .*no decay")
-            for x in ("12", None, True, (0, True), (0, "1"))
-        ),
+        *(([0] * n, ValueError, rf"2 keys.*Received: {n} values.*\['x', 'y'\]") for n in (1, 3)),
+        *(([x, 0], ValueError, r"`values\[0\].*Received: .*no decay") for x in NO_DECAYS),
+        *(([x, 0], TypeError, r"`values\[0\].*Received: .*no decay") for x in ("12", (0, True))),
+        ({"x": 1, "y": 2}, TypeError, "`values` must be a list"),
     ],
 )
-def test_fill_dict_refuses(keys, values, error, message):
-    with pytest.raises(error, match=message):
-        fill_dict_in_order(keys, values)
+def test_what_fill_dict_in_order_refuses(values, error, words):
+    with pytest.raises(error, match=words):
+        fill_dict_in_order({"x": 0, "y": 0}, values)
