@@ -72,22 +72,19 @@ def excluding():
 
 SGDW_RULES = {"weight_decays": {"a": 0.25, "bias": (0.1, 0)}, "lr_multipliers": {"b": 0.5}}
 ANNEALING = {"total_iterations": 9, "use_cosine_annealing": True, "eta_min": 0.1}
-BY_B = {"weight_decays": {"b": schedules.PolynomialDecay(0.5, 9)}, "normalize_weight_decay": True}
 MAKERS = {
-    "AdamW": lambda: AdamW(0.1, weight_decay=0.5, amsgrad=True, use_ema=True, clipnorm=1.0),
+    "AdamW": lambda: AdamW(100.0, weight_decay=0.5, amsgrad=True, use_ema=True, clipnorm=1.0),
     "AdamW, model": with_a_frozen_layer,
     "NadamW": lambda: NadamW(tenth, weight_decay=0.5, total_iterations=9),
     "NadamW, not built": excluding,
     "SGDW": lambda: SGDW(0.1, 0.9, **SGDW_RULES, **ANNEALING),
-    "SGDW, not built": lambda: SGDW(CosineWarmRestarts(0.1, 5), **BY_B, global_clipnorm=1.0),
+    "AdamW, stable": lambda: AdamW(WarmupStableDecay(0.1, None, 10), weight_decay=0.1),
 }
-STABLE = "AdamW, stable"  # for its state
-MORE = {STABLE: lambda: AdamW(WarmupStableDecay(0.1, None, decay_steps=10), weight_decay=0.1)}
 
 
 @functools.cache
 def _config_of(name):
-    optimizer = (MAKERS | MORE)[name]()
+    optimizer = MAKERS[name]()
     if "not built" not in name and not optimizer.built:
         optimizer.build(variables())
     return type(optimizer), json.dumps(optimizer.get_config())
@@ -153,16 +150,13 @@ def test_a_config_with_random_changes(name, record_property):
 
 @pytest.mark.reliability
 @settings(FUZZ, max_examples=effort(40, 1000))
-@given(st.sampled_from([AdamW, NadamW, SGDW]), garbage | st.dictionaries(st.text(), st.none()))
-def test_a_config_of_garbage(cls, config):
-    outcome(cls.from_config, copy.deepcopy(config))
+@given(garbage)
+def test_a_config_of_garbage(config):
+    outcome(AdamW.from_config, copy.deepcopy(config))
 
 
 # --- one at a time: what a constructor refuses ---
 
-ALL = list(OBJECTS.values())
-# Keras makes these; whoever uses one learns from Keras what is wrong with it.
-NO_DECAYS = [value for name, value in OBJECTS.items() if "schedule of" not in name]
 DECAYS = [-1, NAN, INF, -INF, "x", None, True, [0.1], {}]
 DECAYS += [OBJECTS["relu"], OBJECTS["own optimizer"]]
 SCHEDULE = json.loads(json.dumps(schedules.serialize(schedules.ExponentialDecay(0.5, 10, 0.5))))
@@ -190,19 +184,14 @@ BAD_RESOLVED = {
     ("paths",): [None, 3, "x", {}, [3], [["a"]]],
     ("learning_rate_factor",): [None, "x", NAN, INF, -1, [1], {}, True, GONE],
 }
-BAD = {
-    **{("resolved", *way): bad for way, bad in BAD_RESOLVED.items()},
-    **{("resolved", "table", 0, field): bad for field, bad in BAD_ROW.items()},
-    **{("resolved", "waiting", 0, field): bad for field, bad in BAD_ROW.items()},
-    ("resolved",): [3, "x", [], {}, True, [1]],
-}
-BAD_RULES = {
-    "weight_decay": [-1, NAN, INF, "x", True, [0.1], {}, {"a": 0.1}, *NO_DECAYS],
+BAD_RESOLVED |= {(): [3, "x", [], {}, True, [1]]}
+BAD_RESOLVED |= {("table", 0, field): bad for field, bad in BAD_ROW.items()}
+BAD_ARGUMENTS = {
+    "weight_decay": [-1, NAN, INF, "x", True, [0.1], {}, {"a": 0.1}],
     "weight_decays": [3, "x", [0.1], [["a", 0.1]], True, {"a": None}, {"a": []}, {"a": [1]}]
-    + [{"a": value} for value in (-1, NAN, "x", True, {}, [0.1, {}], [SCHEDULE, 0.1])]
-    + [{"a": [0.1, value]} for value in NO_DECAYS],
+    + [{"a": value} for value in (-1, NAN, "x", True, {}, [0.1, {}], [SCHEDULE, 0.1])],
     "lr_multipliers": [3, "x", [0.1], True, {"a": None}, {"a": -1}, {"a": NAN}],
-    "learning_rate": [None, "x", -1, NAN, INF, 10**400, [], [0.1], {}, True, {"a": 1}, *ALL],
+    "learning_rate": [None, "x", -1, NAN, INF, 10**400, [], [0.1], {}, True, {"a": 1}],
     "base_learning_rate": ["x", -1, NAN, INF, 0, [], {}, True, SCHEDULE],
     "total_iterations": ["x", -1, NAN, INF, 0, 1.5, [], {}, True, 10**400],
     "t_cur": ["x", -2, NAN, INF, 1.5, None, [], 10**400],
@@ -214,11 +203,8 @@ BAD_RULES = {
     "loss_scale_factor": ["x", 0, NAN],
     "gradient_accumulation_steps": ["3", 2.5, 0],
 }
-ADDED = {
-    "model": [3, "x", [], {}, OBJECTS["Dense layer"]],
-    "no such argument": [None, 3],
-    "self": [None],
-}
+NO_CONFIGS = [None, 3, "x", [3], True, {"no such argument": None}, {"self": None}]
+NO_CONFIGS += [{"model": value} for value in (3, "x", [], {}, OBJECTS["Dense layer"])]
 
 
 def each(table):
@@ -229,38 +215,31 @@ def repr_40(value):
     return f"{value!r:.40}"
 
 
-@pytest.mark.parametrize(("way", "value"), each(BAD), ids=repr_40)
+@pytest.mark.parametrize(("way", "value"), each(BAD_RESOLVED), ids=repr_40)
 def test_a_bad_part_of_what_was_resolved_is_refused(way, value):
     cls, config = saved("AdamW, model")
-    put(config, way, value)
+    put(config, ("resolved", *way), value)
     assert outcome(try_out, cls, config) in REFUSED
 
 
-@pytest.mark.parametrize("name", ["AdamW, model", "SGDW"])
-@pytest.mark.parametrize(("field", "value"), each(BAD_RULES | ADDED), ids=repr_40)
-def test_a_bad_argument_in_a_config_is_refused(name, field, value):
-    cls, config = saved(name)
-    assert (field in {*config, *OPTIONAL}) == (field not in ADDED)
-    if name == "SGDW" and field == "learning_rate":
-        config["use_cosine_annealing"], config["eta_min"] = False, 0.0
-    assert outcome(try_out, cls, config | {field: value}) in REFUSED
+@pytest.mark.parametrize(("field", "value"), each(BAD_ARGUMENTS), ids=repr_40)
+def test_a_bad_argument_in_a_config_is_refused(field, value):
+    cls, config = saved("SGDW")
+    put(config, (field,), value)
+    assert outcome(try_out, cls, config) in REFUSED
 
 
-@pytest.mark.parametrize("config", [None, 3, "x", [3], True], ids=repr)
+@pytest.mark.parametrize("config", NO_CONFIGS, ids=repr_40)
 def test_what_is_no_config_is_refused(config):
     assert outcome(AdamW.from_config, config) in REFUSED
 
 
-def test_a_config_without_a_learning_rate_has_the_default():
+def test_a_rate_that_is_left_out_or_a_whole_number():
+    """One has the default. Some writers of JSON leave out the ".0" of the other."""
     cls, config = saved("AdamW")
+    assert numpy(try_out(cls, config | {"learning_rate": 2})[0].learning_rate) == 2.0
     del config["learning_rate"], config["base_learning_rate"]
-    assert float(numpy(try_out(cls, config)[0].learning_rate)) == np.float32(0.001)
-
-
-def test_a_whole_number_for_a_learning_rate_is_the_rate():
-    """Some writers of JSON leave out the ".0"."""
-    cls, config = saved("AdamW")
-    assert float(numpy(try_out(cls, config | {"learning_rate": 2})[0].learning_rate)) == 2.0
+    assert numpy(try_out(cls, config)[0].learning_rate) == np.float32(0.001)
 
 
 # --- no code runs, nothing hangs ---
@@ -282,9 +261,12 @@ PLACES = {
 }
 
 
+ANYWHERE = [(what, "learning_rate") for what in OBJECTS]
+ANYWHERE += [(what, place) for place in PLACES if place != "learning_rate" for what in SOME]
+
+
 @pytest.mark.reliability
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("what", SOME)
+@pytest.mark.parametrize(("what", "place"), ANYWHERE)
 def test_a_hostile_object_is_refused_and_not_called(what, place):
     cls, config = saved("AdamW, model")
     put(config, PLACES[place], OBJECTS[what])
@@ -315,25 +297,25 @@ def test_a_function_that_is_named_in_a_config_is_not_called_when_that_is_read():
     assert calls
 
 
-@pytest.mark.parametrize("most", [2**31, 2**40, 2**63, 10**30])
 @pytest.mark.parametrize(
     "field", ["total_iterations", "t_cur", "warmup_steps", "first_decay_steps"]
 )
-def test_counts_that_no_counter_holds(field, most):
-    cls, config = saved("SGDW" if field in ("total_iterations", "t_cur") else "NadamW, not built")
-    if field == "t_cur":
-        put(config, ("total_iterations",), most + 1)
-    place = (field,) if field in OPTIONAL else ("learning_rate", "config", field)
-    put(config, place, most)
-    outcome(try_out, cls, config)
+def test_counts_that_no_counter_holds(field):
+    for most in (2**31, 2**40, 2**63, 10**30):
+        cls, config = saved("SGDW" if field in OPTIONAL else "NadamW, not built")
+        if field == "t_cur":
+            put(config, ("total_iterations",), most + 1)
+        place = (field,) if field in OPTIONAL else ("learning_rate", "config", field)
+        put(config, place, most)
+        outcome(try_out, cls, config)
 
 
 def test_a_table_of_many_rows():
-    """Tens of thousands of them, none of one number twice."""
+    """Thousands of them, none of one number twice."""
     cls, config = saved("SGDW")
     row = config["resolved"]["table"][0]
     config["resolved"]["table"] = [
-        row | {"path": f"x{i}/w", "l1": i * 1e-9, "multiplier": 1 + i * 1e-9} for i in range(20_000)
+        row | {"path": f"x{i}/w", "l1": i * 1e-9, "multiplier": 1 + i * 1e-9} for i in range(5_000)
     ]
     outcome(try_out, cls, config)
 
@@ -368,12 +350,12 @@ def pack(layout):
     return np.frombuffer(text, dtype=np.uint8)
 
 
-def load(optimizer, ours, store):
+def load(optimizer, ours, store, says=""):
     """Load the state; return what came of it, and fail if that is an accident or half a load."""
     before = [v.numpy() for v in optimizer.variables]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = outcome(optimizer.load_own_variables, store)
+        result = outcome(optimizer.load_own_variables, store, says=says)
     if result == "works":
         update(optimizer, ours)
         return result
@@ -437,13 +419,13 @@ NO_LAYOUTS = {
 SWAPPED = [["net/a/bias", [2, 2]], ["net/a/kernel", [2]], ["net/b/kernel", [2, 2]]]
 BAD_LAYOUTS = {
     ("version",): [2, GONE],
-    ("built",): ["abc", 3, SWAPPED, GONE],
+    ("built",): ["abc", 3, GONE],
     ("built", 0): [["x"], ["x", [2], 3]],
     ("built", 0, 0): [4, ["a"]],
     ("built", 0, 1): [4, "22", [2, 3]],
     ("left",): [GONE],
     ("given",): [3, {}],
-    ("given", "learning_rate"): [-1, NAN, 0],
+    ("given", "learning_rate"): [-1, NAN, 0, 1e-60, 1e-37],
     ("given", "weight_decay"): [-1, NAN],
     ("variables",): ["abc", GONE],
     ("variables", 0): [["iteration"], [["iteration"], [None]]],
@@ -456,8 +438,14 @@ BAD_ARRAYS = {
         for which in ("momentum", "velocity", "iteration", "learning_rate", "weight_decay")
         for what, array in ARRAYS.items()
         if (which, what) not in FIT
+    ]
+    + [("iteration", np.array(count)) for count in (-5, 2**40)]
+    + [
+        (which, np.array(number))
+        for which in ("learning_rate", "weight_decay")
+        for number in (NAN, -1.0, INF)
     ],
-    STABLE: [
+    "AdamW, stable": [
         *(("iteration", np.array(count)) for count in (-1, 2**31)),
         *(("cycle_start", np.array(count)) for count in (-(2**31), 2**31)),
         *(("decay_start", np.array(count)) for count in (-1, 2**31)),
@@ -484,13 +472,11 @@ def test_an_array_that_cannot_be_is_refused_before_any_is_assigned(name, change)
     store, layout = state_of(name)
     places = [i for i, (slot, _) in enumerate(layout["variables"]) if slot == which]
     put(store, (str(places[-1]),), array)
-    assert load(*trained(name), store) in REFUSED
+    assert load(*trained(name), store, says=f" for {which}") in REFUSED
 
 
-@pytest.mark.parametrize("value", [SWAPPED, [["net/a/kernel", [2, 3]], *SWAPPED[1:]]], ids=len)
-def test_shapes_that_do_not_fit_are_an_error_that_names_the_variable(value):
-    store, layout = state_of("AdamW")
-    put(layout, ("built",), value)
-    optimizer, _ = trained("AdamW")
-    with pytest.raises(ValueError, match="net/a/"):
-        optimizer.load_own_variables(store | {"layout": pack(layout)})
+def test_shapes_that_do_not_fit_are_an_error_that_names_the_variable():
+    for built in (SWAPPED, [["net/a/kernel", [2, 3]], *SWAPPED[1:]]):
+        store, layout = state_of("AdamW")
+        put(layout, ("built",), built)
+        assert load(*trained("AdamW"), store | {"layout": pack(layout)}, says="net/a/") in REFUSED

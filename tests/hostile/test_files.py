@@ -44,7 +44,7 @@ def members_of(tmp_path_factory):
         keras.utils.clear_session(free_memory=False)
         body = keras.layers.Dense(2, kernel_regularizer="l2", name="body")
         model = keras.Sequential([keras.Input((3,)), body, keras.layers.Dense(1, name="head")])
-        model.compile(MAKERS[name](model), loss="mse")
+        model.compile(MAKERS[name](model), loss="mse", run_eagerly=True)
         for _ in range(2):
             model.train_on_batch(X, Y)
         file = tmp_path_factory.mktemp("files") / "m.keras"
@@ -88,19 +88,19 @@ def read(tmp_path):
     return result
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", effort(NAMES[:1], NAMES))
 def test_a_file_that_is_cut_off_is_refused(name, members_of, read, record_property):
     """A zip's list of members is at its end, and half of them."""
     members, rng = members_of(name), random.Random(0)
     whole = pack(members)
     assert read(whole) == "works"
     ends = [0, 1, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(effort(3, 200)))]
-    tally = Counter(read(whole[:end]) for end in ends)
+    files = [whole[:end] for end in ends]
     for end in ends:  # and members of it
         for member in (CONFIG, WEIGHTS):
             data = members[member]
-            cut = data[: end * len(data) // len(whole)]
-            tally[read(pack(members | {member: cut}))] += 1
+            files.append(pack(members | {member: data[: end * len(data) // len(whole)]}))
+    tally = Counter(map(read, files))
     keep(record_property, tally)
     assert not tally["works"], tally
 
@@ -110,7 +110,7 @@ def test_flipped_bytes(where, members_of, read, record_property):
     """In a file, where checksums tell; in a member that is packed anew; in what the layout says of our arrays."""
     rng, tally = random.Random(1), Counter()
     member = WEIGHTS if where == "layout" else where
-    for i in range(effort(18, 700)):
+    for i in range(effort(12, 700)):
         members = members_of(NAMES[i % len(NAMES)])
         data = bytearray(pack(members) if where == "file" else members[member])
         start = data.index(b'{"version"') if where == "layout" else 0

@@ -54,17 +54,23 @@ def assert_clear(error, argument=""):
     assert not isinstance(error, (RecursionError, MemoryError, TimeoutError)), where
 
 
-def outcome(function, *arguments, seconds=20):
-    """Return "works" or the error's name; fail if the error is an accident, code ran or it takes too long."""
+def outcome(function, *arguments, seconds=20, says=""):
+    """Return "works" or the error's name; fail if the error is an accident, code ran or it takes too long.
+
+    `says`: what an error has to say.
+    """
     try:
         with watched(), at_most(seconds):
             function(*arguments)
     except AssertionError:
         raise
     except Exception as error:
-        assert_clear(error)
-        return type(error).__name__
-    return "works"
+        refused = error
+    else:
+        return "works"
+    assert_clear(refused)
+    assert says in str(refused), refused
+    return type(refused).__name__
 
 
 def keep(record_property, tally):
