@@ -110,7 +110,7 @@ REFUSED = [
     # each optimizer's own
     *ADAMW("beta_1", "0.9", [1, -0.1], [True]),
     *ADAMW("beta_2", "0.999", [1.0, NAN], ["0.9"]),
-    *ADAMW("epsilon", "1e-7", [-1e-7, INF], [None]),
+    *ADAMW("epsilon", "1e-7", [-1e-7, INF, 1e300], [None]),
     *ADAMW("amsgrad", FLAG, [], ["no"]),
     *NADAMW("beta_1", "0.9", [1]),
     *NADAMW("momentum_decay", "0.004", [-0.004, INF], ["x"]),

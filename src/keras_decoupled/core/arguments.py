@@ -24,7 +24,7 @@ class Real:
 
     cure: str
     minimum: float | None = None
-    below: float | None = None
+    below: float = checks.FLOAT32  # an update computes in float32
 
     def __call__(self, name: str, value: Any) -> float:
         """Return the value as a float."""
