@@ -1,11 +1,12 @@
-"""Jobs on two devices: python two_cpus.py on_tensorflow.py FOLDER."""
+"""The legs on two devices: python two_cpus.py on_tensorflow.py FOLDER."""
 
 import sys
 from pathlib import Path
 
-import job
 import keras
 import tensorflow as tf
+
+from many_devices import job
 
 
 class Loop:
@@ -17,7 +18,6 @@ class Loop:
     def __call__(self, model, first, last):
         with self.strategy.scope():
             model.optimizer.build(model.trainable_variables)
-        batches = tf.data.Dataset.from_tensor_slices(job.data(first, last)).batch(job.BATCH)
 
         def step(x, y):
             with tf.GradientTape() as tape:
@@ -30,28 +30,37 @@ class Loop:
             self.strategy.run(step, args=(x, y))
 
         run = run if model.run_eagerly else tf.function(run)
-        for x, y in self.strategy.experimental_distribute_dataset(batches):
+        for x, y in self.strategy.experimental_distribute_dataset(batches(first, last)):
             run(x, y)
         model.optimizer.finalize_variable_values(model.trainable_variables)  # as `fit` does
 
 
-def run(folder, name, source):
-    strategy = tf.distribute.MirroredStrategy()
-    assert strategy.num_replicas_in_sync == 2
+def batches(first, last):
+    options = tf.data.Options()  # of several processes, each takes its part of each batch
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    dataset = tf.data.Dataset.from_tensor_slices(job.data(first, last))
+    return dataset.batch(job.BATCH).with_options(options)
 
-    def make(case):
-        with strategy.scope():
-            return job.make(case)
 
-    def load(file):
-        with strategy.scope():
-            return keras.models.load_model(file)
+def in_scope(strategy):
+    """Functions that make and load a model in the scope of a strategy."""
 
-    train = Loop(strategy) if name == "loop" else job.fit
-    job.Way(folder, name, train=train, make=make, load=load).run(source)
+    def within(make):
+        def made(argument):
+            with strategy.scope():
+                return make(argument)
+
+        return made
+
+    return {"make": within(job.make), "load": within(keras.models.load_model)}
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    run(folder, "fit", source=job.ALONE)
-    run(folder, "loop", source="fit")
+    strategy = tf.distribute.MirroredStrategy()
+    assert strategy.num_replicas_in_sync == 2
+    ways = {
+        "fit": job.Way(folder, **in_scope(strategy)),
+        "loop": job.Way(folder, train=Loop(strategy), **in_scope(strategy)),
+    }
+    job.train_many(ways, job.CHAINS)

@@ -1,4 +1,4 @@
-"""Jobs on two processes of JAX: python processes.py on_jax.py FOLDER CASES."""
+"""The legs in two processes of JAX: python processes.py on_jax.py FOLDER."""
 
 import json
 import sys
@@ -8,28 +8,16 @@ import jax
 import keras
 import numpy as np
 from jax.experimental import multihost_utils
-from keras.distribution import (
-    DataParallel,
-    DeviceMesh,
-    LayoutMap,
-    ModelParallel,
-    initialize,
-    set_distribution,
-)
+from keras.distribution import DataParallel, initialize, set_distribution
 
 from many_devices import job
+from many_devices.on_jax import model_parallel
 
-
-def model_parallel(**options):
-    """The hidden layer in two parts, one in each process."""
-    layouts = LayoutMap(DeviceMesh((1, 2), ("batch", "model")))
-    layouts["(net/)?hidden/kernel"] = (None, "model")
-    layouts["(net/)?hidden/bias"] = ("model",)
-    layouts["(net/)?head/kernel"] = ("model", None)
-    return ModelParallel(layout_map=layouts, batch_dim_name="batch", **options)
-
-
-DISTRIBUTIONS = {"data_parallel": DataParallel, "model_parallel": model_parallel}
+# Of "model_parallel", each process has a half of the hidden layer, and all rows.
+DISTRIBUTIONS = {
+    "data_parallel": DataParallel,
+    "model_parallel": lambda **options: model_parallel(1, 2, **options),
+}
 
 
 def whole(model):
@@ -42,10 +30,9 @@ class Way(job.Way):
     """Training with `fit`, and with files that hold whole arrays."""
 
     def __init__(self, folder, name):
-        self.distribution = DISTRIBUTIONS[name](auto_shard_dataset=False)
+        self.name, self.distribution = name, DISTRIBUTIONS[name](auto_shard_dataset=False)
         super().__init__(
             folder,
-            name,
             train=self.fit,
             make=lambda case: self.distributed(job.make, case),
             load=lambda file: self.distributed(keras.models.load_model, file),
@@ -135,9 +122,8 @@ def error(function, *arguments):
 
 if __name__ == "__main__":
     initialize()
-    folder, cases = Path(sys.argv[1]), sys.argv[2:]
-    Way(folder, "data_parallel").run(job.ALONE, cases)
-    Way(folder, "model_parallel").run("data_parallel", cases)
-    found = limits(folder / "data_parallel-adamw.keras")
+    folder = Path(sys.argv[1])
+    job.train_many({name: Way(folder, name) for name in DISTRIBUTIONS}, job.PROCESS_CHAINS)
+    found = limits(folder / "adamw-0.keras")
     if jax.process_index() == 0:
         (folder / "limits.json").write_text(json.dumps(found), encoding="utf-8")

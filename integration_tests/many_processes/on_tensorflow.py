@@ -1,4 +1,4 @@
-"""Jobs on two processes of TensorFlow: python processes.py on_tensorflow.py FOLDER CASES."""
+"""The legs in two processes of TensorFlow: python processes.py on_tensorflow.py FOLDER."""
 
 import json
 import sys
@@ -13,29 +13,13 @@ import numpy as np  # noqa: E402
 
 from keras_decoupled import AdamW  # noqa: E402
 from many_devices import job  # noqa: E402
+from many_devices.on_tensorflow import Loop, batches, in_scope  # noqa: E402
 
 CHIEF = strategy.cluster_resolver.task_id == 0
+train = Loop(strategy)  # Keras' `fit` cannot
 
 
 class Way(job.Way):
-    """A training loop of one's own: Keras' `fit` cannot."""
-
-    def __init__(self, folder):
-        super().__init__(
-            folder,
-            "loop",
-            train=train,
-            make=lambda case: in_scope(job.make, case),
-            load=lambda file: in_scope(keras.models.load_model, file),
-            writes=CHIEF,
-            wait=lambda: gather(0.0),
-        )
-
-    def straight(self, case):
-        # In the middle of an accumulation each process has a part of its own, which is not saved.
-        self.half = job.HALF + (case == "eager")
-        super().straight(case)
-
     def state(self, model):
         """All processes have the same, to the bit, but for their parts of a gradient."""
         arrays = job.state(model)
@@ -48,36 +32,6 @@ class Way(job.Way):
             assert sums or (values == values[0]).all()
             found.append((values.sum(axis=0) if sums else values[0]).reshape(array.shape))
         return found
-
-
-def in_scope(make, argument):
-    with strategy.scope():
-        model = make(argument)
-        model.optimizer.build(model.trainable_variables)
-    return model
-
-
-def train(model, first, last):
-    def step(x, y):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum((model(x, training=True) - y) ** 2) / job.BATCH
-        grads = tape.gradient(loss, model.trainable_variables)
-        model.optimizer.apply(grads, model.trainable_variables)  # sums over the processes
-
-    def run(x, y):
-        strategy.run(step, args=(x, y))
-
-    run = run if model.run_eagerly else tf.function(run)
-    for x, y in strategy.experimental_distribute_dataset(batches(first, last)):
-        run(x, y)
-    model.optimizer.finalize_variable_values(model.trainable_variables)  # as `fit` does
-
-
-def batches(first, last):
-    options = tf.data.Options()  # each process takes its part of each batch
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    dataset = tf.data.Dataset.from_tensor_slices(job.data(first, last))
-    return dataset.batch(job.BATCH).with_options(options)
 
 
 def gather(value):
@@ -116,8 +70,16 @@ def save_half(model):
 
 
 if __name__ == "__main__":
-    folder, cases = Path(sys.argv[1]), sys.argv[2:]
-    Way(folder).run(job.ALONE, cases)
+    folder = Path(sys.argv[1])
+    loop = Way(
+        folder,
+        train=train,
+        **in_scope(strategy),
+        writes=CHIEF,
+        wait=lambda: gather(0.0),
+        stops=job.PROCESS_STOPS,
+    )
+    job.train_many({"loop": loop}, job.PROCESS_CHAINS)
     found = limits()
     if CHIEF:
         (folder / "limits.json").write_text(json.dumps(found), encoding="utf-8")
