@@ -64,17 +64,6 @@ CHAINS = {
     "torch": [(ALONE, "ddp", "by_hand"), ("by_hand", "fit", ALONE), ("fit", "ddp", ALONE)],
 }[BACKEND]
 CHAINS = dict(zip(CASES, itertools.cycle(CHAINS), strict=False))
-# The same for two processes. Those of torch are its devices.
-PROCESS_CHAINS = {
-    "jax": {
-        "adamw": (ALONE, "data_parallel", "model_parallel"),
-        "nadamw": ("model_parallel", "data_parallel", ALONE),
-    },
-    "tensorflow": {"adamw": ("loop", "loop", ALONE), "nadamw": (ALONE, "loop", ALONE)},
-    "torch": {},
-}[BACKEND]
-# In the middle of an accumulation each process of TensorFlow has a part of its own, which is not saved.
-PROCESS_STOPS = (3, 10, 13) if BACKEND == "tensorflow" else STOPS
 
 
 def make(case):
@@ -127,30 +116,38 @@ def value(variable):
 
 
 class Way:
-    """One way to train.
+    """One way to train; here, on one device.
 
     Args:
         folder: for the files.
-        train: called with a model and the numbers of the first batch and of the one after the last.
-        make, load: called with a case, with a file; return a model.
-        writes: whether this process writes the files; another one does, of two that do the same.
-        wait: called where a file has been written that others read.
-        stops: after how many batches each leg ends.
     """
 
-    def __init__(
-        self,
-        folder,
-        *,
-        train=fit,
-        make=make,
-        load=keras.models.load_model,
-        writes=True,
-        wait=lambda: None,
-        stops=STOPS,
-    ):
-        self.folder, self.train, self.make, self.load = folder, train, make, load
-        self.writes, self.wait, self.stops = writes, wait, stops
+    stops = STOPS
+    writes = (
+        True  # whether this process writes the files; another one does, of two that do the same
+    )
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def make(self, case):
+        return make(case)
+
+    def load(self, file):
+        return keras.models.load_model(file)
+
+    def train(self, model, first, last):
+        fit(model, first, last)
+
+    def save(self, model, file):
+        if self.writes:
+            model.save(file)
+
+    def wait(self):
+        """Wait, in several processes, for a file that others read."""
+
+    def state(self, model):
+        return state(model)
 
     def whole(self, case):
         """Train from the start to the end with one model."""
@@ -166,24 +163,13 @@ class Way:
             if number == 0:
                 model, done = self.make(case), 0
             else:
-                model = self.load(self._file(case, number - 1))
+                model = self.load(self.folder / f"{case}-{number - 1}.keras")
                 done = int(value(model.optimizer.variables[0]))  # batches, not updates
             self.train(model, done, self.stops[number])
-            if number + 1 < len(self.stops):
-                self.save(model, self._file(case, number))
-                self.wait()
-            else:
+            self.save(model, self.folder / f"{case}-{number}.keras")
+            self.wait()
+            if number + 1 == len(self.stops):
                 self._keep(model, case)
-
-    def save(self, model, file):
-        if self.writes:
-            model.save(file)
-
-    def state(self, model):
-        return state(model)
-
-    def _file(self, case, number):
-        return self.folder / f"{case}-{number}.keras"
 
     def _keep(self, model, name):
         arrays = self.state(model)
@@ -200,12 +186,11 @@ class Way:
                 warnings.simplefilter("error", UserWarning)
                 yield
         except Exception:
-            file = self.folder / f"{name}.txt"
-            if not file.exists():  # a leg that fails later lacks the file of the first one
-                file.write_text(traceback.format_exc())
+            with open(self.folder / f"{name}.txt", "a", encoding="utf-8") as errors:
+                traceback.print_exc(file=errors)
 
 
-def train_many(ways, chains):
+def train_legs(ways, chains=CHAINS):
     """Train the legs of these ways: {name: Way}. They follow each other in each chain."""
     for case, chain in chains.items():
         for number, name in enumerate(chain):
@@ -213,9 +198,10 @@ def train_many(ways, chains):
                 ways[name].leg(case, number)
 
 
-def train_all(folder, chains, start, stops=STOPS):
+def train_all(folder, start, chains=CHAINS, stops=STOPS):
     """Train all runs: the legs on one device here, those on many by `start()`."""
-    alone = Way(folder, stops=stops)
+    alone = Way(folder)
+    alone.stops = stops
     for case, chain in chains.items():
         alone.whole(case)
         if chain[0] == ALONE:

@@ -44,25 +44,25 @@ class Way(job.Way):
     """Training with `fit`; checks where every array lies."""
 
     def __init__(self, folder, name):
-        super().__init__(folder, train=self.fit, make=self.make_there, load=self.load_there)
+        super().__init__(folder)
         self.name, self.distribution = name, DISTRIBUTIONS[name]()
 
     def leg(self, case, number):
         self.case = case
         super().leg(case, number)
 
-    def make_there(self, case):
+    def make(self, case):
         keras.distribution.set_distribution(self.distribution)
-        return job.make(case)
+        return super().make(case)
 
-    def load_there(self, file):
+    def load(self, file):
         keras.distribution.set_distribution(self.distribution)
-        model = keras.models.load_model(file)
+        model = super().load(file)
         self.check_shardings(model)
         return model
 
-    def fit(self, model, first, last):
-        job.fit(model, first, last)
+    def train(self, model, first, last):
+        super().train(model, first, last)
         self.check_shardings(model)
 
     def check_shardings(self, model):
@@ -92,4 +92,4 @@ class Way(job.Way):
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    job.train_many({name: Way(folder, name) for name in DISTRIBUTIONS}, job.CHAINS)
+    job.train_legs({name: Way(folder, name) for name in DISTRIBUTIONS})

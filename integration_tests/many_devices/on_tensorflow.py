@@ -3,19 +3,31 @@
 import sys
 from pathlib import Path
 
-import keras
 import tensorflow as tf
 
 from many_devices import job
 
 
-class Loop:
-    """A training loop of one's own: `fit` without Keras' `train_step`."""
+class Fit(job.Way):
+    """Training with `fit`, in the scope of a strategy."""
 
-    def __init__(self, strategy):
+    def __init__(self, folder, strategy):
+        super().__init__(folder)
         self.strategy = strategy
 
-    def __call__(self, model, first, last):
+    def make(self, case):
+        with self.strategy.scope():
+            return super().make(case)
+
+    def load(self, file):
+        with self.strategy.scope():
+            return super().load(file)
+
+
+class Loop(Fit):
+    """A training loop of one's own: `fit` without Keras' `train_step`."""
+
+    def train(self, model, first, last):
         with self.strategy.scope():
             model.optimizer.build(model.trainable_variables)
 
@@ -42,25 +54,8 @@ def batches(first, last):
     return dataset.batch(job.BATCH).with_options(options)
 
 
-def in_scope(strategy):
-    """Functions that make and load a model in the scope of a strategy."""
-
-    def within(make):
-        def made(argument):
-            with strategy.scope():
-                return make(argument)
-
-        return made
-
-    return {"make": within(job.make), "load": within(keras.models.load_model)}
-
-
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     strategy = tf.distribute.MirroredStrategy()
     assert strategy.num_replicas_in_sync == 2
-    ways = {
-        "fit": job.Way(folder, **in_scope(strategy)),
-        "loop": job.Way(folder, train=Loop(strategy), **in_scope(strategy)),
-    }
-    job.train_many(ways, job.CHAINS)
+    job.train_legs({"fit": Fit(folder, strategy), "loop": Loop(folder, strategy)})

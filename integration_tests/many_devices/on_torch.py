@@ -1,11 +1,9 @@
 """The legs in two processes: python on_torch.py FOLDER, in each of them."""
 
-import json
 import sys
 from datetime import timedelta
 from pathlib import Path
 
-import keras
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -14,95 +12,78 @@ from torch.nn.parallel import DistributedDataParallel
 from many_devices import job
 
 
-def mean(parameter):
-    """Replace this process' gradient by the mean over all processes."""
-    dist.all_reduce(parameter.grad)
-    parameter.grad /= dist.get_world_size()
+class Way(job.Way):
+    """Each process takes every second example; the mean of their gradients is taken."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.writes, self.wait = self.rank == 0, dist.barrier
+
+    def data(self, first, last):
+        return (array[self.rank :: self.size] for array in job.data(first, last))
+
+    def mean(self, parameter):
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= self.size
+
+    def state(self, model):
+        """Every process has the same weights and state, to the bit."""
+        arrays = job.state(model)
+        mine = torch.from_numpy(np.concatenate([np.ravel(a) for a in arrays]))
+        others = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(others, mine)
+        assert all(torch.equal(mine, other) for other in others)
+        return arrays
 
 
-def part(array):
-    """Every second example: those of this process."""
-    return array[dist.get_rank() :: dist.get_world_size()]
+class Loop(Way):
+    """A training loop of one's own, in which we take the mean."""
 
+    def replica(self, model):
+        return model
 
-class Loop:
-    """A training loop.
+    def gradients(self, variables):
+        for v in variables:
+            self.mean(v.value)
+        return [v.value.grad for v in variables]
 
-    Args:
-        wrapped: whether DistributedDataParallel takes the mean of the gradients, or we do.
-    """
-
-    def __init__(self, wrapped):
-        self.wrapped = wrapped
-
-    def __call__(self, model, first, last):
-        replica = DistributedDataParallel(model) if self.wrapped else model
-        variables = model.trainable_variables
+    def train(self, model, first, last):
+        replica, variables = self.replica(model), model.trainable_variables
         for batch in range(first, last):
-            x, y = (torch.from_numpy(part(a)) for a in job.data(batch, batch + 1))
+            x, y = map(torch.from_numpy, self.data(batch, batch + 1))
             model.zero_grad()
             torch.mean((replica(x).float() - y) ** 2).backward()
-            if not self.wrapped:
-                for v in variables:
-                    mean(v.value)
-            model.optimizer.apply([v.value.grad for v in variables], variables)
+            model.optimizer.apply(self.gradients(variables), variables)
         model.optimizer.finalize_variable_values(variables)  # as `fit` does
 
 
-def fit(model, first, last):
-    x, y = map(part, job.data(first, last))
-    size = job.BATCH // dist.get_world_size()
-    model.fit(x, y, batch_size=size, epochs=1, shuffle=False, verbose=0)
+class Wrapped(Loop):
+    """The same, in which DistributedDataParallel takes the mean."""
+
+    def replica(self, model):
+        return DistributedDataParallel(model)
+
+    def gradients(self, variables):
+        return [v.value.grad for v in variables]
 
 
-def averaging(make, argument):
-    """A model whose `backward` takes the mean, as docs/processes/torch.md says."""
-    model = make(argument)
-    for v in model.trainable_variables:
-        v.value.register_post_accumulate_grad_hook(mean)
-    return model
+class Fit(Way):
+    """Keras' `fit` of a model whose `backward` takes the mean, as docs/processes/torch.md says."""
 
-
-def alike(model):
-    """Whether every process has the same weights and state, to the bit."""
-    mine = torch.from_numpy(np.concatenate([np.ravel(a) for a in job.state(model)]))
-    others = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(others, mine)
-    return all(torch.equal(mine, other) for other in others)
-
-
-def way(folder, train, **options):
-    def train_alike(model, first, last):
-        train(model, first, last)
-        assert alike(model)
-
-    writes = dist.get_rank() == 0
-    return job.Way(folder, train=train_alike, writes=writes, wait=dist.barrier, **options)
-
-
-def fit_by_itself():
-    """What `fit` does without our hook, with Keras' own AdamW."""
-    model = job.make("adamw")
-    model.compile(keras.optimizers.AdamW(), loss="mse")
-    fit(model, 0, 1)
-    return "the same weights" if alike(model) else "each process its own weights"
+    def train(self, model, first, last):
+        hooks = [
+            v.value.register_post_accumulate_grad_hook(self.mean) for v in model.trainable_variables
+        ]
+        x, y = self.data(first, last)
+        size = job.BATCH // self.size
+        model.fit(x, y, batch_size=size, epochs=1, shuffle=False, verbose=0)
+        for hook in hooks:
+            hook.remove()
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    ways = {
-        "ddp": way(folder, Loop(wrapped=True)),
-        "by_hand": way(folder, Loop(wrapped=False)),
-        "fit": way(
-            folder,
-            fit,
-            make=lambda case: averaging(job.make, case),
-            load=lambda file: averaging(keras.models.load_model, file),
-        ),
-    }
-    job.train_many(ways, job.CHAINS)
-    found = {"fit": fit_by_itself()}
-    if dist.get_rank() == 0:
-        (folder / "limits.json").write_text(json.dumps(found), encoding="utf-8")
+    job.train_legs({"ddp": Wrapped(folder), "by_hand": Loop(folder), "fit": Fit(folder)})
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The legs in two processes of JAX: python processes.py on_jax.py FOLDER."""
+"""The legs in two processes of JAX: python processes.py on_jax.py FOLDER CHAINS STOPS."""
 
 import json
 import sys
@@ -30,21 +30,23 @@ class Way(job.Way):
     """Training with `fit`, and with files that hold whole arrays."""
 
     def __init__(self, folder, name):
+        super().__init__(folder)
         self.name, self.distribution = name, DISTRIBUTIONS[name](auto_shard_dataset=False)
-        super().__init__(
-            folder,
-            train=self.fit,
-            make=lambda case: self.distributed(job.make, case),
-            load=lambda file: self.distributed(keras.models.load_model, file),
-            writes=jax.process_index() == 0,
-            wait=lambda: multihost_utils.sync_global_devices("saved"),
-        )
+        self.writes = jax.process_index() == 0
 
-    def distributed(self, make, argument):
+    def make(self, case):
         set_distribution(self.distribution)
-        return make(argument)
+        return super().make(case)
 
-    def fit(self, model, first, last):
+    def load(self, file):
+        keras.utils.set_random_seed(0)  # Keras makes random weights first, which have to be the same
+        set_distribution(self.distribution)
+        return super().load(file)
+
+    def wait(self):
+        multihost_utils.sync_global_devices("saved")
+
+    def train(self, model, first, last):
         """Each process brings its rows of each batch, or all rows where each has all."""
         parts = min(self.distribution.num_model_replicas, jax.process_count())
         part = self.distribution.data_shard_id
@@ -81,49 +83,7 @@ class Way(job.Way):
         return arrays
 
 
-def limits(file):
-    """What goes wrong with Keras' own AdamW, and without an optimizer."""
-    found = {}
-    for name, make in DISTRIBUTIONS.items():
-        keras.utils.clear_session(free_memory=False)
-        set_distribution(make(auto_shard_dataset=True))
-        model = job.make("adamw")
-        model.compile(keras.optimizers.AdamW(), loss="mse")
-        model.optimizer.build(model.trainable_variables)
-        found["fit with arrays"] = error(job.fit, model, 0, 1)
-        if jax.process_index() == 0:
-            found[f"save, {name}"] = error(save_alone, model)
-    keras.utils.set_random_seed(jax.process_index())
-    found["load, other seeds"] = error(keras.models.load_model, file, None, False)
-    return found
-
-
-def save_alone(model):
-    """Save in one process; fail where Keras would wait for the others."""
-    gather = multihost_utils.process_allgather
-
-    def wait(*args, **kwargs):
-        raise TimeoutError("waits for the other processes")
-
-    multihost_utils.process_allgather = wait
-    try:
-        model.save("stock.keras")
-    finally:
-        multihost_utils.process_allgather = gather
-
-
-def error(function, *arguments):
-    try:
-        function(*arguments)
-    except Exception as e:
-        return f"{type(e).__name__}: {e}"
-    return "none"
-
-
 if __name__ == "__main__":
     initialize()
-    folder = Path(sys.argv[1])
-    job.train_many({name: Way(folder, name) for name in DISTRIBUTIONS}, job.PROCESS_CHAINS)
-    found = limits(folder / "adamw-0.keras")
-    if jax.process_index() == 0:
-        (folder / "limits.json").write_text(json.dumps(found), encoding="utf-8")
+    folder, chains = Path(sys.argv[1]), json.loads(sys.argv[2])
+    job.train_legs({name: Way(folder, name) for name in DISTRIBUTIONS}, chains)
