@@ -39,7 +39,8 @@ class Way(job.Way):
         return super().make(case)
 
     def load(self, file):
-        keras.utils.set_random_seed(0)  # Keras makes random weights first, which have to be the same
+        # Keras makes random weights before it reads: they have to be the same in each process.
+        keras.utils.set_random_seed(0)
         set_distribution(self.distribution)
         return super().load(file)
 
