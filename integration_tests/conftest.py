@@ -7,16 +7,6 @@ import sys
 import keras
 import pytest
 
-# Runs a script in which a warning is an error. What Keras and its backends say while they are imported
-# is not the script's fault, nor is NumPy's word on Keras' `Variable.__array__`: see pyproject.toml.
-STRICT = """
-import runpy, sys, warnings
-import keras, keras_decoupled
-warnings.simplefilter("error")
-warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning)
-runpy.run_path(sys.argv[1], run_name="__main__")
-"""
-
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
@@ -35,13 +25,13 @@ def backend():
 def run_script(tmp_path, backend):
     """A function that runs Python source in a fresh process and folder, and gives its output."""
 
-    def run(source, name="script.py", warnings=None):
+    def run(source, name="script.py"):
         folder = tmp_path / "run"
         folder.mkdir(exist_ok=True)
         script = tmp_path / name
         script.write_text(source, encoding="utf-8")
         done = subprocess.run(
-            [sys.executable, *(["-c", STRICT] if warnings == "error" else []), str(script)],
+            [sys.executable, str(script)],
             cwd=folder,
             env=os.environ | {"KERAS_BACKEND": backend, "MPLBACKEND": "Agg"},
             stdin=subprocess.DEVNULL,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+import forked
 import keras_decoupled
 from effort import in_turn
 
@@ -89,7 +90,7 @@ def name_of(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_the_code_of_a_page(page, run_script, backend):
+def test_the_code_of_a_page(page, tmp_path, backend):
     blocks = read_blocks(page.read_text(encoding="utf-8"))
     for block in blocks:
         compile(block.code, str(page), "exec")
@@ -97,7 +98,11 @@ def test_the_code_of_a_page(page, run_script, backend):
     of_some = any(len(block.backends) < len(ALL) for block in run)  # a block for some backends only
     here = page == README or page in in_turn(PAGES) or of_some
     if run and here and not page.is_relative_to(ELSEWHERE):
-        run_script(as_script(run), f"{page.stem}.py", warnings="error")
+        script = tmp_path / f"{page.stem}.py"
+        script.write_text(as_script(run), encoding="utf-8")
+        folder = tmp_path / "run"
+        folder.mkdir()
+        forked.run(script, cwd=folder, strict=True, MPLBACKEND="Agg")
 
 
 def test_every_public_name_is_on_the_api_page():

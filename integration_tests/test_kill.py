@@ -21,7 +21,11 @@ from effort import effort
 from killed_run import BATCHES, CASES, EPOCHS
 
 BACKEND = keras.backend.backend()
-CASE_IN_CI = ("updates", "SGDW") if BACKEND == "tensorflow" else ("epochs", "NadamW")
+CASE_IN_CI = {
+    "jax": ("epochs", "NadamW"),
+    "tensorflow": ("updates", "SGDW"),
+    "torch": ("epochs", "Lion"),
+}[BACKEND]
 CHILD = Path(__file__).with_name("killed_run.py")
 SEED = os.environ.get("KILL_SEED") or str(random.randrange(10**6))
 # What the child said last when it is killed, and how often that is aimed at.
@@ -41,16 +45,17 @@ pytestmark = [
     ),
 )
 def test_killed_at_random_moments_a_run_ends_as_if_never_killed(
-    way, case, tmp_path, capsys, record_property
+    way, case, tmp_path, record_property
 ):
     seconds = never_killed(way, case, tmp_path / "straight")
     wanted = state(tmp_path / "straight" / "done.npz")
     assert wanted["optimizer/0"] == BATCHES * EPOCHS
     rng = random.Random(f"{SEED} {way} {case}")
-    kills, counts, runs = effort(ci=2, full=20), Counter(), 0
+    # In CI, torch has the time for a second kill: it starts in the least.
+    kills, counts = effort(ci=2 if BACKEND == "torch" else 1, full=20), Counter()
     while counts["kills"] < kills:
-        runs += 1
-        folder = tmp_path / str(runs)
+        counts["runs"] += 1
+        folder = tmp_path / str(counts["runs"])
         done = False
         while not done:
             with start(way, case, folder) as child:
@@ -64,34 +69,36 @@ def test_killed_at_random_moments_a_run_ends_as_if_never_killed(
                 check_killed(child, folder)
                 counts.update(["kills", f"after '{words[-1]}'"])
                 if way == "epochs" and rng.random() < 0.25:
-                    counts["moved between two files"] += move_between_two_files(folder, rng)
-        assert_same(state(folder / "done.npz"), wanted, f"run {runs}, {counts}")
-    report(capsys, f"{way}, {case}: {runs} runs, {dict(counts)}")
+                    move_between_two_files(folder, rng)
+        assert_same(state(folder / "done.npz"), wanted, counts)
     record_property("kills", counts["kills"])
-    record_property("runs", runs)
+    record_property("runs", counts["runs"])
 
 
-def test_backup_inside_an_epoch_restores_the_state_in_the_file(tmp_path, capsys, record_property):
-    """And no more than that: Keras goes on at the epoch, not at the batch, and repeats updates."""
-    case, folder = "AdamW-averaged", tmp_path / "run"
-    rng = random.Random(f"{SEED} batches")
-    comparisons, counts = effort(ci=1, full=20), Counter()
-    while counts["comparisons"] < comparisons:
-        wanted = backed_up(folder / "backup")
-        with start("batches", case, folder) as child:
-            assert "restored" in hear(child, "restored"), errors(folder)
-            if wanted is not None:
-                assert_same(optimizer_state(folder / "restored.npz"), wanted, f"{counts}")
-                counts["comparisons"] += 1
-            kill_somewhere(child, rng, {"step": 0.03})
-        if child.returncode == 0:  # trained to its end before the kill
-            shutil.rmtree(folder)
-        else:
-            check_killed(child, folder)
-            counts["kills"] += 1
-    report(capsys, f"batches, {case}: {dict(counts)}")
-    record_property("kills", counts["kills"])
-    record_property("restored", counts["comparisons"])
+# In CI not on TensorFlow, where a start takes longest and `fit` leaves the state where it is, as on
+# torch. On JAX it writes the state back before a file is written.
+if BACKEND != "tensorflow" or not os.environ.get("CI"):
+
+    def test_backup_inside_an_epoch_restores_the_state_in_the_file(tmp_path, record_property):
+        """And no more than that: Keras goes on at the epoch, not at the batch, and repeats updates."""
+        case, folder = "AdamW-averaged", tmp_path / "run"
+        rng = random.Random(f"{SEED} batches")
+        comparisons, counts = effort(ci=1, full=20), Counter()
+        while counts["comparisons"] < comparisons:
+            wanted = backed_up(folder / "backup")
+            with start("batches", case, folder) as child:
+                assert "restored" in hear(child, "restored"), errors(folder)
+                if wanted is not None:
+                    assert_same(optimizer_state(folder / "restored.npz"), wanted, counts)
+                    counts["comparisons"] += 1
+                kill_somewhere(child, rng, {"step": 0.03})
+            if child.returncode == 0:  # trained to its end before the kill
+                shutil.rmtree(folder)
+            else:
+                check_killed(child, folder)
+                counts["kills"] += 1
+        record_property("kills", counts["kills"])
+        record_property("restored", counts["comparisons"])
 
 
 def start(way, case, folder):
@@ -146,10 +153,8 @@ def move_between_two_files(folder, rng):
     """
     file = folder / "backup" / "training_metadata.json"
     old = file.with_name(f"{file.name}.bkp")
-    if not old.exists():
-        return 0
-    file.write_text(rng.choice(["", old.read_text(encoding="utf-8")]), encoding="utf-8")
-    return 1
+    if old.exists():
+        file.write_text(rng.choice(["", old.read_text(encoding="utf-8")]), encoding="utf-8")
 
 
 def check_killed(child, folder):
@@ -181,14 +186,9 @@ def backed_up(folder):
     return None
 
 
-def assert_same(found, wanted, where):
+def assert_same(found, wanted, counts):
     assert found.keys() == wanted.keys()
     assert len(wanted) > 10
     for name, value in wanted.items():
-        note = f"{name}, KILL_SEED={SEED}, {where}"
+        note = f"{name}, KILL_SEED={SEED}, {dict(counts)}"
         np.testing.assert_array_equal(found[name], value, err_msg=note, strict=True)
-
-
-def report(capsys, line):
-    with capsys.disabled():
-        print(f"\nKILL_SEED={SEED}, {line}")

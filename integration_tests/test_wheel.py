@@ -4,8 +4,6 @@ import importlib.metadata
 import importlib.util
 from pathlib import Path
 
-import pytest
-
 import keras_decoupled
 
 BACKENDS = ("jax", "tensorflow", "torch")
@@ -62,21 +60,20 @@ print("flow done")
 """
 
 
-def files_of_the_wheel():
-    return importlib.metadata.files("keras_decoupled")
-
-
-def test_tests_see_the_installed_package_and_not_the_checkout():
+def test_the_wheel_and_one_backend_are_installed(backend):
+    """Tests see the installed package, and not the checkout."""
     folder = Path(keras_decoupled.__file__).parent
     assert folder.parent.name == "site-packages", RUN_IT
+    assert {name for name in BACKENDS if importlib.util.find_spec(name)} == {backend}, RUN_IT
 
 
 def test_what_the_wheel_holds_and_says():
-    top = {file.parts[0] for file in files_of_the_wheel() if "__pycache__" not in file.parts}
+    files = importlib.metadata.files("keras_decoupled")
+    top = {file.parts[0] for file in files if "__pycache__" not in file.parts}
     version = importlib.metadata.version("keras_decoupled")
     assert top == {"keras_decoupled", f"keras_decoupled-{version}.dist-info"}, RUN_IT
-    assert "keras_decoupled/py.typed" in {file.as_posix() for file in files_of_the_wheel()}
-    assert any(file.name == "LICENSE" for file in files_of_the_wheel())
+    assert "keras_decoupled/py.typed" in {file.as_posix() for file in files}
+    assert any(file.name == "LICENSE" for file in files)
     citation = (Path(__file__).parents[1] / "CITATION.cff").read_text(encoding="utf-8")
     assert keras_decoupled.__version__ == version
     assert f"\nversion: {version}\n" in citation
@@ -86,16 +83,6 @@ def test_what_the_wheel_holds_and_says():
     assert sorted(metadata.get_all("Provides-Extra")) == sorted([*BACKENDS, "plot"])
     required = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert sorted(required) == ["keras>=3.12", "numpy"]
-
-
-def test_one_backend_is_installed(backend):
-    installed = {name for name in BACKENDS if importlib.util.find_spec(name)}
-    assert installed == {backend}, RUN_IT
-
-
-@pytest.mark.parametrize("name", ["AdamW", "NadamW", "SGDW", "CosineWarmRestarts"])
-def test_public_class_knows_its_module(name):
-    assert getattr(keras_decoupled, name).__module__.startswith("keras_decoupled")
 
 
 def test_build_fit_save_load_and_go_on(run_script, backend):

@@ -27,82 +27,84 @@ FLOORS = [
 ]
 FLOOR = {folder: floor for floor, folders in enumerate(FLOORS) for folder in folders}
 FILES = sorted(SOURCE.rglob("*.py"))
-every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
+TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 
 
-def trees(file):
-    return ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+def dotted(path):
+    return ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts)
 
 
 def name_of(file):
-    parts = ["keras_decoupled", *file.relative_to(SOURCE).with_suffix("").parts]
-    return ".".join(part for part in parts if part != "__init__")
+    return dotted(file).removesuffix(".__init__")
 
 
-def imported(file, nodes=None):
-    """The modules of this package that a file imports, inside functions and relatively too."""
-    package = name_of(file).split(".")
-    package = package if file.stem == "__init__" else package[:-1]
-    for node in nodes or trees(file):
+def imports(file):
+    """The import statements of a file, and the modules of each; `from a.b import c` is a.b.c."""
+    for node in ast.walk(TREES[file]):
         if isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*above, *([node.module] if node.module else [])])
-            names = [f"{module}.{alias.name}" for alias in node.names]
+            assert node.module, file
+            assert node.level <= 1, f"{file}: a relative import from another folder"
+            module = f"{dotted(file.parent)}.{node.module}" if node.level else node.module
+            yield node, [f"{module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        yield from (name for name in names if name.startswith("keras_decoupled."))
+            yield node, [alias.name for alias in node.names]
 
 
-@every_file
-def test_imports_run_one_way(file):
-    folder = file.relative_to(SOURCE).parts[0].removesuffix(".py")
-    if folder == "__init__":
-        return
-    others = {name.split(".")[1] for name in imported(file)} - {folder}
-    back = {other for other in others if FLOOR[other] <= FLOOR[folder]}
-    assert not back, f"{folder} must not import {back}"
+def imported(file, packages, at_top=False):
+    """The modules of these packages that a file imports, at its top alone or inside functions too."""
+    return {
+        name
+        for node, names in imports(file)
+        for name in names
+        if name.partition(".")[0] in packages and (node in TREES[file].body or not at_top)
+    }
 
 
-@every_file
-def test_only_fast_knows_a_backend(file):
-    """All else is public Keras, which works on each of them."""
-    names = {"tensorflow", "torch", "jax"}
-    for node in trees(file):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            modules = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
-            used = names & {module.split(".")[0] for module in modules if module}
-            assert not used or file.parent.name == "fast", used
-
-
-@every_file
-def test_autograph_can_read_a_file(file):
-    """Of `:=` in what a TensorFlow step runs through, AutoGraph warns; TensorFlow never imports torch_*.py."""
-    named = [node for node in trees(file) if isinstance(node, ast.NamedExpr)]
-    assert file.name.startswith("torch_") or not named
+def test_imports_run_one_way():
+    for file in FILES:
+        folder = file.relative_to(SOURCE).parts[0].removesuffix(".py")
+        if folder != "__init__":
+            others = {name.split(".")[1] for name in imported(file, {"keras_decoupled"})} - {folder}
+            back = {other for other in others if FLOOR[other] <= FLOOR[folder]}
+            assert not back, f"{file} must not import {back}"
 
 
 def test_no_two_files_import_each_other():
     """At the top of a file, where it counts: not inside a function."""
-    modules = {name_of(file): file for file in FILES}
+    modules = {name_of(file) for file in FILES}
     graph = {}
-    for name, file in modules.items():
-        found = imported(file, ast.parse(file.read_text(encoding="utf-8")).body)
+    for file in FILES:
+        found = imported(file, {"keras_decoupled"}, at_top=True)
         # `from a.b import c` is the file a.b.c, or something in a.b
-        graph[name] = {n if n in modules else n.rpartition(".")[0] for n in found} - {name}
+        found = {n if n in modules else n.rpartition(".")[0] for n in found}
+        graph[name_of(file)] = found - {name_of(file)}
     del graph["keras_decoupled"]  # which gathers the public names
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
-@every_file
-def test_a_file_can_be_read_in_one_sitting(file):
-    lines = file.read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 500
-    assert not [i for i, line in enumerate(lines, start=1) if len(line) > 100]
-    for node in trees(file):
-        if isinstance(node, ast.FunctionDef):
-            assert sum(isinstance(n, ast.stmt) for n in ast.walk(node)) <= 51, node.name
+def test_only_fast_knows_a_backend():
+    """All else is public Keras, which works on each of them."""
+    for file in FILES:
+        used = imported(file, {"tensorflow", "torch", "jax"})
+        assert not used or file.parent.name == "fast", (file, used)
+
+
+def test_autograph_can_read_a_file():
+    """Of `:=` in what a TensorFlow step runs through, AutoGraph warns; TensorFlow never imports torch_*.py."""
+    for file, tree in TREES.items():
+        named = [node for node in ast.walk(tree) if isinstance(node, ast.NamedExpr)]
+        assert file.name.startswith("torch_") or not named, file
+
+
+def test_a_file_can_be_read_in_one_sitting():
+    for file, tree in TREES.items():
+        lines = file.read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= 500, file
+        assert not [i for i, line in enumerate(lines, start=1) if len(line) > 100], file
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                statements = [n for n in ast.walk(node) if isinstance(n, ast.stmt)]
+                assert len(statements) <= 51, (file, node.name)
 
 
 # --- one class ---
@@ -122,8 +124,8 @@ OVERRIDDEN = {
 
 @pytest.mark.parametrize("cls", [AdamW, NadamW, SGDW])
 def test_an_optimizer_is_one_class_over_its_parts(cls):
-    ours = [base for base in cls.__mro__ if base.__module__.startswith("keras_decoupled.")]
-    assert ours == [cls, Decoupled, KerasHooks]
+    found = [base for base in cls.__mro__ if base.__module__.startswith("keras_decoupled.")]
+    assert found == [cls, Decoupled, KerasHooks]
 
 
 def test_methods_that_are_overridden():
@@ -151,13 +153,17 @@ def test_names_on_the_class():
     assert not [name for name in PUBLIC if name not in page]
 
 
-@pytest.mark.parametrize("cls", [AdamW, NadamW, SGDW, Lion])
 @pytest.mark.parametrize(
-    "rate", [0.1, CosineWarmRestarts(0.1, 5), WarmupStableDecay(0.1, None, 5), lambda: 0.1]
+    ("cls", "twin", "rate"),
+    [
+        (AdamW, "AdamW", 0.1),
+        (NadamW, "Nadam", CosineWarmRestarts(0.1, 5)),
+        (SGDW, "SGD", WarmupStableDecay(0.1, None, 5)),
+        (Lion, "Lion", lambda: 0.1),
+    ],
 )
-def test_one_private_attribute_on_an_instance(cls, rate):
+def test_one_private_attribute_on_an_instance(cls, twin, rate):
     """Beside what Keras' own class has on its instance, and the arguments by their names."""
-    twin = {AdamW: "AdamW", NadamW: "Nadam", SGDW: "SGD", Lion: "Lion"}[cls]
     stock = getattr(keras.optimizers, twin)()
     variable = keras.Variable(np.ones(2, "float32"))
     optimizer = cls(rate, weight_decay=0.1)

@@ -1,31 +1,31 @@
-"""Jobs on 8 devices: python on_jax.py FOLDER."""
+"""The legs on 8 devices: python on_jax.py FOLDER."""
 
 import sys
 from pathlib import Path
 
-import job
 import keras
 from keras.distribution import DataParallel, DeviceMesh, LayoutMap, ModelParallel
 
+from many_devices import job
+
 SLOTS = {
-    "adamw": {"momentum", "velocity", "velocity_hat", "average"},
+    "adamw": {"momentum", "velocity", "velocity_hat", "average", "reference"},
     "nadamw": {"momentum", "velocity", "gradient_accumulator"},
-    "sgdw": {"momentum", "average"},
-    "bfloat16": {"momentum", "velocity", "master"},
-    "towards": {"momentum", "velocity", "reference"},
     "adafactor": {"velocity"},
+    "bfloat16": {"momentum", "velocity", "master"},
+    "sgdw": {"momentum", "average"},
 }
 FACTORED = [(1,), (8,), (16,), (16,)]  # Adafactor's averages over columns and rows
 
 
-def model_parallel():
-    """The batch in 2 parts, the hidden layer in 4."""
-    layouts = LayoutMap(DeviceMesh((2, 4), ("batch", "model")))
+def model_parallel(batch=2, model=4, **options):
+    """The batch in so many parts, the hidden layer in so many."""
+    layouts = LayoutMap(DeviceMesh((batch, model), ("batch", "model")))
     # A model that was loaded has no "net" in its paths.
     layouts["(net/)?hidden/kernel"] = (None, "model")
     layouts["(net/)?hidden/bias"] = ("model",)
     layouts["(net/)?head/kernel"] = ("model", None)
-    return ModelParallel(layout_map=layouts, batch_dim_name="batch")
+    return ModelParallel(layout_map=layouts, batch_dim_name="batch", **options)
 
 
 DISTRIBUTIONS = {"data_parallel": DataParallel, "model_parallel": model_parallel}
@@ -36,65 +36,60 @@ PARTS = {
 }
 
 
-def check_shardings(model, case, distribution):
-    """Every slot lies as its variable does, in the same parts; scalars are on all devices."""
-    variables = model.trainable_variables
-    assert [part(v) for v in variables] == PARTS[distribution]
-    found = {v.path: set() for v in variables}
-    factored = []
-    for slot in model.optimizer.variables:
-        assert len(slot.value.sharding.device_set) == 8, slot.path
-        if slot.shape == ():
-            assert slot.value.sharding.is_fully_replicated, slot.path
-            continue
-        if slot.name == "kernel":
-            # Keras does not say whose it is: it is whole on each device.
-            assert slot.value.sharding.is_fully_replicated, slot.path
-            factored.append(slot.shape)
-            continue
-        [owner] = [v for v in variables if slot.name.startswith(prefix(v))]
-        found[owner.path].add(slot.name.removeprefix(prefix(owner)))
-        where, wanted = slot.value.sharding, owner.value.sharding
-        assert where.is_equivalent_to(wanted, len(slot.shape)), (slot.path, where, wanted)
-        assert part(slot) == part(owner), slot.path
-        assert slot.dtype == "float32", slot.path
-    assert list(found.values()) == [SLOTS[case]] * len(variables), found
-    assert sorted(factored) == (FACTORED if case == "adafactor" else []), factored
-
-
-def prefix(variable):
-    """What the names of a variable's slots begin with."""
-    return variable.path.replace("/", "_") + "_"
-
-
 def part(variable):
     return variable.value.addressable_shards[0].data.shape
 
 
-def run(folder, name, source):
-    distribution = DISTRIBUTIONS[name]()
-    current = None
+class Way(job.Way):
+    """Training with `fit`; checks where every array lies."""
 
-    def make(case):
-        nonlocal current
-        current = case
-        keras.distribution.set_distribution(distribution)
-        return job.make(case)
+    def __init__(self, folder, name):
+        super().__init__(folder)
+        self.name, self.distribution = name, DISTRIBUTIONS[name]()
 
-    def load(file):
-        keras.distribution.set_distribution(distribution)
-        model = keras.models.load_model(file)
-        check_shardings(model, current, name)
+    def leg(self, case, number):
+        self.case = case
+        super().leg(case, number)
+
+    def make(self, case):
+        keras.distribution.set_distribution(self.distribution)
+        return super().make(case)
+
+    def load(self, file):
+        keras.distribution.set_distribution(self.distribution)
+        model = super().load(file)
+        self.check_shardings(model)
         return model
 
-    def train(model, first, last):
-        job.fit(model, first, last)
-        check_shardings(model, current, name)
+    def train(self, model, first, last):
+        super().train(model, first, last)
+        self.check_shardings(model)
 
-    job.Way(folder, name, train=train, make=make, load=load).run(source)
+    def check_shardings(self, model):
+        """Every slot lies as its variable does, in the same parts; scalars are on all devices."""
+        variables = model.trainable_variables
+        assert [part(v) for v in variables] == PARTS[self.name]
+        owners = {v.path.replace("/", "_") + "_": v for v in variables}  # by their slots' names
+        found = {prefix: set() for prefix in owners}
+        factored = []
+        for slot in model.optimizer.variables:
+            sharding = slot.value.sharding
+            assert len(sharding.device_set) == 8, slot.path
+            if slot.shape == () or slot.name == "kernel":
+                # Keras does not say whose "kernel" is: it is whole on each device.
+                assert sharding.is_fully_replicated, slot.path
+                factored += [slot.shape] if slot.name == "kernel" else []
+                continue
+            [prefix] = [prefix for prefix in owners if slot.name.startswith(prefix)]
+            found[prefix].add(slot.name.removeprefix(prefix))
+            wanted = owners[prefix].value.sharding
+            assert sharding.is_equivalent_to(wanted, len(slot.shape)), (slot.path, sharding, wanted)
+            assert part(slot) == part(owners[prefix]), slot.path
+            assert slot.dtype == "float32", slot.path
+        assert list(found.values()) == [SLOTS[self.case]] * len(variables), found
+        assert sorted(factored) == (FACTORED if self.case == "adafactor" else []), factored
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    run(folder, "data_parallel", source=job.ALONE)
-    run(folder, "model_parallel", source="data_parallel")
+    job.train_legs({name: Way(folder, name) for name in DISTRIBUTIONS})

@@ -1,23 +1,35 @@
-"""Jobs on two devices: python two_cpus.py on_tensorflow.py FOLDER."""
+"""The legs on two devices: python two_cpus.py on_tensorflow.py FOLDER."""
 
 import sys
 from pathlib import Path
 
-import job
-import keras
 import tensorflow as tf
 
+from many_devices import job
 
-class Loop:
-    """A training loop of one's own: `fit` without Keras' `train_step`."""
 
-    def __init__(self, strategy):
+class Fit(job.Way):
+    """Training with `fit`, in the scope of a strategy."""
+
+    def __init__(self, folder, strategy):
+        super().__init__(folder)
         self.strategy = strategy
 
-    def __call__(self, model, first, last):
+    def make(self, case):
+        with self.strategy.scope():
+            return super().make(case)
+
+    def load(self, file):
+        with self.strategy.scope():
+            return super().load(file)
+
+
+class Loop(Fit):
+    """A training loop of one's own: `fit` without Keras' `train_step`."""
+
+    def train(self, model, first, last):
         with self.strategy.scope():
             model.optimizer.build(model.trainable_variables)
-        batches = tf.data.Dataset.from_tensor_slices(job.data(first, last)).batch(job.BATCH)
 
         def step(x, y):
             with tf.GradientTape() as tape:
@@ -30,28 +42,20 @@ class Loop:
             self.strategy.run(step, args=(x, y))
 
         run = run if model.run_eagerly else tf.function(run)
-        for x, y in self.strategy.experimental_distribute_dataset(batches):
+        for x, y in self.strategy.experimental_distribute_dataset(batches(first, last)):
             run(x, y)
         model.optimizer.finalize_variable_values(model.trainable_variables)  # as `fit` does
 
 
-def run(folder, name, source):
-    strategy = tf.distribute.MirroredStrategy()
-    assert strategy.num_replicas_in_sync == 2
-
-    def make(case):
-        with strategy.scope():
-            return job.make(case)
-
-    def load(file):
-        with strategy.scope():
-            return keras.models.load_model(file)
-
-    train = Loop(strategy) if name == "loop" else job.fit
-    job.Way(folder, name, train=train, make=make, load=load).run(source)
+def batches(first, last):
+    options = tf.data.Options()  # of several processes, each takes its part of each batch
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    dataset = tf.data.Dataset.from_tensor_slices(job.data(first, last))
+    return dataset.batch(job.BATCH).with_options(options)
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    run(folder, "fit", source=job.ALONE)
-    run(folder, "loop", source="fit")
+    strategy = tf.distribute.MirroredStrategy()
+    assert strategy.num_replicas_in_sync == 2
+    job.train_legs({"fit": Fit(folder, strategy), "loop": Loop(folder, strategy)})

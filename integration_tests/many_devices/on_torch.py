@@ -1,62 +1,89 @@
-"""Jobs on two processes: torchrun --nproc-per-node=2 on_torch.py FOLDER."""
+"""The legs in two processes: python on_torch.py FOLDER, in each of them."""
 
 import sys
 from datetime import timedelta
 from pathlib import Path
 
-import job
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-
-class Train:
-    """Each process takes every second example; their gradients are averaged.
-
-    Args:
-        wrapped: whether DistributedDataParallel does it, in `backward`, or we do.
-    """
-
-    def __init__(self, wrapped):
-        self.wrapped = wrapped
-
-    def __call__(self, model, first, last):
-        rank, size = dist.get_rank(), dist.get_world_size()
-        replica = DistributedDataParallel(model) if self.wrapped else model
-        variables = model.trainable_variables
-        for batch in range(first, last):
-            x, y = (torch.from_numpy(a[rank::size]) for a in job.data(batch, batch + 1))
-            model.zero_grad()
-            torch.mean((replica(x).float() - y) ** 2).backward()
-            grads = [v.value.grad for v in variables]
-            if not self.wrapped:
-                for grad in grads:
-                    dist.all_reduce(grad)
-                    grad /= size
-            model.optimizer.apply(grads, variables)
-        model.optimizer.finalize_variable_values(variables)  # as `fit` does
-        check_same(model)
+from many_devices import job
 
 
-def check_same(model):
-    """Every process has the same weights and state, to the bit."""
-    for values in job.state(model):
-        mine = torch.from_numpy(np.atleast_1d(values))
-        others = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+class Way(job.Way):
+    """Each process takes every second example; the mean of their gradients is taken."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.writes, self.wait = self.rank == 0, dist.barrier
+
+    def data(self, first, last):
+        return (array[self.rank :: self.size] for array in job.data(first, last))
+
+    def mean(self, parameter):
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= self.size
+
+    def state(self, model):
+        """Every process has the same weights and state, to the bit."""
+        arrays = job.state(model)
+        mine = torch.from_numpy(np.concatenate([np.ravel(a) for a in arrays]))
+        others = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(others, mine)
         assert all(torch.equal(mine, other) for other in others)
+        return arrays
 
 
-def run(folder, name, source):
-    train = Train(wrapped=name == "ddp")
-    writes = dist.get_rank() == 0
-    job.Way(folder, name, train=train, writes=writes, wait=dist.barrier).run(source)
+class Loop(Way):
+    """A training loop of one's own, in which we take the mean."""
+
+    def replica(self, model):
+        return model
+
+    def gradients(self, variables):
+        for v in variables:
+            self.mean(v.value)
+        return [v.value.grad for v in variables]
+
+    def train(self, model, first, last):
+        replica, variables = self.replica(model), model.trainable_variables
+        for batch in range(first, last):
+            x, y = map(torch.from_numpy, self.data(batch, batch + 1))
+            model.zero_grad()
+            torch.mean((replica(x).float() - y) ** 2).backward()
+            model.optimizer.apply(self.gradients(variables), variables)
+        model.optimizer.finalize_variable_values(variables)  # as `fit` does
+
+
+class Wrapped(Loop):
+    """The same, in which DistributedDataParallel takes the mean."""
+
+    def replica(self, model):
+        return DistributedDataParallel(model)
+
+    def gradients(self, variables):
+        return [v.value.grad for v in variables]
+
+
+class Fit(Way):
+    """Keras' `fit` of a model whose `backward` takes the mean, as docs/processes/torch.md says."""
+
+    def train(self, model, first, last):
+        hooks = [
+            v.value.register_post_accumulate_grad_hook(self.mean) for v in model.trainable_variables
+        ]
+        x, y = self.data(first, last)
+        size = job.BATCH // self.size
+        model.fit(x, y, batch_size=size, epochs=1, shuffle=False, verbose=0)
+        for hook in hooks:
+            hook.remove()
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    run(folder, "ddp", source=job.ALONE)
-    run(folder, "by_hand", source="ddp")
+    job.train_legs({"ddp": Wrapped(folder), "by_hand": Loop(folder), "fit": Fit(folder)})
     dist.destroy_process_group()

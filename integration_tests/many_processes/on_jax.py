@@ -1,4 +1,4 @@
-"""Jobs on two processes of JAX: python processes.py on_jax.py FOLDER CASES."""
+"""The legs in two processes of JAX: python processes.py on_jax.py FOLDER CHAINS STOPS."""
 
 import json
 import sys
@@ -8,28 +8,16 @@ import jax
 import keras
 import numpy as np
 from jax.experimental import multihost_utils
-from keras.distribution import (
-    DataParallel,
-    DeviceMesh,
-    LayoutMap,
-    ModelParallel,
-    initialize,
-    set_distribution,
-)
+from keras.distribution import DataParallel, initialize, set_distribution
 
 from many_devices import job
+from many_devices.on_jax import model_parallel
 
-
-def model_parallel(**options):
-    """The hidden layer in two parts, one in each process."""
-    layouts = LayoutMap(DeviceMesh((1, 2), ("batch", "model")))
-    layouts["(net/)?hidden/kernel"] = (None, "model")
-    layouts["(net/)?hidden/bias"] = ("model",)
-    layouts["(net/)?head/kernel"] = ("model", None)
-    return ModelParallel(layout_map=layouts, batch_dim_name="batch", **options)
-
-
-DISTRIBUTIONS = {"data_parallel": DataParallel, "model_parallel": model_parallel}
+# Of "model_parallel", each process has a half of the hidden layer, and all rows.
+DISTRIBUTIONS = {
+    "data_parallel": DataParallel,
+    "model_parallel": lambda **options: model_parallel(1, 2, **options),
+}
 
 
 def whole(model):
@@ -42,22 +30,24 @@ class Way(job.Way):
     """Training with `fit`, and with files that hold whole arrays."""
 
     def __init__(self, folder, name):
-        self.distribution = DISTRIBUTIONS[name](auto_shard_dataset=False)
-        super().__init__(
-            folder,
-            name,
-            train=self.fit,
-            make=lambda case: self.distributed(job.make, case),
-            load=lambda file: self.distributed(keras.models.load_model, file),
-            writes=jax.process_index() == 0,
-            wait=lambda: multihost_utils.sync_global_devices("saved"),
-        )
+        super().__init__(folder)
+        self.name, self.distribution = name, DISTRIBUTIONS[name](auto_shard_dataset=False)
+        self.writes = jax.process_index() == 0
 
-    def distributed(self, make, argument):
+    def make(self, case):
         set_distribution(self.distribution)
-        return make(argument)
+        return super().make(case)
 
-    def fit(self, model, first, last):
+    def load(self, file):
+        # Keras makes random weights before it reads: they have to be the same in each process.
+        keras.utils.set_random_seed(0)
+        set_distribution(self.distribution)
+        return super().load(file)
+
+    def wait(self):
+        multihost_utils.sync_global_devices("saved")
+
+    def train(self, model, first, last):
         """Each process brings its rows of each batch, or all rows where each has all."""
         parts = min(self.distribution.num_model_replicas, jax.process_count())
         part = self.distribution.data_shard_id
@@ -94,50 +84,7 @@ class Way(job.Way):
         return arrays
 
 
-def limits(file):
-    """What goes wrong with Keras' own AdamW, and without an optimizer."""
-    found = {}
-    for name, make in DISTRIBUTIONS.items():
-        keras.utils.clear_session(free_memory=False)
-        set_distribution(make(auto_shard_dataset=True))
-        model = job.make("adamw")
-        model.compile(keras.optimizers.AdamW(), loss="mse")
-        model.optimizer.build(model.trainable_variables)
-        found["fit with arrays"] = error(job.fit, model, 0, 1)
-        if jax.process_index() == 0:
-            found[f"save, {name}"] = error(save_alone, model)
-    keras.utils.set_random_seed(jax.process_index())
-    found["load, other seeds"] = error(keras.models.load_model, file, None, False)
-    return found
-
-
-def save_alone(model):
-    """Save in one process; fail where Keras would wait for the others."""
-    gather = multihost_utils.process_allgather
-
-    def wait(*args, **kwargs):
-        raise TimeoutError("waits for the other processes")
-
-    multihost_utils.process_allgather = wait
-    try:
-        model.save("stock.keras")
-    finally:
-        multihost_utils.process_allgather = gather
-
-
-def error(function, *arguments):
-    try:
-        function(*arguments)
-    except Exception as e:
-        return f"{type(e).__name__}: {e}"
-    return "none"
-
-
 if __name__ == "__main__":
     initialize()
-    folder, cases = Path(sys.argv[1]), sys.argv[2:]
-    Way(folder, "data_parallel").run(job.ALONE, cases)
-    Way(folder, "model_parallel").run("data_parallel", cases)
-    found = limits(folder / "data_parallel-adamw.keras")
-    if jax.process_index() == 0:
-        (folder / "limits.json").write_text(json.dumps(found), encoding="utf-8")
+    folder, chains = Path(sys.argv[1]), json.loads(sys.argv[2])
+    job.train_legs({name: Way(folder, name) for name in DISTRIBUTIONS}, chains)

@@ -1,40 +1,36 @@
-"""Jobs on two processes of TensorFlow: python processes.py on_tensorflow.py FOLDER CASES."""
+"""The legs in two processes of TensorFlow:
+python processes.py on_tensorflow.py FOLDER CHAINS STOPS."""
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import tensorflow as tf
 
 strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before any operation of TensorFlow
 
-import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
-from keras_decoupled import AdamW  # noqa: E402
 from many_devices import job  # noqa: E402
+from many_devices.on_tensorflow import Loop  # noqa: E402
 
-CHIEF = strategy.cluster_resolver.task_id == 0
+CHAINS, STOPS = map(json.loads, sys.argv[2:])
 
 
-class Way(job.Way):
-    """A training loop of one's own: Keras' `fit` cannot."""
+def gather(value):
+    """The values that all processes have, one below the other."""
+    return strategy.gather(tf.constant(value)[None], axis=0).numpy()
 
-    def __init__(self, folder):
-        super().__init__(
-            folder,
-            "loop",
-            train=train,
-            make=lambda case: in_scope(job.make, case),
-            load=lambda file: in_scope(keras.models.load_model, file),
-            writes=CHIEF,
-            wait=lambda: gather(0.0),
-        )
 
-    def straight(self, case):
-        # In the middle of an accumulation each process has a part of its own, which is not saved.
-        self.half = job.HALF + (case == "eager")
-        super().straight(case)
+class Way(Loop):
+    """Keras' `fit` cannot."""
+
+    stops = STOPS
+    writes = strategy.cluster_resolver.task_id == 0
+
+    def wait(self):
+        gather(0.0)
 
     def state(self, model):
         """All processes have the same, to the bit, but for their parts of a gradient."""
@@ -49,75 +45,19 @@ class Way(job.Way):
             found.append((values.sum(axis=0) if sums else values[0]).reshape(array.shape))
         return found
 
-
-def in_scope(make, argument):
-    with strategy.scope():
-        model = make(argument)
-        model.optimizer.build(model.trainable_variables)
-    return model
-
-
-def train(model, first, last):
-    def step(x, y):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum((model(x, training=True) - y) ** 2) / job.BATCH
-        grads = tape.gradient(loss, model.trainable_variables)
-        model.optimizer.apply(grads, model.trainable_variables)  # sums over the processes
-
-    def run(x, y):
-        strategy.run(step, args=(x, y))
-
-    run = run if model.run_eagerly else tf.function(run)
-    for x, y in strategy.experimental_distribute_dataset(batches(first, last)):
-        run(x, y)
-    model.optimizer.finalize_variable_values(model.trainable_variables)  # as `fit` does
-
-
-def batches(first, last):
-    options = tf.data.Options()  # each process takes its part of each batch
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    dataset = tf.data.Dataset.from_tensor_slices(job.data(first, last))
-    return dataset.batch(job.BATCH).with_options(options)
-
-
-def gather(value):
-    """The values that all processes have, one below the other."""
-    return strategy.gather(tf.constant(value)[None], axis=0).numpy()
-
-
-def limits():
-    """What goes wrong with Keras' own AdamW, and how ours says that it does."""
-    stock = keras.optimizers.AdamW
-    return {
-        "fit": error(lambda model: model.fit(batches(0, 1), shuffle=False, verbose=0), stock),
-        "accumulate in a graph": error(lambda model: train(model, 0, 1), stock, steps=2),
-        "save half an accumulation": error(save_half, stock, steps=2, run_eagerly=True),
-        "save half an accumulation, ours": error(save_half, AdamW, steps=2, run_eagerly=True),
-    }
-
-
-def error(function, cls, steps=None, **options):
-    with strategy.scope():
-        model = job.make("adamw")
-        optimizer = cls(weight_decay=0.01, gradient_accumulation_steps=steps)
-        model.compile(optimizer, loss="mse", **options)
-        model.optimizer.build(model.trainable_variables)
-    try:
-        function(model)
-    except Exception as e:
-        return f"{type(e).__name__}: {e}"
-    return "none"
-
-
-def save_half(model):
-    train(model, 0, 1)
-    if CHIEF:
-        model.save("half.keras")
+    def save_half(self):
+        """Save in the middle of an accumulation; return what is said."""
+        model = self.make("nadamw")
+        self.train(model, 0, 1)
+        if self.writes:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                model.save(self.folder / "half.keras")
+            text = "\n".join(str(warning.message) for warning in said)
+            (self.folder / "half.txt").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    folder, cases = Path(sys.argv[1]), sys.argv[2:]
-    Way(folder).run(job.ALONE, cases)
-    found = limits()
-    if CHIEF:
-        (folder / "limits.json").write_text(json.dumps(found), encoding="utf-8")
+    loop = Way(Path(sys.argv[1]), strategy)
+    job.train_legs({"loop": loop}, CHAINS)
+    loop.save_half()

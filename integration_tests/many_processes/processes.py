@@ -49,22 +49,20 @@ def surroundings(backend, count):
 def started(backend, count, script, *arguments, cwd, **env):
     """Start a script in so many processes; none of them outlives the `with`."""
     env |= {"KERAS_BACKEND": backend, "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    env |= {"PYTHONPATH": str(Path(__file__).parents[1])}  # for `from many_devices import job`
     command = [sys.executable, "-W", "error::UserWarning", __file__, script, *arguments]
     children = []
     try:
         for i, place in enumerate(surroundings(backend, count)):
             with open(log(cwd, i), "w", encoding="utf-8") as output:
-                children.append(
-                    subprocess.Popen(
-                        [*map(str, command)],
-                        cwd=cwd,
-                        env=os.environ | env | place,
-                        stdin=subprocess.DEVNULL,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                    )
+                child = subprocess.Popen(
+                    [*map(str, command)],
+                    cwd=cwd,
+                    env=os.environ | env | place,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
                 )
+            children.append(child)
         yield children
     finally:
         for child in children:
@@ -128,6 +126,7 @@ if __name__ == "__main__":
     if "STOP_AT" in os.environ:
         stop_at(int(os.environ["STOP_AT"]))
     del sys.argv[0]
+    sys.path[0] = str(Path(__file__).parents[1])  # for `from many_devices import job`
     runpy.run_path(sys.argv[0], run_name="__main__")
     if os.environ["KERAS_BACKEND"] == "torch":
         # DistributedDataParallel keeps gloo's threads alive after `destroy_process_group`. Once, a
