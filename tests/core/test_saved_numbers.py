@@ -149,3 +149,20 @@ def test_a_slot_is_lined_up_with_its_own_variable():
         other.load_own_variables(saved(one))
     found = of_slot(other, "momentum")
     assert {path: m[0] for path, m in found.items()} == {path: m[0] for path, m in wanted.items()}
+
+
+def test_a_load_assigns_in_one_order(monkeypatch):
+    """Not in that of a set: on JAX several processes load, and each has to assign the same one at a time."""
+    arguments = {"weight_decay": 0.01, "cls": NadamW}
+    store, assigned = saved(built(0.1, **arguments)), []
+    optimizer = built(0.1, **arguments)
+    assign = keras.Variable.assign
+
+    def watched(variable, value):
+        assigned.append(variable.name)
+        return assign(variable, value)
+
+    monkeypatch.setattr(keras.Variable, "assign", watched)
+    optimizer.load_own_variables(store)
+    names = ["beta_1", "beta_2", "epsilon", "momentum_decay", "weight_decay"]
+    assert [name for name in assigned if name in names] == names

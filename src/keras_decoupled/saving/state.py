@@ -128,9 +128,9 @@ def load(
         entry[0]: float(_array(store, present, places[entry], np.zeros(()), entry))
         for entry in moving & places.keys()
     }
-    for name in numbers.keys() & given.keys() & settings.keys():
-        if given[name] is not None:
-            setting = settings[name]
+    # In one order: on JAX, several processes have to assign the same variable at the same time.
+    for name, setting in settings.items():
+        if name in numbers and given.get(name) is not None:
             read.append((setting.variable, setting.loaded(given[name], numbers[name])))
     factor = _factor(numbers, given["learning_rate"])
     for variable, value in read:
