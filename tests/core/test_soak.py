@@ -16,11 +16,11 @@ import pytest
 import keras_decoupled
 import oracle
 from cases import ALGORITHMS, BACKEND, numpy
-from effort import effort
+from effort import effort, in_turn
 from exact import model_of, output, row
 
 PER_EPOCH = 100  # updates
-EPOCHS = effort(4, 200)
+EPOCHS = effort(3, 200)
 SETTLED = effort(2, 20)  # epochs after which memory is watched
 ACCUMULATE = 2
 EMA, OVERWRITE = 0.99, 150  # updates from one overwriting to the next
@@ -35,8 +35,8 @@ MOST_BLOCKS = 2000 + (EPOCHS - SETTLED) * PER_EPOCH // 4
 LAYERS = {"a": {"kernel": (4, 3), "bias": (3,)}, "b": {"kernel": (3,)}, "frozen": {"kernel": (2,)}}
 SHAPES = [shape for shapes in LAYERS.values() for shape in shapes.values()]
 
-OPTIMIZERS = {"AdamW": {"amsgrad": True}, "NadamW": {}, "SGDW": {"momentum": 0.9, "nesterov": True}}
-
+# In CI, AdamW on JAX, SGDW on TensorFlow and NadamW, which has the most state, on torch.
+OPTIMIZERS = {"AdamW": {"amsgrad": True}, "SGDW": {"momentum": 0.9, "nesterov": True}, "NadamW": {}}
 
 RATE = keras_decoupled.CosineWarmRestarts(ALPHA, 10, t_mul=2, eta_min=0.05, warmup_steps=5)
 ARGUMENTS = {
@@ -172,11 +172,7 @@ class Beside(keras.callbacks.Callback):
         super().__init__()
         self.follower, self.gradients = follower, updates()
         self.counted, self.traces = traces, []  # now, and at the end of each epoch
-        self.worst = {
-            "theta": (0.0, 0.0),
-            "average": (0.0, 0.0),
-        }  # error, and its share of the bound
-        self.memory = {}  # by epoch
+        self.memory = []  # Python's blocks and all bytes, at the end of each epoch
 
     def on_epoch_end(self, epoch, logs=None):
         follower, model = self.follower, self.model
@@ -190,13 +186,11 @@ class Beside(keras.callbacks.Callback):
         self.traces.append(len(self.counted))
         gc.collect()
         if epoch + 1 >= SETTLED:
-            self.memory[epoch] = (sys.getallocatedblocks(), resident())
+            self.memory.append((sys.getallocatedblocks(), resident()))
 
     def compare(self, what, variables, expected, bound):
         error, most = np.abs(row([numpy(v) for v in variables]) - expected), allowed(bound)
         assert np.all(error <= most), f"{what}, {self.follower.k} updates: {error} beyond {most}"
-        now = float(error.max()), float(np.max(error / (most + 1e-30)))
-        self.worst[what] = tuple(map(max, self.worst[what], now))
 
 
 def resident():
@@ -206,7 +200,7 @@ def resident():
 
 
 @pytest.mark.reliability
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", in_turn(list(OPTIMIZERS)))
 def test_soak(name, record_property):
     traces, model = [], model_of(LAYERS, start())
 
@@ -226,9 +220,7 @@ def test_soak(name, record_property):
     beside.compare("average", model.weights, follower.average, follower.average_bound)
     assert follower.k == EPOCHS * PER_EPOCH
     assert len(set(beside.traces)) == 1, f"traced again: {beside.traces} times by each epoch's end"
-    first, *_, last = beside.memory.values()
-    blocks, resident_bytes = (b - a for a, b in zip(first, last, strict=True))
-    print(f"{name}: {beside.worst}; from {first} to {last} blocks of Python's and bytes in all")
+    blocks, resident_bytes = np.subtract(beside.memory[-1], beside.memory[0])
     record_property("updates", follower.k)
     assert blocks <= MOST_BLOCKS, f"{blocks} more of Python's objects"
     assert resident_bytes <= MOST_BYTES, f"{resident_bytes} bytes more"

@@ -50,23 +50,28 @@ if BACKEND == "jax":  # what the experiments run on
     def cell(algorithm, schedule="cosine", epochs=1):
         return Cell(algorithm, schedule, RATE, DECAY, 12, epochs, epochs, batch=4, seed=0)
 
-    def written_out(model, optimizer, penalty, x, y):
-        """Train a model with an optimizer whose learning rate is set, as a callback does."""
-        kernels = [variable.name == "kernel" for variable in model.trainable_variables]
+    @functools.cache
+    def gradient():
+        """The compiled gradient of the loss without a penalty."""
+        model = one_run.network()
 
-        def loss(weights, averages):
+        def loss(weights, averages, x, y):
             logits, averages = model.stateless_call(weights, averages, x, training=True)
             crossed = keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
             return keras.ops.mean(crossed), averages
 
-        gradient = jax.jit(jax.grad(loss, has_aux=True))
+        return jax.jit(jax.grad(loss, has_aux=True))
+
+    def written_out(model, optimizer, penalty, x, y):
+        """Train a model with an optimizer whose learning rate is set, as a callback does."""
+        kernels = [variable.name == "kernel" for variable in model.trainable_variables]
         for eta in ETA:
             optimizer.learning_rate = eta * RATE
             weights, averages = (
                 [variable.value for variable in variables]
                 for variables in (model.trainable_variables, model.non_trainable_variables)
             )
-            grads, averages = gradient(weights, averages)
+            grads, averages = gradient()(weights, averages, x, y)
             grads = [
                 grad + penalty(weight) if kernel else grad
                 for grad, weight, kernel in zip(grads, weights, kernels, strict=True)
@@ -76,7 +81,7 @@ if BACKEND == "jax":  # what the experiments run on
                 variable.assign(value)
         return [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
 
-    @pytest.mark.parametrize("algorithm", AS_WRITTEN)
+    @pytest.mark.parametrize("algorithm", ALGORITHMS)
     def test_a_step_is_that_of_the_optimizer(algorithm):
         x, y = images(4)
         program = Program(cell(algorithm), (Part(x, y),) * 3)
@@ -97,9 +102,6 @@ if BACKEND == "jax":  # what the experiments run on
         for a, b, before in zip(weights, wanted, start, strict=True):
             # Over the whole variable: Adam makes a step of the rounding of a gradient near 0.
             assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(b - before)
-
-    def test_every_algorithm_is_tried():
-        assert set(AS_WRITTEN) == set(ALGORITHMS)
 
     def test_a_run_is_a_function_of_its_cell():
         program = Program(cell("adamw"), (images(12),) * 3)
@@ -152,9 +154,9 @@ if BACKEND == "jax":  # what the experiments run on
         np.testing.assert_allclose(eta[[5, 17, 41]], 0, atol=1e-7)
         np.testing.assert_allclose(factors[[0, 6, 18, 41]], np.sqrt(14 / np.array([2, 4, 8, 8])))
 
-    @pytest.mark.parametrize(("schedule", "last"), [("cosine", 0), ("constant", 1)])
-    def test_other_courses_leave_the_decay(schedule, last):
-        eta, factors = course(cell("adamw", schedule, epochs=2))
-        assert eta[0] == 1
-        assert eta[-1] == pytest.approx(last, abs=1e-7)
-        np.testing.assert_array_equal(factors, 1)
+    def test_other_courses_leave_the_decay():
+        for schedule, last in (("cosine", 0), ("constant", 1)):
+            eta, factors = course(cell("adamw", schedule, epochs=2))
+            assert eta[0] == 1
+            assert eta[-1] == pytest.approx(last, abs=1e-7)
+            np.testing.assert_array_equal(factors, 1)
