@@ -30,35 +30,12 @@ ONCE = (
     "tests/decay/test_regularizers.py",
     "tests/hostile/test_calls.py",
     "tests/hostile/test_configs.py",
-    "tests/paper",
+    "tests/paper/test_paper.py",
     "tests/paths",
     "tests/test_layerwise.py",
     "tests/test_plots.py",
     "tests/test_structure.py",
 )
-# What has least of a backend in it. With `CI` set, each of these runs on torch and one other backend.
-NOT_IN_CI = {
-    "jax": (
-        "tests/core/test_attributes.py",
-        "tests/core/test_gradients.py",
-        "tests/core/test_told.py",
-        "tests/core/test_wrappers.py",
-        "tests/hostile",
-        "tests/optimizers/test_equivalences.py",
-    ),
-    "tensorflow": (
-        "tests/callbacks/test_plateau.py",
-        "tests/callbacks/test_snapshots.py",
-        "tests/core/test_from_keras.py",
-        "tests/core/test_keras_arguments.py",
-        "tests/core/test_soak.py",
-        "tests/optimizers/test_equivalences.py",
-        "tests/saving/test_config.py",
-        "tests/schedule",
-        "tests/test_examples.py",
-    ),
-    "torch": (),
-}
 # Keras' own tests, as they lie in its wheel. 3.15.1 has them; 3.12.0 and nightly wheels have none.
 # Those of our classes (Muon's ask for its private methods):
 KERAS_OPTIMIZERS = tuple(
@@ -126,8 +103,7 @@ def pytest(session: nox.Session, backend: str, *options: str) -> None:
 def run_tests(session: nox.Session, backend: str, *options: str) -> None:
     """Run tests/; posargs go to pytest."""
     if backend != "torch" and not session.posargs:
-        left_out = (*ONCE, *(NOT_IN_CI[backend] if CI else ()))
-        options += tuple(f"--ignore={path}" for path in left_out)
+        options += tuple(f"--ignore={path}" for path in ONCE)
     pytest(session, backend, *options)
 
 
@@ -138,10 +114,10 @@ def run_integration(session: nox.Session, backend: str) -> None:
     install(session, backend, "keras", "test", *more, package="--force-reinstall")
     # Each file in one process: its tests share what one of them has made. Three processes for two
     # cores, as many tests wait for scripts.
-    options = ["-n3", "--dist", "loadfile", "integration_tests", *session.posargs]
+    options = ["-n3", "--dist", "loadfile", "integration_tests"]
     if CI and backend != "torch":  # a minute on each; on torch it takes the least
         options.append("--ignore=integration_tests/test_many_processes.py")
-    python(session, backend, "-m", "pytest", *options, OMP_NUM_THREADS="1")
+    pytest(session, backend, *options)
 
 
 def run_keras_tests(session: nox.Session, backend: str, *modules: str) -> None:

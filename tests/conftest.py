@@ -18,19 +18,22 @@ hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("fixed" if CI else "local")
 
+COMPILED = {"jit", "graph", "xla"}
 PLACE = {"jax": 0, "tensorflow": 1}.get(keras.backend.backend())
 
 
 def pytest_collection_modifyitems(config, items):
     """In CI, run every second case of a test on JAX, and the others on TensorFlow.
 
-    A test marked `every_case` runs all: its cases are one backend's own, or ways to compile a step.
+    All cases run in a test marked `every_case`, and all that compile a step: they are one backend's own.
     """
     if not CI or PLACE is None:
         return
     cases = defaultdict(list)
     for item in items:
-        if hasattr(item, "callspec") and not item.get_closest_marker("every_case"):
+        if not hasattr(item, "callspec") or item.get_closest_marker("every_case"):
+            continue
+        if item.callspec.params.get("runner") not in COMPILED:
             cases[item.nodeid.partition("[")[0]].append(item)
     elsewhere = set()
     for group in cases.values():

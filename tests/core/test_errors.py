@@ -307,7 +307,7 @@ LATER = [
     *later(AdamW, exclude, "var_list", "", [], [{"var_list": "bias"}]),
     *later(AdamW, exclude, "var_list", "var_names", [], [{"var_list": ["bias"]}]),
     *later(decaying, set_decay, "weight_decay", "", [NAN, INF, -0.1, 1e39]),
-    *later(decaying, set_decay, "weight_decay", "0 is no decay", [], NO_NUMBERS),
+    *later(decaying, set_decay, "weight_decay", "", [], NO_NUMBERS),
     *later(AdamW, set_decay, "weight_decay", "weight_decay=0", [0.1]),
     *later(partial(decaying, DECAY), set_decay, "weight_decay", "weight_decay=0", [0.1]),
     *later(

@@ -235,6 +235,7 @@ def test_sparse_gradients(name, runner, arguments, dtype):
 
 if BACKEND == "tensorflow":
 
+    @pytest.mark.every_case
     @pytest.mark.parametrize("jit_compile", [False, True])
     def test_embedding_in_fit(jit_compile):
         """An embedding is a dense layer of one-hot rows."""

@@ -238,6 +238,7 @@ def freeze_one(model):
 
 if BACKEND == "jax":
 
+    @pytest.mark.every_case
     @pytest.mark.parametrize(
         ("change", "wrapped"), [(unfreeze, True), (freeze_one, False), (swap, False)]
     )
@@ -253,6 +254,7 @@ if BACKEND == "jax":
 
 else:
 
+    @pytest.mark.every_case
     @pytest.mark.parametrize(
         ("change", "arguments", "wrapped", "jit_compile"),
         [
