@@ -1,10 +1,7 @@
 """The code of the README and of every page of docs/ runs, as a reader would run it.
 
 The ```python blocks of a page belong together: they run as one script, in order, in a fresh process,
-and a warning ends it. On the line before a block may stand
-
-    <!-- no-run -->            it only has to compile; another test may run it
-    <!-- only: jax, torch -->  it runs on these backends
+and a warning ends it. After the line `<!-- no-run -->` a block only has to compile; another test may run it.
 """
 
 import re
@@ -23,15 +20,13 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 ELSEWHERE = DOCS / "processes"  # their scripts are for several processes: test_many_processes.py
 NO_RUN = "<!-- no-run -->"
-ONLY = re.compile(r"<!-- only: ([\w, ]+) -->")
-ALL = ("jax", "tensorflow", "torch")
 
 
 class Block(NamedTuple):
     """A ```python block; its code stands on the lines on which it stands in the page."""
 
     heading: str
-    backends: tuple[str, ...]  # none: it does not run
+    runs: bool
     first: int  # number of the line of code that comes first
     lines: list[str]
 
@@ -52,11 +47,7 @@ def read_blocks(text):
         elif line.startswith("```"):
             fence = line
             if fence.startswith("```python"):
-                only = ONLY.fullmatch(before)
-                backends = tuple(re.findall(r"\w+", only[1])) if only else ALL
-                assert set(backends) <= set(ALL), before
-                backends = () if before == NO_RUN else backends
-                blocks.append(Block(heading, backends, number + 1, []))
+                blocks.append(Block(heading, before != NO_RUN, number + 1, []))
         elif line.startswith("## "):
             heading = line.removeprefix("## ").strip()
         if line.strip():
@@ -78,7 +69,7 @@ def read_sections(text):
     sections = {}
     for block in read_blocks(text):
         run, not_run = sections.setdefault(block.heading, ([], []))
-        (run if block.backends else not_run).append(block)
+        (run if block.runs else not_run).append(block)
     return {
         heading: (as_script(run), [block.code for block in not_run])
         for heading, (run, not_run) in sections.items()
@@ -90,13 +81,12 @@ def name_of(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_the_code_of_a_page(page, tmp_path, backend):
+def test_the_code_of_a_page(page, tmp_path):
     blocks = read_blocks(page.read_text(encoding="utf-8"))
     for block in blocks:
         compile(block.code, str(page), "exec")
-    run = [block for block in blocks if backend in block.backends]
-    of_some = any(len(block.backends) < len(ALL) for block in run)  # a block for some backends only
-    here = page == README or page in in_turn(PAGES) or of_some
+    run = [block for block in blocks if block.runs]
+    here = page == README or page in in_turn(PAGES)
     if run and here and not page.is_relative_to(ELSEWHERE):
         script = tmp_path / f"{page.stem}.py"
         script.write_text(as_script(run), encoding="utf-8")
@@ -134,9 +124,9 @@ def test_the_readme_is_short():
 
 def test_reading_a_page():
     one = "# t\n## One\n```python\na = 1\n```\ntext\n```python\nb = a\n```\n```sh\nls\n```\n"
-    text = f"{one}## Two\n{NO_RUN}\n\n```python\nc\n```\n<!-- only: jax, torch -->\n```python\nd\n```\n"
+    text = f"{one}## Two\n{NO_RUN}\n\n```python\nc\n```\n```python\nd\n```\n"
     assert read_sections(text) == {
         "One": ("\n\n\na = 1\n\n\n\nb = a\n", []),
-        "Two": ("\n" * 20 + "d\n", ["\n" * 16 + "c\n"]),
+        "Two": ("\n" * 19 + "d\n", ["\n" * 16 + "c\n"]),
     }
-    assert [block.backends for block in read_blocks(text)] == [ALL, ALL, (), ("jax", "torch")]
+    assert [block.runs for block in read_blocks(text)] == [True, True, False, True]

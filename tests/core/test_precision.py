@@ -231,7 +231,6 @@ FLOATS = ["bfloat16", "float32", "float16"]
 FLOATS += ["float64"] * (BACKEND != "jax")  # JAX has it only where it is switched on
 
 
-@pytest.mark.every_case
 @pytest.mark.parametrize(
     ("name", "order", "runner"),
     [

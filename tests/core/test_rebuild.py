@@ -238,7 +238,6 @@ def freeze_one(model):
 
 if BACKEND == "jax":
 
-    @pytest.mark.every_case
     @pytest.mark.parametrize(
         ("change", "wrapped"), [(unfreeze, True), (freeze_one, False), (swap, False)]
     )
@@ -254,7 +253,6 @@ if BACKEND == "jax":
 
 else:
 
-    @pytest.mark.every_case
     @pytest.mark.parametrize(
         ("change", "arguments", "wrapped", "jit_compile"),
         [

@@ -14,7 +14,6 @@ from cases import BACKEND, VARIANTS, make_variable, restart, scale_rate, set_dec
 from keras_decoupled import Decay
 from training import X, Y, linear, make
 
-pytestmark = pytest.mark.every_case
 RESTARTS = {
     "learning_rate": warm_restarts(0.05, 3, t_mul=2, eta_min=0.1),
     "normalize_weight_decay": True,

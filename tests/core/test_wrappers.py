@@ -221,16 +221,21 @@ if HAS_MULTI:
             multi(weight_decays={"head": 0.1}).build(encoder_and_head().trainable_variables)
 
     def test_multi_optimizer_computes_what_each_alone_does():
+        """Also after a setting of one of them was set."""
         together, alone = (
             [make_variable(p, np.array([1.0, -2.0])) for p in ("encoder/w", "head/w")]
             for _ in range(2)
         )
-        inner = keras.optimizers.OptimizerMap(make("nadamw"), {"encoder/w": make("adamw-amsgrad")})
+        inside, outside = make("adamw-amsgrad"), make("adamw-amsgrad")
+        inner = keras.optimizers.OptimizerMap(make("nadamw"), {"encoder/w": inside})
         step = COMPILED_RUNNER(keras.optimizers.MultiOptimizer(inner), together)
-        ones = eager(make("adamw-amsgrad"), alone[:1]), eager(make("nadamw"), alone[1:])
-        for _ in range(3):
-            step([G, -G])
-            ones[0]([G])
+        ones = eager(outside, alone[:1]), eager(make("nadamw"), alone[1:])
+        for k in range(4):
+            if k == 2:
+                inside.beta_1 = outside.beta_1 = 0.25
+            first = G * (k + 1)
+            step([first, -G])
+            ones[0]([first])
             ones[1]([-G])
         np.testing.assert_allclose(values(together), values(alone), atol=1e-6)
 

@@ -177,7 +177,9 @@ def test_a_config_has_the_paths_and_is_a_fixed_point(before):
 def test_layers_that_are_refused(argument):
     (model, _), (other, inner) = net(), net()
     not_ours = rf"`{argument}`.*Received: .*{{}}.*\. Take a"
-    for key in (other, inner):
+    normalization = layers.BatchNormalization()  # its moving statistics are never trained
+    normalization.build((None, 2))
+    for key in (other, inner, normalization):
         with pytest.raises(ValueError, match=not_ours.format(key.name)):
             SGDW(**{argument: {key: 0.25}}).build(model.trainable_variables)
     with pytest.raises(ValueError, match=not_ours.format("backbone")):

@@ -15,7 +15,6 @@ from keras_decoupled import Decay
 from keras_decoupled.fast import tensorflow_ops
 from training import X, Y, linear, make
 
-pytestmark = pytest.mark.every_case
 SHAPES = [(3, 2), (2,), ()]
 RULES = {
     "weight_decay": Decay(0.03, eta_power=2),  # a share of the weight still

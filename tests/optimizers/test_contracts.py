@@ -32,7 +32,6 @@ def assert_follows(variables, run, atol=1e-6):
         np.testing.assert_allclose(numpy(variable), expected, atol=atol)
 
 
-@pytest.mark.every_case
 @pytest.mark.parametrize(
     ("way", "name"), list(zip(LOOPS | FITS, itertools.cycle(ONE_OF_EACH), strict=False))
 )
@@ -166,7 +165,6 @@ def test_compile_with_another_optimizer_and_back():
 
 if BACKEND == "tensorflow":
 
-    @pytest.mark.every_case
     @pytest.mark.parametrize(("built", "jit_compile"), [(True, False), (False, True)])
     def test_one_optimizer_in_two_functions(built, jit_compile):
         import tensorflow as tf

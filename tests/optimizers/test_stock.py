@@ -192,7 +192,6 @@ class Part:
         assert_follows(self.variables, self.run, self.paths, **checks)
 
 
-@pytest.mark.every_case
 @fast_or_not
 @pytest.mark.parametrize(("name", "kinds"), TYPES)
 def test_types(name, kinds, fast):

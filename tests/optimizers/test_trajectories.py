@@ -67,7 +67,6 @@ else:
     MATRIX += [(None, name, "l1 and l2") for name in OPTIMIZERS]
 
 
-@pytest.mark.every_case
 @pytest.mark.parametrize(("runner", "name", "case"), MATRIX)
 def test_every_update(name, case, runner):
     case, values = CASES[case], initial_values()

@@ -81,7 +81,6 @@ if BACKEND == "jax":  # what the experiments run on
                 variable.assign(value)
         return [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
 
-    @pytest.mark.every_case
     @pytest.mark.parametrize("algorithm", ALGORITHMS)
     def test_a_step_is_that_of_the_optimizer(algorithm):
         x, y = images(4)

@@ -242,7 +242,6 @@ def test_each_variable_has_its_own_state_back(name, arguments, history):
 if BACKEND == "tensorflow":
     import tensorflow as tf
 
-    @pytest.mark.every_case
     @pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES)
     def test_a_checkpoint_of_tensorflow(tmp_path, history):
         arguments = EVERYTHING | {"gradient_accumulation_steps": 2}

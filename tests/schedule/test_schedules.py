@@ -194,7 +194,6 @@ def test_compiled(case):
         np.testing.assert_array_equal(found_counts, counts)
 
 
-@pytest.mark.every_case
 @EACH
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64", *["float64 of x64"] * (BACKEND == "jax")])
 def test_is_never_computed_below_float32(case, dtype):

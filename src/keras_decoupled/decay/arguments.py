@@ -84,15 +84,16 @@ def as_labels(
         label: the label of each variable, by Keras' identity of the variable.
         key_of: returns that identity.
         argument: the argument's name, for the message.
-        strict: whether a layer without any of these variables is an error. A layer with frozen
-            variables is never an error: a later build may use its rule.
+        strict: whether a layer without any of these variables is an error. A frozen layer is
+            never an error: a later build may use its rule.
     """
     found: Labeled = {}
     for key, entry in rules.items():
         if isinstance(key, keras.Layer):
             hits = LayerLabels(label[key_of(v)] for v in key.weights if key_of(v) in label)
             hits.name = key.name
-            if strict and not hits and all(v.trainable for v in key.weights):
+            frozen = key.weights and not any(v.trainable for v in key.weights)
+            if strict and not hits and not frozen:
                 refuse(
                     f"a key of `{argument}`",
                     Seen(f"the layer {key.name!r}, which has none of them"),
