@@ -113,11 +113,14 @@ def mend(case, backup):
     model.optimizer.build(model.trainable_variables)
     try:
         model.load_weights(latest)
-    except OSError:
+    except (OSError, RuntimeError, KeyError):  # what h5py says of it depends on where it ends
         say("half-written")
         if not previous.exists():  # killed in its first save: a new start
             shutil.rmtree(backup)
-        return  # double_checkpoint takes the previous one
+            return
+        # `double_checkpoint` does so after an OSError alone.
+        shutil.copy(previous, latest)
+        model.load_weights(latest)
     batches = int(model.optimizer.variables[0])  # what `iterations` is a half of, rounded down
     metadata = backup / "training_metadata.json"
     try:

@@ -181,7 +181,7 @@ def backed_up(folder):
             with h5py.File(folder / name) as file:
                 variables = file["optimizer/vars"]
                 return {f"optimizer/{i}": variables[i][()] for i in variables if i.isdigit()}
-        except OSError:  # none, or half a file
+        except (OSError, RuntimeError, KeyError):  # none, or half a file
             pass
     return None
 
