@@ -193,6 +193,27 @@ def test_a_restart_leaves_the_schedules_of_settings_alone():
         np.testing.assert_array_equal(one, other)
 
 
+def test_variables_share_the_evaluation_of_a_schedule():
+    """Of a multiplier and of a decay: an update asks each once, however many variables have it."""
+
+    class Counting(keras.optimizers.schedules.LearningRateSchedule):
+        calls = 0
+
+        def __call__(self, step):
+            self.calls += 1
+            return 0.5
+
+    multiplier, decay, own = Counting(), Counting(), list(map(make_variable, SHAPES, VALUES))
+    rules = {"kernel": multiplier, "bias": multiplier}
+    decays = {"kernel": decay, "bias": (0.0, decay)}
+    optimizer = SGDW(ALPHA, lr_multipliers=rules, weight_decays=decays)
+    step, (grads,) = eager(optimizer, own), gradients(1, list(SHAPES.values()))
+    step(grads)
+    multiplier.calls = decay.calls = 0
+    step(grads)
+    assert (multiplier.calls, decay.calls) == (1, 1)
+
+
 # --- in training ---
 
 
