@@ -284,7 +284,7 @@ def test_annealing_from_another_rate_than_the_base():
 def test_weight_decays_and_lr_multipliers():
     l2 = schedules.ExponentialDecay(0.1, 10, 0.5)
     given = {"a": 0.5, "b": (0.25, l2), "bias": 0, "c/kernel": (0.1, 0)}
-    multipliers = {"a": 0.5, "b": 1, "bias": 0}
+    multipliers = {"a": 0.5, "b": 1, "bias": 0, "c/kernel": l2}
     shown = {"weight_decays": given, "lr_multipliers": multipliers}
     optimizer = AdamW(weight_decay=1e-3, **shown, total_iterations=100)  # before normalization
     assert optimizer.weight_decays == given
@@ -299,7 +299,7 @@ def test_weight_decays_and_lr_multipliers():
         "d": (0.0, 1e-3),
     }
     assert optimizer.weight_decays["b/kernel"][1] is l2
-    assert optimizer.lr_multipliers == {"a/kernel": 0.5, "b/bias": 0.0}
+    assert optimizer.lr_multipliers == {"a/kernel": 0.5, "b/bias": 0.0, "c/kernel": l2}
     assert optimizer.weight_decay == 1e-3
 
 

@@ -12,7 +12,7 @@ import pytest
 from keras import layers, regularizers
 
 from cases import BACKEND, eager, numpy
-from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Decay, NadamW
+from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Decay, Lion, NadamW
 from small import named, ones
 
 schedules = keras.optimizers.schedules
@@ -406,3 +406,22 @@ def test_state_that_is_elsewhere_inside_an_epoch():
     assert int(numpy(optimizer.t_cur)) == 2  # and after the epoch it is back
     assert float(optimizer.weight_decay) == np.float32(0.1)
     assert optimizer.beta_1 == 0.9
+
+
+def test_the_settings_of_a_stock_class_inside_an_epoch():
+    """On JAX they are elsewhere too: to set one would be forgotten when the epoch ends."""
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    optimizer, errors = Lion(0.1, weight_decay=1e-3), {}
+    actions = {name: FROM_A_CLOSURE[name] for name in ("beta_1", "set beta_1")}
+
+    class Closure(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            errors.update(tried(actions, optimizer))
+
+    model.compile(optimizer, loss="mse")
+    model.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0, callbacks=[Closure()])
+    jax = BACKEND == "jax"
+    assert {name: type(error) for name, error in errors.items()} == (
+        dict.fromkeys(actions, RuntimeError) if jax else {}
+    )
+    assert optimizer.beta_1 == (0.9 if jax else 0.5)

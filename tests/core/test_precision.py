@@ -29,6 +29,7 @@ from cases import (
     warm_restarts,
 )
 from effort import effort, examples
+from slots import of_slot
 from steps import floatx
 from training import make
 
@@ -93,6 +94,17 @@ def test_first_steps(case, runner):
     step = RUNNERS[runner](optimizer(name, **arguments), variables)
     run = oracle_run(name, [np.zeros(8)], **arguments)
     follow(step, variables, run, gradients(6, [(8,)]), lambda dtype, value, path, k: 1e-5 * path)
+
+
+@pytest.mark.parametrize("name", ["adamw", "nadamw"])
+def test_1_minus_beta_is_that_of_the_number_given(name):
+    """Of 0.9999 in float32 it is 1.0002e-4."""
+    made, variables = optimizer(name, **SLOW), variables_of([np.zeros(2)], ["float32"])
+    made.fast = False  # a kernel of NadamW's finds m from a sum with g, which rounds
+    RUNNERS[LAST](made, variables)([np.ones(2, "float32")])
+    for slot, expected in (("momentum", 1e-4), ("velocity", 1e-8)):
+        (found,) = of_slot(made, slot).values()
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @settings(max_examples=examples(effort(80, 200)), deadline=None)

@@ -22,6 +22,7 @@ from keras_decoupled import (
     Adafactor,
     Adagrad,
     AdamW,
+    CosineWarmRestarts,
     Lion,
     Muon,
     NadamW,
@@ -175,6 +176,44 @@ def test_every_update_is_that_of_numpy(case, turn, runner, accumulate):
     assert still == [thaws and k == 2 for k in range(UPDATES - 1)]
 
 
+def test_a_restart_leaves_the_schedules_of_settings_alone():
+    """They count updates. At a rate that is always the same, `restart()` changes nothing else."""
+    both = []
+    for restarts in (False, True):
+        flat = CosineWarmRestarts(ALPHA, 9, eta_min=1.0)
+        optimizer = SGDW(flat, weight_decay=2.0**-5, momentum=SCHEDULED)
+        variables = list(map(make_variable, SHAPES, VALUES))
+        step = RUNNERS[FIRST_RUNNER](optimizer, variables)
+        for k, grads in enumerate(gradients(UPDATES, list(SHAPES.values()))):
+            if restarts and k in (2, 4):
+                optimizer.restart()
+            step(grads)
+        both.append(list(map(numpy, variables)))
+    for one, other in zip(*both, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_variables_share_the_evaluation_of_a_schedule():
+    """Of a multiplier and of a decay: an update asks each once, however many variables have it."""
+
+    class Counting(keras.optimizers.schedules.LearningRateSchedule):
+        calls = 0
+
+        def __call__(self, step):
+            self.calls += 1
+            return 0.5
+
+    multiplier, decay, own = Counting(), Counting(), list(map(make_variable, SHAPES, VALUES))
+    rules = {"kernel": multiplier, "bias": multiplier}
+    decays = {"kernel": decay, "bias": (0.0, decay)}
+    optimizer = SGDW(ALPHA, lr_multipliers=rules, weight_decays=decays)
+    step, (grads,) = eager(optimizer, own), gradients(1, list(SHAPES.values()))
+    step(grads)
+    multiplier.calls = decay.calls = 0
+    step(grads)
+    assert (multiplier.calls, decay.calls) == (1, 1)
+
+
 # --- in training ---
 
 
@@ -269,14 +308,26 @@ REFUSED = [
     (SGDW, {"momentum": 0.9}, [("momentum", 1.0), ("nesterov", True)], []),
     (Lion, {}, [("beta_1", 1.0), ("beta_1", -0.1)], []),
     (RMSprop, {"momentum": 0.5}, [("momentum", 0.9), ("centered", True), ("rho", 1.0)], []),
-    (Adagrad, {}, [("initial_accumulator_value", 0.5)], []),
+    (Adagrad, {}, [("initial_accumulator_value", 0.5), ("epsilon", -1e-7)], []),
     (
         Adafactor,
         {},
-        [("clip_threshold", 0.0), ("beta_2_decay", 0.0), ("relative_step", False)],
+        [
+            *[("clip_threshold", 0.0), ("beta_2_decay", 0.0), ("relative_step", False)],
+            *[("epsilon_1", -1e-30), ("epsilon_2", -1e-3)],
+        ],
         [],
     ),
-    (Muon, {}, [("ns_steps", 3)], [("rms_rate", None)]),
+    (
+        Muon,
+        {},
+        [
+            *[("ns_steps", 3), ("exclude_layers", ["head"]), ("momentum", 1.0)],
+            *[("adam_beta_1", 1.0), ("adam_beta_2", -0.1), ("epsilon", -1e-7)],
+            *[("muon_a", math.nan), ("adam_lr_ratio", math.inf), ("rms_rate", -math.inf)],
+        ],
+        [("rms_rate", None)],
+    ),
     (Muon, {"rms_rate": None}, [("rms_rate", 0.2)], []),
 ]
 
@@ -323,6 +374,32 @@ def test_before_the_build_all_can_be_set():
             eager(one, variables)(grads)
         both.append(list(map(numpy, variables)))
     np.testing.assert_array_equal(both[0][0], both[1][0])
+
+
+def test_a_momentum_that_rises_from_0():
+    """As a schedule it has its buffer from the first update on."""
+    rising, values = PiecewiseConstantDecay([1, 3], [0.0, 0.5, 0.75]), (0.0, 0.5, 0.75)
+    optimizer = SGDW(ALPHA, weight_decay=2.0**-5, momentum=rising)
+    variables = list(map(make_variable, SHAPES, VALUES))
+    step = RUNNERS[FIRST_RUNNER](optimizer, variables)
+    sgdw = oracle.sgdw
+    follow(step, variables, lambda *args: sgdw(*args, momentum=at(values, args[2])), lambda k: None)
+
+
+@pytest.mark.parametrize("cls", [AdamW, Lion])
+def test_what_is_keras_own_is_no_setting(cls):
+    """It is an attribute as in Keras, set at any time, and neither a variable nor a schedule."""
+    moves = {"clipnorm": 0.5, "clipvalue": 0.5, "global_clipnorm": 0.5, "loss_scale_factor": 2.0}
+    moves |= {"use_ema": True, "ema_momentum": 0.5}
+    for name in moves:
+        with pytest.raises(TypeError, match=f"`{name}` must be"):
+            cls(ALPHA, weight_decay=0.01, **{name: A_SCHEDULE})
+    optimizer = cls(ALPHA, weight_decay=0.01, use_ema=True)
+    optimizer.build(list(map(make_variable, SHAPES, VALUES)))
+    for name, value in moves.items():
+        setattr(optimizer, name, value)
+        assert optimizer.get_config()[name] == getattr(optimizer, name) == value
+    assert moves.keys().isdisjoint({variable.name for variable in optimizer.variables})
 
 
 # --- configs (files: test_saved_numbers.py) ---

@@ -195,6 +195,8 @@ def test_a_rate_far_above_the_base():
     assert told(lambda: setattr(optimizer, "learning_rate", 1e-2)) == []  # once
     known = AdamW(1e-5, weight_decay=1e-3, base_learning_rate=1e-3)
     assert told(lambda: setattr(known, "learning_rate", 1e-3)) == []
+    for rate, texts in ((1.009e-3, 0), (1.011e-3, 1)):  # rounding is no step up
+        assert len(told(lambda rate=rate: setattr(known, "learning_rate", rate))) == texts
 
 
 # --- LogRates after what writes the logs ---

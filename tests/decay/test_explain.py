@@ -3,8 +3,10 @@
 Which rule it names is in test_precedence.py.
 """
 
+import dataclasses
 import math
 import re
+import time
 
 import keras
 import numpy as np
@@ -219,6 +221,34 @@ def test_it_fits_into_80_columns():
     assert max(map(len, text.splitlines())) <= 80
     for word in ("1.23e-05", "1.23e-07", "56,170", "457", "×1.23e-05", "towards initial, cautious"):
         assert word in text
+
+
+def test_5_000_variables_are_printed_at_once():
+    """In a tenth of a second. What compares each with each takes many."""
+    one = AdamW(weight_decay=1e-4).explain(variables())
+    rows = [{**row, "path": f"net/{i}/{row['path']}"} for i in range(834) for row in one.rows]
+    many, start = dataclasses.replace(one, rows=rows), time.process_time()
+    text = str(many)
+    assert time.process_time() - start < 0.5
+    assert "5004 of 5004 variables" in text
+
+
+# Things that variables of one line have in common, and another value of each.
+ALIKE = {"decay_per_update": 0.5, "l1": 0.25, "multiplier": 2.0, "rule": "bias", "part": "adam"}
+ALIKE |= {"multiplier_schedule": "PolynomialDecay", "kind": "cautious", "dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_what_differs_in_one_thing_has_two_lines_of_its_own(name):
+    """However long its name is."""
+    one = AdamW(weight_decay=1e-4).explain(variables())
+    row, long = one.rows[0], "/".join(["a_long_name"] * 20)
+    others = [{**row, "path": "net/a"}, {**row, "path": long, name: ALIKE[name]}]
+    texts = [
+        str(dataclasses.replace(one, rows=[row, other], warnings=[])).splitlines()
+        for other in others
+    ]
+    assert len(texts[1]) == len(texts[0]) + 2
 
 
 def test_columns_that_say_nothing_and_the_summary():

@@ -252,6 +252,19 @@ if BACKEND == "tensorflow":
         status.assert_existing_objects_matched()
         assert_same(contents(fresh), contents(optimizer))
 
+    @pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw-momentum", "muon"])
+    def test_a_checkpoint_of_0_2(tmp_path, name):
+        """It has no settings. These come last, so that all else has its old place."""
+        optimizer = with_history(make(name), ["abcd"], pool())
+        settings = [v for v in optimizer.variables if v.name in optimizer._kd.settings]
+        assert settings
+        assert optimizer.variables[-len(settings) :] == settings
+        old = tf.train.Checkpoint(_variables=optimizer._variables[: -len(settings)])
+        path = tf.train.Checkpoint(optimizer=old).save(tmp_path / "c")
+        fresh = with_history(make(name), ["abcd"], pool(), updates=0)
+        tf.train.Checkpoint(optimizer=fresh).restore(path).expect_partial()
+        assert_same(contents(fresh), contents(optimizer))
+
     def test_a_checkpoint_before_and_after_a_rebuild(tmp_path):
         ours = pool()
         optimizer = with_history(make("adamw"), ["c"], ours)
