@@ -256,13 +256,20 @@ def test_random_mixtures(name, drawn, keras_arguments, piece, rates, grad_mode):
             sides.do(lambda o, variables, made=made: o.apply(list(made), variables))
             # Keras' arithmetic, where there is any, and a cast make gradients contiguous.
             wanted = [torch.float64 if d == "float64" else torch.float32 for d in dtypes]
-            left = [
-                sides.fused[1][i]
+            left = {
+                id(sides.fused[1][i])
                 for i, g in enumerate(made)
                 if g is not None
                 if not (g.numel() and (g.is_contiguous() or g.dtype != wanted[i] or arithmetic))
-            ]
-            assert list(map(id, sides.left)) == ([] if (k + 1) % every else list(map(id, left)))
+            }
+            # A later Keras clips float64 in float32 (keras#23704), which is left to `update_step`.
+            either = {
+                id(v)
+                for v in sides.fused[1]
+                if "clipnorm" in keras_arguments and v.dtype == "float64"
+            }
+            expected = set() if (k + 1) % every else left
+            assert set(map(id, sides.left)) - either == expected - either
         assert_no_graph(*sides.fused)
 
 
