@@ -12,7 +12,16 @@ import pytest
 from keras import layers, regularizers
 
 from cases import BACKEND, eager, numpy
-from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Decay, Lion, NadamW
+from keras_decoupled import (
+    SGDW,
+    AdamW,
+    CosineWarmRestarts,
+    Decay,
+    Lamb,
+    Lion,
+    NadamW,
+    RMSprop,
+)
 from small import named, ones
 
 schedules = keras.optimizers.schedules
@@ -116,6 +125,9 @@ REFUSED = [
     *NADAMW("momentum_decay", "0.004", [-0.004, INF], ["x"]),
     *SGDW_("momentum", "0.9", [1, -0.1], [None]),
     *SGDW_("nesterov", FLAG, [], ["no"]),
+    *each(Lamb, "epsilon", "help", [NAN, 1e300], ["x"]),
+    *each(Lion, "beta_1", "help", [NAN], [True]),
+    *each(RMSprop, "rho", "help", [NAN, INF]),
     # time
     *ADAMW("total_iterations", "updates", [0, -5, 2.5, INF], ["10", True]),
     *ADAMW("total_iterations_wd", "updates", [0, 1.5], ["1"]),

@@ -191,8 +191,8 @@ Args:
 
 {shared_arguments}
 Raises:
-    ValueError: `learning_rate`, `weight_decay` or a shared argument is out of its range, or a
-        key matches no variable (at build). Keras checks few of the other arguments.
+    ValueError: `learning_rate`, `weight_decay` or a shared argument is out of its range, a number
+        is not finite, or a key matches no variable (at build). Keras checks few other arguments.
     TypeError: one of these has the wrong type.
 
 Example:

@@ -18,7 +18,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
 from keras_decoupled.core.algorithm import Algorithm
-from keras_decoupled.core.arguments import KERAS_ARGUMENTS
+from keras_decoupled.core.arguments import KERAS_ARGUMENTS, Real
 from keras_decoupled.core.from_keras import paired
 from keras_decoupled.core.gradients import LOW_PRECISION
 from keras_decoupled.core.numbers import Numbers
@@ -31,6 +31,7 @@ from keras_decoupled.paths.match import path_of
 from keras_decoupled.saving.state import SCALARS
 
 DECOUPLED: dict[type, type[Decoupled]] = {}  # by stock class
+_A_NUMBER = Real("See help() of the class.")
 
 
 class Stock(Decoupled):
@@ -65,7 +66,10 @@ class Stock(Decoupled):
     def _kd_arguments(
         self, own: Mapping[str, Any], shared: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the stock class's own arguments, and all that it takes. It checks them itself."""
+        """Return the stock class's own arguments, and all that it takes.
+
+        The class checks their ranges, if anyone does.
+        """
         own = {name: _plain(value) for name, value in own.items()}
         numbers = dict(own)
         for argument, check in self._kd_own.items():
@@ -73,6 +77,9 @@ class Stock(Decoupled):
             if isinstance(value, LearningRateSchedule):
                 check_own(argument, value, check)
                 numbers[argument] = checks.values_of(value, [0])[0]  # for its constructor
+            elif value is not None and isinstance(check, Real) and self._kd_keras_own:
+                # Keras takes a β1 of 1, which nobody can set later. No number is NaN.
+                own[argument] = numbers[argument] = _A_NUMBER(argument, value)
         taken = inspect.signature(self._kd_stock.__init__).parameters
         # 0, because Keras' AdamW refuses None.
         given = shared | numbers | {name: 0.0 for name in OWN_DECAYS if name in taken}
