@@ -71,6 +71,11 @@ TOLD = [
     ({"weight_decay": FALLING}, "of 0.5 removes 50.0%.*second argument"),
     ({"weight_decay": 3}, "of 3 removes the whole weight"),
     ({"weight_decay": Decay(3)}, "of 3 removes the whole weight"),
+    # rates of torch's groups
+    (
+        {"weight_decay": 0, "lr_multipliers": {"kernel": 1e-4, "bias": 1e-3}},
+        r"rate of 1e-06\. For a rate of 0.001 write 1\.",
+    ),
     # a penalty that is taken from the loss
     ({"penalty": L2(0.01)}, STRONG),
     ({"penalty": L2(0.01), "zero_penalties": False}, STRONG),
@@ -90,6 +95,8 @@ SILENT = [
     {"weight_decay": 0},
     {"weight_decay": schedules.ExponentialDecay(1e-3, 10, 0.9)},
     {"weight_decay": Decay(0.01)},  # it is meant
+    {"weight_decay": 0, "lr_multipliers": {"kernel": 1e-4, "bias": 0.5}},  # of layers
+    {"weight_decay": 0, "lr_multipliers": {"bias": 0.01}, "learning_rate": 0.01},
     {"weight_decay": 0.009},
     {"weight_decay": 0.1, T_WD: 10_000},
     {"weight_decay": (0.01, 0)},  # an l1

@@ -73,6 +73,7 @@ def warnings_of(optimizer: Any, variables: Sequence[Any], rows: Sequence[Row]) -
         *_of_strong_decays(kd, rows),
         *_of_penalties(variables, rows),
         *_of_equal_paths(variables),
+        *_of_rates(kd.timing.rate.base, rows),
     ]
 
 
@@ -134,4 +135,16 @@ def _of_equal_paths(variables: Sequence[Any]) -> Iterator[str]:
             f"Several variables have the path {first(equal)}. On torch, Keras keeps parameters by "
             "path: `zero_grad` forgets some of these, and their gradients add up from step to "
             "step. Give the layers different names."
+        )
+
+
+def _of_rates(base: float, rows: Sequence[Row]) -> Iterator[str]:
+    """Tell if all multipliers look like learning rates, which the groups of torch have."""
+    given = {r.path: r.multiplier for r in rows if r.multiplier not in (0, 1)}
+    most = max(at_start(list(given.values())), default=0.0)
+    if 0 < most <= base < 0.01:
+        yield (
+            f"`lr_multipliers` are factors of the learning rate, and those of {first(list(given))} "
+            f"look like rates: a factor of {most:g} makes steps at a rate of {most * base:g}. For "
+            f"a rate of {most:g} write {most / base:g}."
         )
