@@ -78,7 +78,7 @@ class Stock(Decoupled):
                 check_own(argument, value, check)
                 numbers[argument] = checks.values_of(value, [0])[0]  # for its constructor
             elif value is not None and isinstance(check, Real) and self._kd_keras_own:
-                # Keras takes a β1 of 1, which nobody can set later. No number is NaN.
+                # Not `check`: Keras takes a β1 of 1, say, and it computes something. NaN does not.
                 own[argument] = numbers[argument] = _A_NUMBER(argument, value)
         taken = inspect.signature(self._kd_stock.__init__).parameters
         # 0, because Keras' AdamW refuses None.
