@@ -17,7 +17,8 @@ mpl.use("Agg")
 
 
 @pytest.fixture(autouse=True)
-def close_figures():
+def no_figure_of_another_test():
+    mpl.pyplot.close("all")  # a docstring's example leaves one open
     yield
     mpl.pyplot.close("all")
 
