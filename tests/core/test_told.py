@@ -74,7 +74,11 @@ TOLD = [
     # rates of torch's groups
     (
         {"weight_decay": 0, "lr_multipliers": {"kernel": 1e-4, "bias": 1e-3}},
-        r"rate of 1e-06\. For a rate of 0.001 write 1\.",
+        r'"kernel": 0.0001, "bias": 0.001\..* of kernel is 1e-07\..*"kernel": 0.1, "bias": 1 ',
+    ),
+    (
+        {"weight_decay": 0, "lr_multipliers": {"kernel": 1e-3}, "learning_rate": 1e-5},
+        r"kernel is 1e-08.*100 ",
     ),
     # a penalty that is taken from the loss
     ({"penalty": L2(0.01)}, STRONG),
@@ -97,6 +101,8 @@ SILENT = [
     {"weight_decay": Decay(0.01)},  # it is meant
     {"weight_decay": 0, "lr_multipliers": {"kernel": 1e-4, "bias": 0.5}},  # of layers
     {"weight_decay": 0, "lr_multipliers": {"bias": 0.01}, "learning_rate": 0.01},
+    {"weight_decay": 0, "lr_multipliers": {"bias": 0.002}},  # of a wide model
+    {"weight_decay": 0, "lr_multipliers": {"bias": 0}},
     {"weight_decay": 0.009},
     {"weight_decay": 0.1, T_WD: 10_000},
     {"weight_decay": (0.01, 0)},  # an l1

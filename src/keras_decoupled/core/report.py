@@ -11,9 +11,11 @@ import keras
 from keras_decoupled import checks
 from keras_decoupled.core.gradients import check_variables
 from keras_decoupled.decay import explain, regularizers
+from keras_decoupled.decay.arguments import shown
 from keras_decoupled.decay.explain import Explanation
 from keras_decoupled.decay.kinds import half_life
 from keras_decoupled.decay.rows import Row, at_start
+from keras_decoupled.decay.rules import Rules
 from keras_decoupled.paths.match import first, path_of
 
 # A plain number that removes this share of the weight per update looks like a decay of torch's.
@@ -73,7 +75,7 @@ def warnings_of(optimizer: Any, variables: Sequence[Any], rows: Sequence[Row]) -
         *_of_strong_decays(kd, rows),
         *_of_penalties(variables, rows),
         *_of_equal_paths(variables),
-        *_of_rates(kd.timing.rate.base, rows),
+        *_of_rates(kd.timing.rate.base, kd.registry.rules),
     ]
 
 
@@ -138,13 +140,19 @@ def _of_equal_paths(variables: Sequence[Any]) -> Iterator[str]:
         )
 
 
-def _of_rates(base: float, rows: Sequence[Row]) -> Iterator[str]:
+def _of_rates(base: float, rules: Rules) -> Iterator[str]:
     """Tell if all multipliers look like learning rates, which the groups of torch have."""
-    given = {r.path: r.multiplier for r in rows if r.multiplier not in (0, 1)}
-    most = max(at_start(list(given.values())), default=0.0)
-    if 0 < most <= base < 0.01:
+    values = at_start(list(rules.lr_multipliers.values()))
+    given = {shown(k): m for k, m in zip(rules.lr_multipliers, values, strict=True) if 0 < m != 1}
+    most = max(given.values(), default=1.0)
+    if most <= 1e-3 or most <= base < 0.01:  # usual multipliers are larger
+        rates, divided = (
+            first([f'"{key}": {m / by:g}' for key, m in given.items()]) for by in (1, base)
+        )
+        key, multiplier = next(iter(given.items()))
         yield (
-            f"`lr_multipliers` are factors of the learning rate, and those of {first(list(given))} "
-            f"look like rates: a factor of {most:g} makes steps at a rate of {most * base:g}. For "
-            f"a rate of {most:g} write {most / base:g}."
+            f"`lr_multipliers` are multiplied by the learning rate ({base:g}), but these look like "
+            f"learning rates: {rates}. As it stands, the rate of {key} is {multiplier * base:g}. "
+            f"If you meant rates, write {divided} (each divided by {base:g}). If you meant "
+            f"multipliers, ignore this warning."
         )

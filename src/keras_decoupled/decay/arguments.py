@@ -120,13 +120,14 @@ def after_load(rules: Labeled, names: Sequence[str]) -> Labeled:
     }
 
 
-def shown(key: str | tuple[str, ...]) -> str:
+def shown(key: Key) -> str:
     """Return a key as the user knows it: a layer by its name, or by its paths' common part."""
-    if isinstance(key, str):
-        return key
+    name = key if isinstance(key, str) else getattr(key, "name", "")
+    if name:
+        return name
     paths = [label.split("/") for label in key]
     common = [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
-    return getattr(key, "name", "") or "/".join(common) or ", ".join(key)
+    return "/".join(common) or ", ".join(key)
 
 
 def key_to_config(key: Key) -> str:
