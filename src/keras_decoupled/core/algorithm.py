@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from keras_decoupled.core.arguments import Check
@@ -20,6 +20,7 @@ class Algorithm:
     # The optimizer's own, and their checks. Those of the type `Real` are settings.
     arguments: ClassVar[Mapping[str, Check]] = {}
     kernel: ClassVar[str | None] = None  # name of the fused kernels in fast/ that do `step`
+    part_slot: ClassVar[str] = ""  # the slot that some of its parts have, and some have not
     # Optimizer variables that belong to no variable of the model: name and first value.
     state: ClassVar[Mapping[str, float]] = {}
     # For `from_keras`, of the class of keras.optimizers whose step this is, too:
@@ -27,8 +28,25 @@ class Algorithm:
     twin_names: ClassVar[Mapping[str, str]] = {}  # slot or state: the attribute there
 
     def slot_names(self, h: Any) -> tuple[str, ...]:
-        """Return the names of the optimizer variables that each variable has."""
+        """Return the names of the optimizer variables that variables have, of all parts."""
         return ()
+
+    def parts(
+        self,
+        h: Any,
+        variables: Sequence[tuple[str, tuple[int, ...]]],
+        axes: Sequence[str],
+        all_variables: Sequence[tuple[str, tuple[int, ...]]],
+    ) -> list[tuple[str, str]]:
+        """Return (part, axes) of each variable, as in `Row`; nothing if there is one part.
+
+        The user's `axes` are "" where there are none. Variables are (label, shape).
+        """
+        return []
+
+    def part(self, row: Any) -> Algorithm:
+        """Return the part that steps a variable with this row. It has its own slots and step."""
+        return self
 
     def scalars(self, h: Any, i: Any, on: Any, state: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return what `step` needs once per update."""

@@ -25,6 +25,7 @@ class Real:
     cure: str
     minimum: float | None = None
     below: float = checks.FLOAT32  # an update computes in float32
+    or_none: bool = False  # whether the constructor takes None, which stays None
 
     def __call__(self, name: str, value: Any) -> float:
         """Return the value as a float."""

@@ -40,8 +40,12 @@ def build(optimizer: Any, variables: list[Any]) -> None:
     registry.build(variables, rows, unclaimed)
     optimizer._kd_build_keras(variables)
     slot_names = kd.algorithm.slot_names(optimizer)
+    for record in registry.built:
+        record.algorithm = kd.algorithm.part(record.row)
+        record.own_names = record.algorithm.slot_names(optimizer)
     for name in slot_names:
-        optimizer.add_optimizer_variables(variables, name)
+        having = [r.variable for r in registry.built if name in r.own_names]
+        optimizer.add_optimizer_variables(having, name)
     for record in registry.built:
         if keras.backend.standardize_dtype(record.variable.dtype) in LOW_PRECISION:
             optimizer._kd_add_own_slot(record, MASTER)

@@ -58,6 +58,9 @@ def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:
     if excluded:
         new.exclude_from_weight_decay(var_list=excluded)
     if optimizer.built:
+        if hasattr(optimizer, "_should_use_adamw"):
+            parts = {stock.key_of(v): stock.part(v) for v in stock.variables}
+            new._kd.registry.rules.trained = parts
         new.build(stock.variables)
         _carry_state(stock, new)
     return new

@@ -114,7 +114,7 @@ class Decoupled(KerasHooks):
         # Tensors, as the + of Keras' variables takes a short cut that fails on the shape (0, 3).
         slots = tuple(map(keras.ops.stop_gradient, record.own))
         own, scalars = numbers.of(gradient.dtype)
-        step, new = self._kd_algorithm.step(own, gradient, slots, rate, scalars)
+        step, new = record.algorithm.step(own, gradient, slots, rate, scalars)
         for slot, value in zip(record.own, new, strict=True):
             self.assign(slot, value)
         return step
@@ -439,8 +439,8 @@ class Decoupled(KerasHooks):
             **{name: getattr(self, name) for name in KERAS_ARGUMENTS},
             **clock.get_config(),
             "weight_decay": uniform and uniform.to_config(),
-            **registry.rules.get_config(),
             **self._kd_own_config(),
+            **registry.rules.get_config(),
             **({"init_verbose": True} if self._kd.init_verbose else {}),
             "resolved": resolved,
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real as RealNumber
 from types import SimpleNamespace
 from typing import Any
@@ -61,7 +61,8 @@ class Parts:
             arguments.get("lr_multipliers"),
             _flag("decay_vectors", arguments, True, cure),
             self.inside.key_of,
-            lambda variable: part_of(optimizer, variable),
+            self._matrix_axes,
+            self._parts_of,
         )
         about_time = {name: arguments[name] for name in timing.ARGUMENTS if name in arguments}
         self.timing = Timing.read(learning_rate, **about_time)
@@ -74,6 +75,14 @@ class Parts:
         # a float32 copy stands for.
         self.change: Any = SimpleNamespace(target=None)
         self.stands_for: dict[int, Any] = {}
+
+    def _matrix_axes(self) -> Mapping[Any, str]:
+        own = "matrix_axes" in self.algorithm.arguments
+        return vars(self._optimizer).get("matrix_axes", {}) if own else {}
+
+    def _parts_of(self, variables: Sequence[Any], *described: Any) -> list[tuple[str, str]]:
+        parts = self.algorithm.parts(self._optimizer, *described)
+        return parts or [(part_of(self._optimizer, variable), "") for variable in variables]
 
     def complete(self) -> None:
         """Make what needs optimizer variables. Every error was raised by now.
@@ -131,7 +140,8 @@ class Parts:
         given = {"learning_rate": self.clock.given, "weight_decay": None}
         given |= {name: setting.given for name, setting in self.movable.items()}
         layout = self.registry.layout(self._optimizer.variables, self.settings)
-        return layout | {"class": type(self._optimizer)._kd_kind, "given": given}
+        kind, part_slot = type(self._optimizer)._kd_kind, self.algorithm.part_slot
+        return layout | {"class": kind, "given": given, "part_slot": part_slot}
 
     def set_own(self, name: str, value: Any) -> None:
         """Set an argument of the optimizer's own, by its attribute."""
@@ -155,8 +165,9 @@ class Parts:
     def _needs_slots(self, name: str, value: Any) -> bool:
         """Tell whether the algorithm, with this value, needs slots that the build did not make."""
         own = {name: getattr(self._optimizer, name) for name in self.algorithm.arguments}
-        needed = self.algorithm.slot_names(SimpleNamespace(**own | {name: value}))
-        return any(not set(needed) <= r.slots.keys() for r in self.registry.built)
+        h = SimpleNamespace(**own | {name: value})
+        built = self.registry.built
+        return any(not set(r.algorithm.slot_names(h)) <= r.slots.keys() for r in built)
 
     def add_scalar(self, name: str, value: float, dtype: str) -> Any:
         """Add a scalar of ours."""

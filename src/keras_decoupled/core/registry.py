@@ -43,7 +43,9 @@ class Record:
     inherited: bool = False  # whether the registry held rows of a file when this row was made
     slots: dict[str, Any] = dataclasses.field(default_factory=dict)  # optimizer variables, by name
     # As of the last build:
-    own: tuple[Any, ...] = ()  # the slots that `Algorithm.step` takes
+    algorithm: Any = None  # the `Algorithm` that steps the variable
+    own_names: tuple[str, ...] = ()  # the slots that its `step` takes, by name
+    own: tuple[Any, ...] = ()
     master: Any = None  # the float32 copy, where the variable has less precision
     reference: Any = None  # the value that the decay goes towards, where that is not 0
     l2: int | None = None  # where its decays stand in `Registry.amounts`; None: it has none
@@ -259,7 +261,7 @@ class Registry:
         variables that left come last.
         """
         for record in self.built:
-            record.own = tuple(map(record.slots.get, slot_names))
+            record.own = tuple(map(record.slots.get, record.own_names))
             record.master, record.reference = map(record.slots.get, (MASTER, REFERENCE))
         records = list(self._records.values())
         fixed = {AVERAGE, ACCUMULATOR, *slot_names, MASTER, REFERENCE}

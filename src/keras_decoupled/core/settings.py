@@ -113,6 +113,8 @@ class Setting:
 
 def check_own(name: str, value: Any, check: Check) -> Any:
     """Return an argument of an optimizer's own, checked; of a schedule, many values are."""
+    if value is None and isinstance(check, Real) and check.or_none:
+        return None
     if not isinstance(value, LearningRateSchedule):
         return check(name, value)
     if not isinstance(check, Real):

@@ -28,8 +28,9 @@ def mapping(name: str, value: Any, check: Callable[[str, Any], Any]) -> dict[Key
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        rule = "must be a dict from keys (parts of a variable's path) to numbers"
-        refuse(name, value, rule, f"Write {name}={{'kernel': 1e-4}}, say.", TypeError)
+        rule = "must be a dict from keys, which are parts of a variable's path"
+        entry = "'rc'" if name == "matrix_axes" else "1e-4"
+        refuse(name, value, rule, f"Write {name}={{'kernel': {entry}}}, say.", TypeError)
     return {
         _checked(name, key): check(f"{name}[{getattr(key, 'name', key)!r}]", entry)
         for key, entry in value.items()

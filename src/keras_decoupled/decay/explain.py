@@ -18,7 +18,7 @@ from keras_decoupled import checks
 from keras_decoupled.decay import kinds, regularizers
 from keras_decoupled.decay.kinds import Decay, Number
 from keras_decoupled.decay.rows import Row, at_start
-from keras_decoupled.paths import match
+from keras_decoupled.paths import match, matrices
 
 _WIDTH = 80  # of the summary
 _ALWAYS = object()  # equals no value: a column with it is always shown
@@ -46,7 +46,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], str], Any], ...] = (
 # What the variables of a group have in common.
 _ALIKE = (
     *("decay_per_update", "l1", "multiplier", "multiplier_schedule"),
-    *("rule", "kind", "part", "dtype"),
+    *("rule", "kind", "part", "matrix", "dtype"),
 )
 PENALIZED = (
     "Decayed, and also penalized in the loss by an L1 or L2 regularizer: {}. Remove the "
@@ -66,7 +66,7 @@ class Explanation:
         title: the first line, which names the optimizer.
         rows: one dict per variable, with path, shape, dtype, rule, l1, l2, decay_per_update,
             half_life_updates, half_life_epochs, multiplier (of the first update) and kind; for
-            Muon also part, and for a multiplier that is a schedule multiplier_schedule.
+            Muon also part and matrix (rows × columns), and for a multiplier that is a schedule multiplier_schedule.
         warnings: sentences about what may be a mistake.
         settings: sentences about arguments such as beta_1 that follow a schedule or were set.
     """
@@ -157,7 +157,8 @@ def _words(row: Mapping[str, Any]) -> str:
     """Return what is unusual, and the rule that decides."""
     dtype = "" if row["dtype"] == "float32" else row["dtype"]
     rate = "rate by a " + row["multiplier_schedule"] if "multiplier_schedule" in row else ""
-    words = [row["kind"], rate, row.get("part", ""), dtype, row["rule"] or "no rule"]
+    part = " ".join(filter(None, (row.get("part"), row.get("matrix"))))
+    words = [row["kind"], rate, part, dtype, row["rule"] or "no rule"]
     return ", ".join(filter(None, words))
 
 
@@ -237,6 +238,7 @@ def explain(
                 "multiplier": multiplier,
                 "kind": row.decay.in_words,
                 **({"part": row.part} if row.part else {}),
+                **({"matrix": matrices.in_words(row.axes, row.shape)} if row.axes else {}),
                 **_schedule(row.multiplier),
             }
         )

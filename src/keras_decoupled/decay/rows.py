@@ -11,6 +11,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
 from keras_decoupled.decay.kinds import Decay, Number, checked_l1, checked_l2, number_to_config
+from keras_decoupled.paths import matrices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Row:
     uniform: bool = False  # it gets `weight_decay`: no key and no regularizer decides
     removed_penalty: tuple[float, float] | None = None  # the (l1, l2) that `model=` took out
     part: str = ""  # in Muon: "muon" or "adam"
+    axes: str = ""  # and its matrices' axes, as in paths/matrices.py
     rule: str = ""  # the key that decided, "model", "excluded" or "decay_vectors"
 
     def get_config(self) -> dict[str, Any]:
@@ -35,7 +37,8 @@ class Row:
             config["multiplier"] = number_to_config(self.multiplier)
         if self.removed_penalty:
             config["taken"] = list(self.removed_penalty)
-        return config | {k: v for k, v in (("part", self.part), ("rule", self.rule)) if v}
+        texts = {"part": self.part, "axes": self.axes, "rule": self.rule}
+        return config | {name: text for name, text in texts.items() if text}
 
 
 def at_start(numbers: Sequence[Number]) -> list[float]:
@@ -111,15 +114,16 @@ def _read_row(
     if penalty is not None:
         l1, l2 = (checked_l1(f"{name}['taken'][{i}]", part) for i, part in enumerate(penalty))
         penalty = (l1, l2)
-    of_a_file = {"cure": checks.OF_A_FILE}
+    shape, of_a_file = checks.shape(f"{name}['shape']", shape), {"cure": checks.OF_A_FILE}
     return Row(
         path=checks.text(f"{name}['path']", path),
-        shape=checks.shape(f"{name}['shape']", shape),
+        shape=shape,
         decay=decay,
         multiplier=field("multiplier", 1.0, lambda name, m: check(name, read(m))),
         # A file of 0.1 does not say which rows are uniform: those that have the uniform decay.
         uniform=field("uniform", decay == uniform, checks.flag, **of_a_file),
         removed_penalty=penalty,
         part=field("part", "", checks.text),
+        axes=field("axes", "", matrices.checked_axes, shape=shape, **of_a_file),
         rule=field("rule", "", checks.text),
     )

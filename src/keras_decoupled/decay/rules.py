@@ -12,7 +12,7 @@ saves and loads: see `core/registry.py`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -23,7 +23,7 @@ from keras_decoupled.decay.exclusions import Exclusions
 from keras_decoupled.decay.kinds import Decay
 from keras_decoupled.decay.regularizers import Penalty
 from keras_decoupled.decay.rows import CheckMultiplier, Row
-from keras_decoupled.paths import match
+from keras_decoupled.paths import match, matrices
 
 
 class Rules:
@@ -45,7 +45,8 @@ class Rules:
         lr_multipliers: Any,
         decay_vectors: bool,
         key_of: Callable[[Any], Any],
-        part_of: Callable[[Any], str],
+        matrix_axes: Callable[[], Mapping[Any, str]],
+        parts_of: Callable[..., list[tuple[str, str]]],
     ) -> None:
         self.weight_decay = (
             None if weight_decay is None else arguments.as_decay("weight_decay", weight_decay)
@@ -58,7 +59,8 @@ class Rules:
         self.decay_vectors = decay_vectors
         self.exclusions = Exclusions()
         self.key_of = key_of
-        self._part_of = part_of
+        self._matrix_axes, self._parts_of = matrix_axes, parts_of
+        self.trained: dict[Any, str] = {}  # which part of a stock Muon stepped a variable so far
         # Labels of variables that exist, but may never be built on: `no_decay(model)` knows the
         # model's, and a file may have some.
         self.paths = {
@@ -91,7 +93,7 @@ class Rules:
         variables = (*model.trainable_variables, *model.non_trainable_variables)
         names = match.labels([v.path for v in variables])
         vectors = self._vectors(names, variables)
-        by_key, _, _ = self._decide(names, vectors, variables, names)
+        (by_key, *_), _ = self._decide(names, vectors, variables, names)
         penalties = [regularizers.read_penalty(v) or (0.0, 0.0) for v in variables]
         self.model, self.trainable = variables, len(model.trainable_variables)
         found = {
@@ -137,12 +139,15 @@ class Rules:
         others = sorted({*names, *of_model, *self.paths, *left} - set(targets))
         asked = [variables[i] for i in positions]
         vectors = self._vectors(targets, asked)
-        decays, multipliers, overridden = self._decide(
+        (decays, multipliers, axes), overridden = self._decide(
             targets, vectors, variables, names, others, first
         )
+        shapes = [(name, tuple(v.shape)) for name, v in zip(names, variables, strict=True)]
+        own = [shapes[i] for i in positions]
+        parts = self._parts_of(asked, own, _fitting(axes, own), shapes)
         rows = []
         for i, (variable, name) in enumerate(zip(asked, targets, strict=True)):
-            (key, decay), (_, multiplier) = decays[i], multipliers[i]
+            (key, decay), (_, multiplier), (part, letters) = decays[i], multipliers[i], parts[i]
             identity, rule = self.key_of(variable), arguments.shown(key or "")
             # Keras overwrites such a variable with its "gradient" (float8 scales, for example).
             out = getattr(variable, "overwrite_with_gradient", False)
@@ -160,7 +165,8 @@ class Rules:
                     multiplier=1.0 if multiplier is None else multiplier,
                     uniform=decay is None,
                     removed_penalty=self._removed.get(identity),
-                    part=self._part_of(variable),
+                    part=part,
+                    axes=letters,
                     rule=rule,
                 )
             )
@@ -174,13 +180,14 @@ class Rules:
         names: Sequence[str],
         others: Sequence[str] = (),
         strict: bool = True,
-    ) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]], list[tuple[str, str]]]:
-        """Return each target's (key, decay) and (key, multiplier), and the overridden keys."""
+    ) -> tuple[list[list[tuple[Any, Any]]], list[tuple[str, str]]]:
+        """Return each target's (key, decay), (key, multiplier) and (key, axes); overridden keys."""
         label = dict(zip(map(self.key_of, variables), names, strict=True))
         found, overridden = [], []
         for argument, rules, by_own_name in (
             ("weight_decays", self.weight_decays, vectors),
             ("lr_multipliers", self.lr_multipliers, set[int]()),
+            ("matrix_axes", self._matrix_axes(), matrices.vectors(targets)),
         ):
             labeled = arguments.as_labels(rules, label, self.key_of, argument, strict=strict)
             if self.from_file:
@@ -189,8 +196,7 @@ class Rules:
             keys, beaten = match.decide(labeled, targets, others=others, **options)
             found.append([(key, None if key is None else labeled[key]) for key in keys])
             overridden += [(argument, arguments.shown(key)) for key in beaten]
-        decays, multipliers = found
-        return decays, multipliers, overridden
+        return found, overridden
 
     def _vectors(self, names: Sequence[str], variables: Sequence[Any]) -> set[int]:
         """Return the positions of the variables that `decay_vectors=False` is about."""
@@ -229,9 +235,27 @@ class Rules:
         }
         to_config = kinds.number_to_config
         multipliers = {as_key(key): to_config(m) for key, m in self.lr_multipliers.items()}
+        axes = {as_key(key): letters for key, letters in self._matrix_axes().items()}
         config: dict[str, Any] = {} if self.decay_vectors else {"decay_vectors": False}
         config |= {"weight_decays": decays} if decays else {}
-        return config | ({"lr_multipliers": multipliers} if multipliers else {})
+        config |= {"lr_multipliers": multipliers} if multipliers else {}
+        return config | ({"matrix_axes": axes} if axes else {})
+
+
+def _fitting(given: Sequence[tuple[Any, Any]], variables: Sequence[tuple[str, Any]]) -> list[str]:
+    """Return each variable's axes, "" where the user's have not one letter for each axis.
+
+    A key such as "attention" hits arrays of several shapes. It has to fit one of them.
+    """
+    pairs = [(*one, shape) for one, (_, shape) in zip(given, variables, strict=True)]
+    fit = [letters if letters and len(letters) == len(shape) else "" for _, letters, shape in pairs]
+    used = {key for (key, *_), letters in zip(pairs, fit, strict=True) if letters}
+    for key, letters, shape in pairs:
+        if key is not None and key not in used:
+            seen = checks.Seen(f"{arguments.shown(key)!r}: {letters!r} for the shape {shape}")
+            rule = "must have one letter for each axis of a variable that the key hits"
+            checks.refuse("matrix_axes", seen, rule, "Write as many letters as it has axes.")
+    return fit
 
 
 def _warn_of_strong(extracted: Sequence[tuple[str, Penalty]], normalization: float) -> None:

@@ -14,6 +14,7 @@ from keras_decoupled.core.arguments import KERAS_ARGUMENTS, Shared
 from keras_decoupled.core.optimizer import PUBLIC, Decoupled
 from keras_decoupled.core.parts import refuse_names
 from keras_decoupled.optimizers.adamw import AdamW
+from keras_decoupled.optimizers.muon import Muon
 from keras_decoupled.optimizers.ready_made import passes_all_on
 from keras_decoupled.optimizers.sgdw import SGDW
 from keras_decoupled.optimizers.stock import DECOUPLED, Stock
@@ -34,6 +35,7 @@ DECOUPLED |= {
     keras.optimizers.Adam: AdamW,
     keras.optimizers.AdamW: AdamW,
     keras.optimizers.SGD: SGDW,
+    keras.optimizers.Muon: Muon,
 }
 
 
@@ -46,7 +48,8 @@ def decouple(optimizer_class: type[Any]) -> type[Any]:
     m_v the variable's learning-rate multiplier. The class takes the stock class's arguments in
     their order, and by keyword the arguments that all optimizers of this package share.
 
-    `Adam` and `AdamW` give `keras_decoupled.AdamW`, `SGD` gives `SGDW`, with their own signatures.
+    `Adam` and `AdamW` give `keras_decoupled.AdamW`, `SGD` gives `SGDW`, `Muon` gives
+    `keras_decoupled.Muon`, with their own signatures.
     `Nadam` gives the step of Keras' Nadam, which is `NadamW(momentum_decay=1.0)`. An optimizer of
     your own works too, if its `update_step` changes the variable through `self.assign`,
     `self.assign_add` or `self.assign_sub`. Before you load a model that was saved with it, call

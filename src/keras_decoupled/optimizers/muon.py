@@ -1,52 +1,289 @@
-"""Muon with independent weight decay. The step is Keras' own."""
+"""Muon with independent weight decay: matrices are stepped by an orthogonalized momentum."""
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Sequence
-from typing import Any, Unpack
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Unpack
 
 import keras
+from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_decoupled.core.arguments import Shared
-from keras_decoupled.optimizers.ready_made import passes_all_on, registered
-from keras_decoupled.optimizers.stock import Stock
+from keras_decoupled import checks
+from keras_decoupled.core.algorithm import Algorithm
+from keras_decoupled.core.arguments import Real, Shared, at_least_0, flag, fraction
+from keras_decoupled.core.numbers import cast, one_minus
+from keras_decoupled.core.optimizer import Decoupled
+from keras_decoupled.decay import arguments as keys
+from keras_decoupled.optimizers.adamw import adam, one_minus_power
+from keras_decoupled.paths import blocks, matrices
 
 
-@registered
-class Muon(Stock, keras.optimizers.Muon):
-    r"""Muon with independent weight decay: steps by an orthogonalized momentum.
+def muon(
+    g: Any,
+    m: Any,
+    *,
+    axes: str,
+    rate: Any,
+    momentum: Any,
+    nesterov: bool,
+    coefficients: tuple[Any, Any, Any],
+    ns_steps: int,
+    ns_dtype: str | None,
+    rms_rate: Any,
+) -> tuple[Any, tuple[Any, ...]]:
+    """Return Muon's step and its new momentum."""
+    m = momentum * m + g
+    x = g + momentum * m if nesterov else m
+    if rms_rate is not None:
+        rate = rate * rms_rate * math.sqrt(max(matrices.size(axes, g.shape)[1:]))
+    x = orthogonalized(_stacked(x, axes), coefficients, ns_steps, ns_dtype)
+    return rate * _unstacked(x, axes, g.shape), (m,)
 
-    Muon steps variables of two dimensions, except embeddings and those that `exclude_layers` names.
-    With gradient g and momentum m:
+
+def orthogonalized(
+    x: Any, coefficients: tuple[Any, Any, Any], steps: int, dtype: str | None = None
+) -> Any:
+    """Return matrices with the same singular vectors, and singular values near 1.
+
+    The products of the Newton-Schulz iteration are those of the smaller side, in `dtype`.
+    """
+    precise = x.dtype
+    x = x / (ops.sqrt(ops.sum(ops.square(x), (-2, -1), keepdims=True)) + 1e-7)
+    if dtype is not None:
+        x = ops.cast(x, dtype)
+        coefficients = tuple(cast(one, dtype) for one in coefficients)
+    a, b, c = coefficients
+    tall = x.shape[-2] > x.shape[-1]
+    for _ in range(steps):
+        turned = ops.swapaxes(x, -2, -1)
+        gram = turned @ x if tall else x @ turned
+        polynomial = b * gram + c * (gram @ gram)
+        x = a * x + (x @ polynomial if tall else polynomial @ x)
+    return cast(x, precise)
+
+
+def _stacked(x: Any, axes: str) -> Any:
+    """Return an array as a stack of matrices: (…, rows, columns)."""
+    order, (count, rows, columns) = matrices.order(axes), matrices.size(axes, x.shape)
+    if order != sorted(order):
+        x = ops.transpose(x, order)
+    return x if len(axes) == 2 else ops.reshape(x, (count, rows, columns))
+
+
+def _unstacked(x: Any, axes: str, shape: Sequence[int]) -> Any:
+    """Return an array of this shape from its stack of matrices."""
+    order = matrices.order(axes)
+    if len(axes) > 2:
+        x = ops.reshape(x, [shape[axis] for axis in order])
+    return (
+        x
+        if order == sorted(order)
+        else ops.transpose(x, [order.index(i) for i in range(len(axes))])
+    )
+
+
+def _patterns(name: str, value: Any) -> list[str]:
+    """Return regular expressions, checked."""
+    cure = "A regular expression is searched in the path of each variable."
+    given = [] if value is None else value
+    if not isinstance(given, list | tuple):
+        checks.refuse(name, value, "must be a list of regular expressions", cure, TypeError)
+    for i, pattern in enumerate(given):
+        checks.text(f"{name}[{i}]", pattern, cure=cure)
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            checks.refuse(f"{name}[{i}]", pattern, f"is no regular expression: {error}", cure)
+    return list(given)
+
+
+def _ns_dtype(name: str, value: Any) -> str | None:
+    if value not in (None, "bfloat16"):
+        checks.refuse(name, value, 'must be None or "bfloat16"', "None is float32 or wider.")
+    return value
+
+
+_USUAL = "See help() of Muon for the usual value."
+
+
+class OfMatrix(Algorithm):
+    """The part that steps matrices."""
+
+    def __init__(self, axes: str) -> None:
+        self.axes = axes
+
+    def slot_names(self, h: Any) -> tuple[str, ...]:
+        """The momentum."""
+        return ("momentum",)
+
+    def step(
+        self, h: Any, g: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """Muon's step."""
+        return muon(
+            g,
+            *slots,
+            axes=self.axes,
+            rate=rate,
+            momentum=h.momentum,
+            nesterov=h.nesterov,
+            coefficients=(h.muon_a, h.muon_b, h.muon_c),
+            ns_steps=h.ns_steps,
+            ns_dtype=h.ns_dtype,
+            rms_rate=h.rms_rate,
+        )
+
+
+class OfRest(Algorithm):
+    """The part that steps all else, as Adam does."""
+
+    def slot_names(self, h: Any) -> tuple[str, ...]:
+        """m and v."""
+        return ("momentum", "velocity")
+
+    def step(
+        self, h: Any, g: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """Adam's step, at adam_lr_ratio times the rate."""
+        m, v = slots
+        correction, one_minus_beta_1, one_minus_beta_2 = scalars
+        return adam(
+            g,
+            m,
+            v,
+            None,
+            rate=rate * h.adam_lr_ratio * correction,
+            one_minus_beta_1=one_minus_beta_1,
+            one_minus_beta_2=one_minus_beta_2,
+            epsilon=h.epsilon,
+        )
+
+
+class MuonAlgorithm(Algorithm):
+    """Matrices have a part of their own; Adam steps the rest."""
+
+    arguments: ClassVar = {
+        "adam_beta_1": fraction("0.9 is usual."),
+        "adam_beta_2": fraction("0.999 is usual."),
+        "epsilon": at_least_0("1e-7 is Keras' default."),
+        "exclude_layers": _patterns,
+        "exclude_embeddings": flag("True gives them to the Adam part."),
+        "muon_a": Real(_USUAL),
+        "muon_b": Real(_USUAL),
+        "muon_c": Real(_USUAL),
+        "adam_lr_ratio": Real("1 is usual."),
+        "momentum": fraction("0.95 is usual."),
+        "ns_steps": functools.partial(checks.integer, minimum=1, cure="5 is usual."),
+        "nesterov": flag("False is plain momentum."),
+        "rms_rate": Real("0.2 is usual; None scales no step.", or_none=True),
+        "matrix_axes": functools.partial(keys.mapping, check=matrices.checked_axes),
+        "ns_dtype": _ns_dtype,
+    }
+    part_slot = "velocity"
+    twin_names: ClassVar = {"momentum": "momentums", "velocity": "adam_velocities"}
+    _rest = OfRest()
+
+    def slot_names(self, h: Any) -> tuple[str, ...]:
+        """Those of the Adam part; a matrix has the first of them."""
+        return self._rest.slot_names(h)
+
+    def parts(
+        self,
+        h: Any,
+        variables: Sequence[tuple[str, tuple[int, ...]]],
+        axes: Sequence[str],
+        all_variables: Sequence[tuple[str, tuple[int, ...]]],
+    ) -> list[tuple[str, str]]:
+        """Return ("muon", axes) of a matrix and ("adam", "") of all else."""
+        outputs = matrices.attention_outputs(all_variables)
+        searches = [re.compile(pattern).search for pattern in h.exclude_layers]
+        found = []
+        for (label, shape), letters in zip(variables, axes, strict=True):
+            if not letters and not (h.exclude_embeddings and blocks.is_embedding(label)):
+                letters = matrices.axes_of(label, shape, outputs)
+            if any(search(label) for search in searches):
+                letters = ""
+            found.append(("muon" if letters else "adam", letters))
+        return found
+
+    def part(self, row: Any) -> Algorithm:
+        """Return the part that steps a variable with this row."""
+        if row.part == "adam":
+            return self._rest
+        # A file of 0.2 and an optimizer of Keras have plain matrices alone, and no axes.
+        return OfMatrix(matrices.checked_axes("axes", row.axes or "rc", shape=row.shape))
+
+    def scalars(self, h: Any, i: Any, on: Any, state: Mapping[str, Any]) -> tuple[Any, ...]:
+        """√(1−β2^i)/(1−β1^i), 1−β1 and 1−β2 of the Adam part."""
+        root = one_minus_power(h, "adam_beta_2", i, on) ** 0.5
+        return (
+            root / one_minus_power(h, "adam_beta_1", i, on),
+            h.exactly(one_minus, "adam_beta_1"),
+            h.exactly(one_minus, "adam_beta_2"),
+        )
+
+
+# Before Keras 3.13 its Muon has another step.
+_STOCK = getattr(keras.optimizers, "Muon", None)
+_TWINS = (_STOCK,) if _STOCK and "rms_rate" in inspect.signature(_STOCK).parameters else ()
+
+
+@keras.saving.register_keras_serializable(package="keras_decoupled")
+class Muon(Decoupled):
+    r"""Muon with independent weight decay: matrices are stepped by an orthogonalized momentum.
+
+    With gradient g and momentum m, a matrix is stepped by
 
         m ← momentum·m + g
         u = η·α·m_v · rms_rate·√max(rows, columns) · orthogonalized(g + momentum·m)
+        θ ← θ − η·(l2·θ + l1·sign θ) − u
 
     With nesterov=False, m itself is orthogonalized; with rms_rate=None, the factor rms_rate·√max is
-    left out. Adam steps all other variables, at adam_lr_ratio times the rate. Each variable's part
-    is decided at the first build and saved. Both parts have one λ, unless `weight_decays` says
-    otherwise: there is no `adam_weight_decay`. Muon needs Keras 3.13 or later.
+    left out. Adam steps all other variables, at adam_lr_ratio times the rate: vectors, embeddings,
+    depthwise kernels, and what `exclude_layers` finds. Both parts have one λ, unless
+    `weight_decays` says otherwise.
+
+    The last axis of a kernel is its columns, and the others together are its rows. The kernels of
+    an attention's query, key and value have the model's features as rows. `explain()` shows the
+    part of each variable, and its rows × columns. A variable keeps its part for good: the first
+    build decides it, and a file has it.
 
     Args:
+        learning_rate: α, or a `LearningRateSchedule`, or a callable. Defaults to `0.001`.
         adam_beta_1: β1 of the Adam part. Defaults to `0.9`.
         adam_beta_2: β2 of the Adam part. Defaults to `0.999`.
         epsilon: ε of the Adam part, in units of g. Defaults to `1e-7`.
+        weight_decay: λ, the fraction of the weight removed per update at η = 1: a number, a
+            schedule, a `Decay` or None. Defaults to `None`, no decay.
         exclude_layers: regular expressions. A variable goes to the Adam part if one of them is
             found in its path. Name the output layer here. Defaults to `None`, no expression.
-        exclude_embeddings: whether variables with "embedding" in their path go to the Adam part.
-            Defaults to `True`.
+        exclude_embeddings: whether embeddings go to the Adam part: tables of tokens, positions and
+            classes, found by name. Defaults to `True`.
         muon_a: first coefficient of the Newton-Schulz iteration. Defaults to `3.4445`.
         muon_b: second coefficient. Defaults to `-4.775`.
         muon_c: third coefficient. Defaults to `2.0315`.
-        adam_lr_ratio: the Adam part's learning rate over that of Muon. Defaults to `1`.
+        adam_lr_ratio: the Adam part's learning rate over that of the matrices. Defaults to `1`.
         momentum: fraction of m kept per update. Defaults to `0.95`.
         ns_steps: number of Newton-Schulz iterations. Defaults to `5`.
         nesterov: whether to step by the momentum of the next update. Defaults to `True`.
         rms_rate: about the root mean square of a step at rate 1; Adam's is 0.2 to 0.4. None leaves
             the orthogonalized matrix as it is. Defaults to `0.2`.
-        **shared: the arguments that all optimizers share.
+        matrix_axes: `{key: letters}` where a kernel is another matrix. There is one letter for each
+            axis: r for rows, c for columns, b if each index is a matrix of its own. With "rbc",
+            each head of a query is a matrix; with "brc", each expert. A variable that a key hits
+            is a matrix, also an embedding. Defaults to `None`.
+        ns_dtype: "bfloat16" computes the products of the iteration in that type, which is faster
+            where the machine has it. Defaults to `None`, the variable's float32 or wider.
+        **shared: the arguments that all optimizers share; see below.
+
+    Raises:
+        ValueError: an argument is out of its range, or a key matches no variable (at build).
+        TypeError: an argument has the wrong type.
 
     Example:
     >>> import keras, numpy as np
@@ -60,7 +297,9 @@ class Muon(Stock, keras.optimizers.Muon):
     factor rms_rate: Liu et al., arXiv 2502.16982.
     """
 
-    @passes_all_on
+    _kd_algorithm = MuonAlgorithm()
+    _kd_twins = _TWINS
+
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -79,10 +318,10 @@ class Muon(Stock, keras.optimizers.Muon):
         ns_steps: int = 5,
         nesterov: bool = True,
         rms_rate: float | LearningRateSchedule | None = 0.2,
+        matrix_axes: Mapping[Any, str] | None = None,
+        ns_dtype: str | None = None,
         **shared: Unpack[Shared],
     ) -> None:
-        if "rms_rate" not in inspect.signature(keras.optimizers.Muon.__init__).parameters:
-            raise ValueError(
-                "`Muon` needs Keras 3.13 or later: earlier versions have another step and other "
-                f"arguments. Received: Keras {keras.__version__}. Upgrade Keras."
-            )
+        given = {**locals()}
+        own = {name: given[name] for name in self._kd_algorithm.arguments}
+        super().__init__(learning_rate, own, weight_decay=weight_decay, **shared)

@@ -31,7 +31,7 @@ def passes_all_on(declared: Constructor) -> Constructor:
 
     @functools.wraps(declared)
     def constructor(*args: Any, **kwargs: Any) -> None:
-        declared(*args, **kwargs)  # Python's own error for a wrong call; Muon checks Keras
+        declared(*args, **kwargs)  # Python's own error for a wrong call
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         own = dict(bound.arguments)

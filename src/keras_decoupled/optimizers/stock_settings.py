@@ -25,11 +25,8 @@ OWN_DECAYS = ("weight_decay", "adam_weight_decay")  # arguments of stock classes
 _SEE_HELP = "See help() of the class."
 # The ranges of the settings of Keras' own classes.
 _RANGES: dict[str, Real] = {
-    **dict.fromkeys(("beta_1", "beta_2", "adam_beta_1", "adam_beta_2"), fraction(_SEE_HELP)),
-    **dict.fromkeys(("rho", "momentum"), fraction(_SEE_HELP)),
+    **dict.fromkeys(("beta_1", "beta_2", "rho", "momentum"), fraction(_SEE_HELP)),
     **dict.fromkeys(("epsilon", "epsilon_1", "epsilon_2"), at_least_0(_SEE_HELP)),
-    **dict.fromkeys(("muon_a", "muon_b", "muon_c"), Real(_SEE_HELP)),
-    **dict.fromkeys(("adam_lr_ratio", "rms_rate"), Real(_SEE_HELP)),
     "clip_threshold": Real(_SEE_HELP, minimum=1e-30),
     "beta_2_decay": Real(_SEE_HELP, below=0.0),
 }

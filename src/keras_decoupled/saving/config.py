@@ -58,7 +58,7 @@ def read_config(
     if isinstance(rate, Mapping):
         arguments["learning_rate"] = _learning_rate(rate, custom_objects)
     for key in own:
-        if isinstance(arguments.get(key), Mapping):
+        if isinstance(arguments.get(key), Mapping) and "class_name" in arguments[key]:
             arguments[key] = number(arguments[key])
     if resolved is None:
         return arguments, None

@@ -80,7 +80,7 @@ def load(
     Args:
         store: Keras' store of the file.
         variables: the optimizer's variables.
-        layout: what they are; see `Registry.layout`.
+        layout: what they are; see `Parts.layout`.
         settings: each `Setting` but the rate, by name.
         optimizer: the optimizer's name, for messages.
         built: whether the optimizer is built.
@@ -111,6 +111,8 @@ def load(
         return None
     places = {tuple(entry): i for i, entry in enumerate(saved["variables"])}
     continued: dict[Any, Any] = {None: None, **_continued(saved, layout)}
+    if layout["part_slot"]:
+        _check_parts(layout["part_slot"], saved["variables"], layout["variables"], continued)
     read, fresh, used = [], [], set()
     # A user's slot may have the same name as a setting, but it has a label.
     moving = {(name, None) for name in (*SETTINGS, *layout["given"], *saved["given"])}
@@ -284,6 +286,27 @@ def _continued(saved: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str]:
                 "load_model(compile=False).",
             )
     return continued
+
+
+def _check_parts(
+    slot: str, old: Sequence[Any], new: Sequence[Any], continued: Mapping[Any, Any]
+) -> None:
+    """Refuse a state of variables that another part of the optimizer has stepped."""
+    there, here = ({label for name, label in entries if name == slot} for entries in (old, new))
+    known = {label for _, label in old}
+    for _, label in new:
+        source = continued.get(label)
+        if source in known and (source in there) != (label in here):
+            of_file, of_this = ("a", "no") if source in there else ("no", "a")
+            seen = f"{label} with {of_file} {slot}, where this optimizer has {of_this} {slot}"
+            checks.refuse(
+                "the saved optimizer state",
+                checks.Seen(seen),
+                "is of an optimizer that steps some variables as matrices where this one does not, "
+                "or the other way round",
+                "Load the whole model: load_model() keeps the parts. Or make the optimizer with "
+                "`exclude_layers` and `matrix_axes` that give the same parts.",
+            )
 
 
 def _report(fresh: Sequence[Any], unused: Sequence[Any], count: int) -> None:

@@ -1,0 +1,85 @@
+"""Which variables are matrices, and which of their axes are rows and columns. No Keras here.
+
+A letter stands for each axis: r for rows, c for columns, b where each index is a matrix of its own.
+The kernel of an attention's query (model, heads, head size) is "rcc": one matrix with as many rows
+as the model has features. As "rbc" it is a matrix for each head.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from keras_decoupled.checks import refuse
+from keras_decoupled.paths import match
+
+Shape = Sequence[int]
+
+_NO_MATRIX = re.compile(r"((^|_)bias|^gamma|^beta|^scale|^alpha|^reverse_embeddings)$|^lora_")
+_PROJECTION = re.compile(r"^(query|key|value|gate|query_key_value)(_dense)?$")
+_OUTPUT = ("attention_output", "kernel")
+_LETTERS = re.compile(r"(?=.*r)(?=.*c)[rcb]+")
+
+
+def checked_axes(
+    name: str, value: object, *, shape: Shape | None = None, cure: str = 'A plain matrix is "rc".'
+) -> str:
+    """Return the letters of an array's axes; `shape` is the array's, where it is known."""
+    rule = "must have one letter for each axis: r for rows, c for columns, b for an axis whose "
+    rule += "indices are matrices of their own; at least one r and one c"
+    if not isinstance(value, str):
+        refuse(name, value, rule, cure, TypeError)
+    if not _LETTERS.fullmatch(value) or (shape is not None and len(value) != len(shape)):
+        refuse(name, value, rule, cure)
+    return value
+
+
+def vectors(labels: Iterable[str]) -> set[int]:
+    """Return the positions of biases, scales and others that by their names are no matrices."""
+    return {i for i, label in enumerate(labels) if _NO_MATRIX.search(match.components(label)[-1])}
+
+
+def axes_of(label: str, shape: Shape, outputs: Mapping[tuple[str, ...], int]) -> str:
+    """Return the letters of a variable's axes, "" if it is no matrix.
+
+    Args:
+        label: the variable's label.
+        shape: its shape.
+        outputs: `attention_outputs` of the model.
+    """
+    path = match.components(label)
+    longer = sum(length > 1 for length in shape)
+    depthwise = any("depthwise" in part for part in path)
+    if longer < 2 or shape[-1] == 1 or depthwise or vectors([label]):
+        return ""
+    if len(shape) == 3 and len(path) > 1 and _PROJECTION.match(path[-2]):
+        features = outputs.get(path[:-2])
+        row = shape.index(features) if features in shape else 0
+        return "".join("r" if axis == row else "c" for axis in range(3))
+    return "r" * (len(shape) - 1) + "c"
+
+
+def attention_outputs(shapes: Iterable[tuple[str, Shape]]) -> dict[tuple[str, ...], int]:
+    """Return the last length of each kernel of an `attention_output`, by the layer it is in."""
+    paths = ((match.components(label), shape) for label, shape in shapes)
+    return {path[:-2]: shape[-1] for path, shape in paths if path[-2:] == _OUTPUT and shape}
+
+
+def order(axes: str) -> list[int]:
+    """Return the axes in the order in which an array is a stack of matrices: b, r, c."""
+    return sorted(range(len(axes)), key=lambda axis: "brc".index(axes[axis]))
+
+
+def size(axes: str, shape: Shape) -> tuple[int, int, int]:
+    """Return how many matrices an array holds, and their rows and columns."""
+    pairs = list(zip(axes, shape, strict=True))
+    count, rows, columns = (math.prod(n for x, n in pairs if x == letter) for letter in "brc")
+    return count, rows, columns
+
+
+def in_words(axes: str, shape: Shape) -> str:
+    """Return the size for a reader: "64×512", or "8 of 64×512"."""
+    count, rows, columns = size(axes, shape)
+    many = f"{count} of " if "b" in axes else ""
+    return f"{many}{rows}×{columns}"
