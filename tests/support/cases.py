@@ -32,6 +32,7 @@ OPTIMIZERS = {
     "sgdw": ("SGDW", {}),
     "sgdw-momentum": ("SGDW", {"momentum": 0.9}),
     "sgdw-nesterov": ("SGDW", {"momentum": 0.8, "nesterov": True}),
+    "muon": ("Muon", {"momentum": 0.8, "adam_lr_ratio": 0.5}),
 }
 # Those that fast/ has kernels of.
 FUSED = [
@@ -43,7 +44,12 @@ ONE_OF_EACH = ("adamw", "nadamw", "sgdw-momentum")
 # On torch each variant has kernels. Elsewhere all run one code, so that one of each class stands for them
 # where the mathematics is not the point.
 VARIANTS = tuple(OPTIMIZERS) if BACKEND == "torch" else ONE_OF_EACH
-ALGORITHMS = {"AdamW": oracle.adamw, "NadamW": oracle.nadamw, "SGDW": oracle.sgdw}
+ALGORITHMS = {
+    "AdamW": oracle.adamw,
+    "NadamW": oracle.nadamw,
+    "SGDW": oracle.sgdw,
+    "Muon": oracle.muon,
+}
 
 SHAPES = {
     "encoder/dense_1/kernel": (4, 3),

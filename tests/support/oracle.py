@@ -134,8 +134,11 @@ def muon(
     nesterov=True,
     rms_rate=0.2,
 ):
-    """Jordan et al. (2024), with the factor of Liu et al. (arXiv 2502.16982); Adam where `state` says so."""
-    if state["adam"]:
+    """Jordan et al. (2024), with the factor of Liu et al. (arXiv 2502.16982).
+
+    Adam steps vectors, and what `state` says.
+    """
+    if state.get("adam", g.ndim < 2):
         return adamw(g, state, k, adam_lr_ratio * rate, adam_beta_1, adam_beta_2, epsilon)
     m = state["m"] = momentum * state.get("m", 0.0) + g
     x = g + momentum * m if nesterov else m

@@ -24,7 +24,11 @@ STOCK = {
     "adamax": ("Adamax", {}),
     "lamb": ("Lamb", {}),
     "lion": ("Lion", {}),
-    "muon": ("Muon", {"exclude_layers": ["head"], "adam_lr_ratio": 0.5, "adam_beta_2": 0.9375}),
+    # Ours steps a convolution's kernel as a matrix, Keras' does not.
+    "muon": (
+        "Muon",
+        {"exclude_layers": ["head", "conv"], "adam_lr_ratio": 0.5, "adam_beta_2": 0.9375},
+    ),
     "nadam": ("Nadam", {}),
     "rmsprop": ("RMSprop", {}),
     "rmsprop-momentum": ("RMSprop", {"momentum": 0.8, "centered": True, "epsilon": 0.01}),

@@ -149,6 +149,8 @@ class Rules:
         for i, (variable, name) in enumerate(zip(asked, targets, strict=True)):
             (key, decay), (_, multiplier), (part, letters) = decays[i], multipliers[i], parts[i]
             identity, rule = self.key_of(variable), arguments.shown(key or "")
+            if identity in self.trained:
+                part, letters = self.trained[identity], ""
             # Keras overwrites such a variable with its "gradient" (float8 scales, for example).
             out = getattr(variable, "overwrite_with_gradient", False)
             if out or self.exclusions.hits(name, identity, self.key_of):

@@ -1,0 +1,248 @@
+"""Muon: what is a matrix, which of its axes are rows and columns, and that each kind is stepped so."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import oracle
+from cases import COMPILED, assert_follows, eager, make_variable, numpy
+from keras_decoupled import Decay, Muon, decouple
+from keras_decoupled.optimizers.muon import orthogonalized
+
+BESIDE = {"attn/attention_output/kernel": (2, 4, 6), "attn/query/bias": (2, 4)}
+# By hand: the matrices in an array, in order. (path, shape, matrix_axes, matrices)
+KINDS = {
+    "dense": ("mlp/kernel", (6, 4), None, lambda x: [x]),
+    "conv": ("conv/kernel", (3, 2, 4, 5), None, lambda x: [x.reshape(24, 5)]),
+    "transposed conv": ("up/kernel", (3, 2, 5, 4), None, lambda x: [x.reshape(30, 4)]),
+    "query": ("attn/query/kernel", (6, 2, 4), None, lambda x: [x.reshape(6, 8)]),
+    "output": ("attn/attention_output/kernel", (2, 4, 6), None, lambda x: [x.reshape(8, 6)]),
+    "query, heads first": (
+        "attn/query/kernel",
+        (2, 6, 4),
+        None,
+        lambda x: [x.transpose(1, 0, 2).reshape(6, 8)],
+    ),
+    "each head": ("attn/query/kernel", (6, 2, 4), "rbc", lambda x: list(x.transpose(1, 0, 2))),
+    "each head, heads first": ("attn/query/kernel", (2, 6, 4), "brc", list),
+    "experts": ("experts/kernel", (3, 4, 5), "brc", list),
+    "an embedding": ("embedding/embeddings", (5, 3), "rc", lambda x: [x]),
+    "turned": ("mlp/kernel", (6, 4), "cr", lambda x: [x.T]),
+}
+
+
+class ByMatrix(oracle.Run):
+    """NumPy's update of the first array, matrix by matrix; Adam steps the others."""
+
+    def __init__(self, values, matrices, decay):
+        super().__init__(self.each, values, 0.05, [(0.0, decay)] * len(values))
+        places = np.arange(values[0].size).reshape(values[0].shape)
+        self.places = matrices(places)  # where each entry of each matrix is in the array
+
+    def each(self, g, state, k, rate):
+        if state is not self.states[0]:
+            return oracle.adamw(g, state, k, rate)
+        step = np.zeros(g.size)
+        for i, places in enumerate(self.places):
+            own = state.setdefault(i, {})
+            step[places] = oracle.muon(g.ravel()[places], own, k, rate)
+        return step.reshape(g.shape)
+
+
+@pytest.mark.parametrize("runner", [eager, *COMPILED.values()])
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_of_matrix_as_by_numpy(name, runner):
+    path, shape, axes, matrices = KINDS[name]
+    shapes = {path: shape} | {p: s for p, s in BESIDE.items() if p != path}
+    if path.startswith("attn/attention"):
+        shapes.pop("attn/query/bias")
+    rng = np.random.default_rng(0)
+    values = [rng.uniform(0.5, 1, s).astype("float32") for s in shapes.values()]
+    variables = list(map(make_variable, shapes, values))
+    key = {path.split("/")[0]: axes} if axes else None  # it hits biases too
+    exclude = [] if "attention_output" in path else ["attention_output"]
+    optimizer = Muon(0.05, weight_decay=0.01, matrix_axes=key, exclude_layers=exclude)
+    run = ByMatrix(values, matrices, 0.01)
+    step = runner(optimizer, variables)
+    for _ in range(4):
+        grads = [(0.3 + rng.normal(size=s)).astype("float32") for s in shapes.values()]
+        step(grads)
+        run.step(grads)
+        assert_follows(variables, run, list(shapes))
+
+
+# --- what is a matrix ---
+
+# A path and shape, then the axes, "" for Adam's part.
+PARTS = """
+dense/kernel 8x4 rc
+dense/bias 4
+dense/kernel 8x1
+dense/kernel 1x8
+conv2d/kernel 3x3x4x8 rrrc
+conv2d/kernel 1x1x4x8 rrrc
+conv1d/kernel 1x4x1
+depthwise_conv2d/kernel 3x3x8x2
+separable_conv2d/depthwise_kernel 3x3x8x2
+separable_conv2d/pointwise_kernel 1x1x16x4 rrrc
+conv2d_transpose/kernel 3x3x8x4 rrrc
+lstm/lstm_cell/kernel 8x16 rc
+lstm/lstm_cell/recurrent_kernel 4x16 rc
+gru/gru_cell/bias 2x12
+embedding/embeddings 20x8
+token_embedding/reverse_embeddings 8x20
+vit/class_token 1x1x8
+vit/position_embedding/embeddings 17x8
+norm/gamma 4x4
+norm/scale 4x4
+lora/lora_kernel_a 8x2
+lora/lora_kernel_b 2x8
+attn/query/kernel 8x2x4 rcc
+attn/key/kernel 8x2x4 rcc
+attn/query/bias 2x4
+attn/attention_output/kernel 2x4x8 rrc
+gemma/query/kernel 2x8x4 crc
+gemma/attention_output/kernel 2x4x8 rrc
+alone/query_dense/kernel 8x2x4 rcc
+alone/query_key_value/kernel 8x2x12 rcc
+square/value/kernel 8x8x8 rcc
+square/attention_output/kernel 8x8x8 rrc
+experts/kernel 4x8x16 rrc
+feedforward/gate/kernel 8x16 rc
+"""
+
+
+def parts_of(optimizer, shapes):
+    variables = [make_variable(path, np.ones(shape)) for path, shape in shapes]
+    return optimizer.explain(variables).rows, variables
+
+
+def test_what_is_a_matrix():
+    table = [line.split() for line in PARTS.split("\n") if line]
+    shapes = [(path, tuple(map(int, shape.split("x")))) for path, shape, *_ in table]
+    optimizer = Muon()
+    _, variables = parts_of(optimizer, shapes)
+    with pytest.warns(UserWarning, match="decays no variable"):
+        optimizer.build(variables)
+    rows = optimizer.get_config()["resolved"]["table"]
+    found = [[row.get("axes", ""), row["part"]] for row in rows]
+    axes = [(row[2:] or [""])[0] for row in table]
+    assert found == [[letters, "muon" if letters else "adam"] for letters in axes]
+
+
+def test_embeddings_are_matrices_if_they_are_not_excluded():
+    rows, _ = parts_of(Muon(exclude_embeddings=False), [("embedding/embeddings", (20, 8))])
+    assert (rows[0]["part"], rows[0]["matrix"]) == ("muon", "20×8")
+
+
+def test_exclude_layers_beats_axes_and_axes_beat_the_name():
+    shapes = [("a/norm/gamma", (4, 3)), ("b/norm/gamma", (4, 3)), ("b/kernel", (4, 3, 2))]
+    shapes += [("b/norm/scale", (4, 3)), ("b/embeddings", (4, 3))]
+    keys = {"b": "cr", "gamma": "rc", "kernel": "crb"}  # "b" says nothing of a scale or a gamma
+    rows, _ = parts_of(Muon(exclude_layers=["^a/"], matrix_axes=keys), shapes)
+    assert [row.get("matrix") for row in rows] == [None, "4×3", "2 of 3×4", None, "3×4"]
+
+
+def test_a_layer_is_a_key():
+    attention = keras.layers.MultiHeadAttention(2, 3, name="attn")
+    x = keras.Input((5, 6))
+    model = keras.Model(x, attention(x, x))
+    optimizer = Muon(weight_decay=0, matrix_axes={attention: "rbc"})
+    optimizer.build(model.trainable_variables)
+    rows = {row["path"]: row for row in optimizer.explain().rows}
+    assert rows["attn/query/kernel"]["matrix"] == "2 of 6×3"
+    assert rows["attn/query/bias"]["part"] == "adam"
+    config = json.loads(json.dumps(optimizer.get_config()))
+    assert Muon.from_config(config).explain(model).rows == optimizer.explain().rows
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"matrix_axes": {"kernel": "rx"}}, ValueError, "one letter for each axis"),
+        ({"matrix_axes": {"kernel": "rr"}}, ValueError, "at least one r and one c"),
+        ({"matrix_axes": {"kernel": 2}}, TypeError, r"matrix_axes\['kernel'\].*Received: .*2"),
+        ({"matrix_axes": "rc"}, TypeError, "dict from keys"),
+        ({"matrix_axes": {"kernel": "rcc"}}, ValueError, r"'kernel': 'rcc' for the shape \(4, 3\)"),
+        ({"matrix_axes": {"karnel": "rc"}}, ValueError, "nearest paths: 'net/kernel'"),
+        ({"ns_dtype": "float16"}, ValueError, 'None or "bfloat16"'),
+        ({"ns_steps": 0}, ValueError, "integer ≥ 1"),
+        ({"exclude_layers": "head"}, TypeError, "must be a list"),
+        ({"exclude_layers": ["("]}, ValueError, "no regular expression"),
+    ],
+)
+def test_a_wrong_argument_is_refused(given, error, words):
+    variable = make_variable("net/kernel", np.ones((4, 3)))
+    with pytest.raises(error, match=words):
+        Muon(weight_decay=0, **given).build([variable])
+
+
+# --- the parts stay ---
+
+CONV = {"conv/kernel": (2, 3, 4), "dense/kernel": (4, 3), "dense/bias": (3,)}
+
+
+def conv_variables():
+    return [make_variable(path, np.ones(shape)) for path, shape in CONV.items()]
+
+
+def test_parts_of_a_trained_stock_muon_stay():
+    """For Keras, a convolution's kernel is no matrix."""
+    variables = conv_variables()
+    grads = [keras.ops.ones(v.shape) for v in variables]
+    stock = keras.optimizers.Muon(0.05, weight_decay=None, adam_weight_decay=None)
+    stock.apply(grads, variables)
+    optimizer = Muon.from_keras(stock)
+    assert [row["part"] for row in optimizer.explain().rows] == ["adam", "muon", "adam"]
+    before, after = list(map(numpy, variables)), []
+    for one in (stock, optimizer):
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+        one.apply(grads, variables)
+        after.append(list(map(numpy, variables)))
+    for theirs, ours in zip(*after, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_a_state_of_other_parts_is_refused():
+    own, store = conv_variables(), {}
+    as_keras = Muon(weight_decay=0, exclude_layers=["conv"])
+    as_keras.build(own)
+    as_keras.save_own_variables(store)
+    ours = Muon(weight_decay=0)
+    ours.build(conv_variables())
+    with pytest.raises(ValueError, match=r"conv/kernel with a velocity.*load_model"):
+        ours.load_own_variables(store)
+    back = {}
+    ours.save_own_variables(back)
+    with pytest.raises(ValueError, match=r"conv/kernel with no velocity.*load_model"):
+        as_keras.load_own_variables(back)
+
+
+# --- the iteration ---
+
+
+@pytest.mark.parametrize("shape", [(48, 16), (16, 48), (3, 8, 20)])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_singular_values_come_near_1(shape, dtype):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape).astype("float32")
+    coefficients = (3.4445, -4.775, 2.0315)
+    found = numpy(orthogonalized(keras.ops.convert_to_tensor(x), coefficients, 5, dtype))
+    u, _, v = np.linalg.svd(x, full_matrices=False)
+    near_1 = np.linalg.svd(found, compute_uv=False)
+    assert np.all((near_1 > 0.6) & (near_1 < 1.25))
+    # In the bases of x it is diagonal, up to the rounding.
+    turned = np.swapaxes(u, -2, -1) @ found @ np.swapaxes(v, -2, -1)
+    off = turned * (1 - np.eye(turned.shape[-1]))
+    assert np.abs(off).max() < (1e-4 if dtype is None else 0.1)
+
+
+def test_decouple_gives_it_and_a_kind_of_decay_works():
+    assert decouple(keras.optimizers.Muon) is Muon
+    variable = make_variable("net/kernel", np.ones((4, 3)))
+    optimizer = Muon(0.1, weight_decay=Decay(0.01, cautious=True))
+    optimizer.apply([keras.ops.ones((4, 3))], [variable])
+    assert numpy(variable).max() < 0.99
