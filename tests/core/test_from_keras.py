@@ -8,7 +8,7 @@ import pytest
 
 import stock as stocks
 from cases import eager, eager_with_cond, make_variable, numpy
-from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, NadamW, decouple
+from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Muon, NadamW, decouple
 from stock import STOCK
 
 schedules = keras.optimizers.schedules
@@ -33,6 +33,7 @@ TWINS = {
     "sgd": (SGDW, keras.optimizers.SGD, {}),
     "sgd-momentum": (SGDW, keras.optimizers.SGD, {"momentum": 0.8, "nesterov": True}),
     "nadamw": (NadamW, keras.optimizers.Nadam, {"beta_2": 0.98}),
+    "muon": (Muon, keras.optimizers.Muon, {"exclude_layers": ["head"], "adam_lr_ratio": 0.5}),
 }
 for _name, (_cls, _own) in STOCK.items():
     _stock = getattr(keras.optimizers, _cls)

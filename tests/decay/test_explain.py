@@ -103,8 +103,7 @@ def test_kinds_and_parts():
     assert kinds["net/head/kernel"] == "towards initial, cautious, η^2"
     assert kinds["net/head/bias"] == ""
     part = column(Muon(weight_decay=0.1, exclude_layers=["head"]), "part")
-    assert part["net/query/bias"] == "muon"  # two dimensions, as in Keras
-    assert part["net/head/kernel"] == "adam"
+    assert part["net/query/bias"] == part["net/head/kernel"] == "adam"
 
 
 @pytest.mark.parametrize("make", [AdamW, decouple(keras.optimizers.Nadam)])

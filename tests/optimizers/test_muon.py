@@ -1,6 +1,9 @@
 """Muon: what is a matrix, which of its axes are rows and columns, and that each kind is stepped so."""
 
+import inspect
 import json
+import pickle
+from functools import partial
 
 import keras
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 import oracle
 from cases import COMPILED, assert_follows, eager, make_variable, numpy
 from keras_decoupled import Decay, Muon, decouple
+from keras_decoupled.core.arguments import Shared
 from keras_decoupled.optimizers.muon import orthogonalized
 
 BESIDE = {"attn/attention_output/kernel": (2, 4, 6), "attn/query/bias": (2, 4)}
@@ -71,6 +75,81 @@ def test_each_kind_of_matrix_as_by_numpy(name, runner):
         step(grads)
         run.step(grads)
         assert_follows(variables, run, list(shapes))
+
+
+# Each argument away from its default.
+OWN = {
+    "adam_beta_1": 0.5,
+    "adam_beta_2": 0.75,
+    "epsilon": 0.25,
+    "adam_lr_ratio": 0.5,
+    "momentum": 0.75,
+    "nesterov": False,
+    "rms_rate": None,
+    "ns_steps": 3,
+    "muon_a": 3.5,
+    "muon_b": -4.5,
+    "muon_c": 1.5,
+}
+RULES = {
+    "exclude_layers": ["head", "out.*"],
+    "exclude_embeddings": False,
+    "matrix_axes": {"kernel": "cr"},
+    "ns_dtype": "bfloat16",
+}
+
+
+@pytest.mark.parametrize("given", [OWN, {"rms_rate": 0.3}])
+def test_every_argument_as_by_numpy(given):
+    shapes = {"net/kernel": (4, 3), "net/bias": (3,), "head/kernel": (3, 2)}
+    rng = np.random.default_rng(0)
+    values = [rng.uniform(0.5, 1, s).astype("float32") for s in shapes.values()]
+    variables = list(map(make_variable, shapes, values))
+    optimizer = Muon(0.05, weight_decay=0.01, exclude_layers=["head"], **given)
+    run = oracle.Run(partial(oracle.muon, **given), values, 0.05, [(0.0, 0.01)] * 3)
+    run.states[2]["adam"] = True
+    for _ in range(4):
+        grads = [(0.3 + rng.normal(size=s)).astype("float32") for s in shapes.values()]
+        eager(optimizer, variables)(grads)
+        run.step(grads)
+        assert_follows(variables, run, list(shapes))
+
+
+def test_arguments_and_config():
+    """In Keras' order, and every one of them in the config."""
+    stock, ours = (
+        list(inspect.signature(cls).parameters.values()) for cls in (keras.optimizers.Muon, Muon)
+    )
+    names = [p.name for p in ours if p.name != "shared"]
+    removed = {*Shared.__annotations__, "adam_weight_decay", "kwargs"}
+    assert names == [p.name for p in stock if p.name not in removed] + ["matrix_axes", "ns_dtype"]
+    defaults = {p.name: p.default for p in stock} | {"weight_decay": None}
+    assert all(p.default == defaults.get(p.name) for p in ours if p.name != "shared")
+    given = OWN | RULES
+    assert given.keys() == {*names} - {"learning_rate", "weight_decay"}
+    config = json.loads(json.dumps(Muon(**given).get_config()))
+    assert {name: config[name] for name in given} == given
+    for again in (Muon.from_config(config), pickle.loads(pickle.dumps(Muon(**given)))):
+        assert json.loads(json.dumps(again.get_config())) | {"name": ""} == config | {"name": ""}
+    with pytest.raises(ValueError, match=r"adam_weight_decay=0\.1.*`weight_decays` has more"):
+        Muon(adam_weight_decay=0.1)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_equal_to_that_of_keras_on_dense_kernels(nesterov):
+    shapes = {"a/kernel": (8, 4), "b/kernel": (4, 8), "c/kernel": (6, 6), "d/kernel": (32, 8)}
+    rng = np.random.default_rng(0)
+    values = [rng.normal(size=s).astype("float32") for s in shapes.values()]
+    ours, theirs = (list(map(make_variable, shapes, values)) for _ in range(2))
+    optimizer = Muon(0.01, weight_decay=0, nesterov=nesterov)
+    no_decay = {"weight_decay": None, "adam_weight_decay": None}
+    stock = keras.optimizers.Muon(0.01, nesterov=nesterov, **no_decay)
+    for _ in range(5):
+        grads = [rng.normal(size=s).astype("float32") for s in shapes.values()]
+        eager(optimizer, ours)(grads)
+        eager(stock, theirs)(grads)
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(numpy(a), numpy(b), rtol=0, atol=1e-6)
 
 
 # --- what is a matrix ---

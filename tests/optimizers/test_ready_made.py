@@ -19,7 +19,7 @@ import pytest
 import keras_decoupled
 import oracle
 from cases import ALPHA, eager
-from keras_decoupled import SGDW, AdamW, NadamW, decouple
+from keras_decoupled import SGDW, AdamW, Muon, NadamW, decouple
 from keras_decoupled.core.arguments import Shared
 from stock import FAST, PATHS, assert_follows, initial_values, make_variables, micro_batches
 
@@ -32,10 +32,6 @@ OWN = {
     "Adamax": {"beta_1": 0.5, "beta_2": 0.75, "epsilon": 0.25},
     "Lamb": {"beta_1": 0.5, "beta_2": 0.75, "epsilon": 0.25},
     "Lion": {"beta_1": 0.5, "beta_2": 0.75},
-    "Muon": {"adam_beta_1": 0.5, "adam_beta_2": 0.75, "epsilon": 0.25, "adam_lr_ratio": 0.5}
-    | {"exclude_layers": ["head", "out.*"], "exclude_embeddings": False, "momentum": 0.75}
-    | {"muon_a": 3.5, "muon_b": -4.5, "muon_c": 1.5, "ns_steps": 3}
-    | {"nesterov": False, "rms_rate": 0.25},
     "RMSprop": {"rho": 0.5, "momentum": 0.25, "epsilon": 0.125, "centered": True},
     "Nadam": {"beta_1": 0.5, "beta_2": 0.75, "epsilon": 0.25},
 }
@@ -49,7 +45,7 @@ REASONS = {
     "MultiOptimizer": "wraps another optimizer",
 }
 # What stock classes take and ours have among the shared arguments, or not at all.
-REMOVED = {*Shared.__annotations__, "adam_weight_decay"}
+REMOVED = set(Shared.__annotations__)
 every_class = pytest.mark.parametrize("name", OWN)
 
 
@@ -78,7 +74,7 @@ def arguments(cls):
 
 def whole(name):
     """Integers with which an update has a meaning."""
-    zero = {"rho", "momentum", "beta_1", "beta_2", "adam_beta_1", "adam_beta_2", "beta_2_decay"}
+    zero = {"rho", "momentum", "beta_1", "beta_2", "beta_2_decay"}
     numbers = [n for n, value in OWN[name].items() if type(value) in (int, float)]
     given = {n: 0 if n in zero else 1 for n in numbers}
     return given | ({"beta_1": 1} if name == "Lion" else {})  # Keras refuses a 0
@@ -103,10 +99,6 @@ def test_every_update_is_that_of_numpy(name, given, fast):
     optimizer.fast = fast
     given = {n: value.item() if hasattr(value, "item") else value for n, value in given.items()}
     rate, decay = given.pop("learning_rate"), given.pop("weight_decay")
-    # By hand: what goes to Muon's Adam part.
-    adam = {"encoder/dense_1/bias", "conv/kernel", "scale"}
-    adam |= {"embedding/embeddings"} if given.pop("exclude_embeddings", True) else set()
-    adam |= {"head/kernel"} if given.pop("exclude_layers", None) else set()
     run = oracle.Run(
         partial(ALGORITHMS[name], **given),
         initial_values(),
@@ -119,8 +111,8 @@ def test_every_update_is_that_of_numpy(name, given, fast):
     for k, grads in enumerate(micro_batches(3)):
         if k == 1:
             optimizer.learning_rate = run.learning_rate = 0.5 * run.learning_rate
-        for path, state, theta in zip(PATHS, run.states, run.values, strict=True):
-            state |= {"theta": theta, "adam": path in adam}
+        for state, theta in zip(run.states, run.values, strict=True):
+            state["theta"] = theta
         step(grads)
         run.step(grads)
         assert_follows(variables, run, PATHS)
@@ -137,7 +129,7 @@ def test_the_arguments_are_the_stock_ones(name):
     assert [(p.name, p.default, p.kind) for p in arguments(ours(name))] == [
         (
             p.name,
-            p.default if p.name != "weight_decay" else None,  # stock Muon decays by default
+            p.default,
             p.POSITIONAL_OR_KEYWORD if p.name in before else p.KEYWORD_ONLY,
         )
         for p in stock
@@ -165,11 +157,6 @@ def test_no_decay_in_a_class_that_decays_by_default():
     assert decouple(DecaysByDefault)(0.5, 0.25).get_config()["weight_decay"] == 0.25
 
 
-def test_muon_has_one_decay():
-    with pytest.raises(ValueError, match=r"adam_weight_decay=0\.1.*`weight_decays` has more"):
-        keras_decoupled.Muon(adam_weight_decay=0.1)
-
-
 # --- configs ---
 
 
@@ -195,7 +182,6 @@ def test_copies(name, real):
     assert {n: config[n] for n in own} == own
     assert config["clipnorm"] == 2.0
     assert as_json(config) == config
-    assert "adam_weight_decay" not in config
     assert keras.saving.get_registered_name(type(one)) == f"keras_decoupled>{name}"
     for make_copy in COPIES:
         again = make_copy(one)
@@ -206,7 +192,7 @@ def test_copies(name, real):
 # --- help ---
 
 
-@pytest.mark.parametrize("cls", [*map(ours, OWN), AdamW, NadamW, SGDW])
+@pytest.mark.parametrize("cls", [*map(ours, OWN), AdamW, NadamW, SGDW, Muon])
 def test_the_help_names_every_argument(cls):
     lines = re.findall(r"^ *(\w+(?:,\s+\w+)*):", cls.__doc__, re.M)
     named = {name for line in lines for name in re.split(r",\s+", line)}
@@ -235,10 +221,11 @@ def test_the_help_is_complete(name):
 # --- which class gives which ---
 
 
-@pytest.mark.parametrize("name", [*OWN, "Adam", "AdamW", "SGD"])
+@pytest.mark.parametrize("name", [*OWN, "Adam", "AdamW", "SGD", "Muon"])
 def test_decouple_gives_the_class(name):
     """One of the same name, but for those that this package writes itself."""
-    expected = {"Adam": AdamW, "AdamW": AdamW, "SGD": SGDW}.get(name) or ours(name)
+    written = {"Adam": AdamW, "AdamW": AdamW, "SGD": SGDW, "Muon": Muon}
+    expected = written.get(name) or ours(name)
     assert decouple(stock_of(name)) is expected
     # On torch an object of a stock class is of another class.
     assert decouple(type(stock_of(name)())) is expected
@@ -277,7 +264,7 @@ def test_stock_classes_that_cannot_be_decoupled(name):
 def test_every_stock_class_is_known():
     """A later Keras may bring one that nobody has looked at: whether it assigns its step, and what it reads."""
     classes = {name for name, cls in vars(keras.optimizers).items() if inspect.isclass(cls)}
-    decoupled = {*OWN, "Adam", "AdamW", "SGD"}
+    decoupled = {*OWN, "Adam", "AdamW", "SGD", "Muon"}
     unknown = classes - decoupled - REASONS.keys() - {"Optimizer", "OptimizerMap"}
     assert not unknown, (
         f"{sorted(unknown)} of keras.optimizers must be decoupled and tested, or refused with the reason."

@@ -15,8 +15,7 @@ import oracle
 from cases import ALPHA, BACKEND, assert_follows, eager, gradients, make_variable, numpy, uniform
 
 # name: (class of keras.optimizers, arguments). At the rate ALPHA their steps are some hundredths, or, where they are
-# proportional to the weight, a hundredth. Keras' Muon rounds β2 and uses 1 − β2 as it is. Ours rounds both where it is
-# compiled, so the one here is exact in float32.
+# proportional to the weight, a hundredth.
 STOCK = {
     "adadelta": ("Adadelta", {"epsilon": 0.25}),
     "adafactor": ("Adafactor", {}),
@@ -24,18 +23,12 @@ STOCK = {
     "adamax": ("Adamax", {}),
     "lamb": ("Lamb", {}),
     "lion": ("Lion", {}),
-    # Ours steps a convolution's kernel as a matrix, Keras' does not.
-    "muon": (
-        "Muon",
-        {"exclude_layers": ["head", "conv"], "adam_lr_ratio": 0.5, "adam_beta_2": 0.9375},
-    ),
     "nadam": ("Nadam", {}),
     "rmsprop": ("RMSprop", {}),
     "rmsprop-momentum": ("RMSprop", {"momentum": 0.8, "centered": True, "epsilon": 0.01}),
 }
 
-# Two matrices for Muon, and two that go to its Adam part. Where the last two dimensions are equal, Adafactor's averages
-# over rows and columns have one shape.
+# Where the last two dimensions are equal, Adafactor's averages over rows and columns have one shape.
 SHAPES = {
     "encoder/dense_1/kernel": (4, 3),
     "encoder/dense_1/bias": (3,),
@@ -84,8 +77,7 @@ def make_stock(name, /, fast=True, **arguments):
     name, own = STOCK[name]
     cls = getattr(keras.optimizers, name)
     cls = cls if fast else type(name, (cls,), {})
-    no_decay = {"weight_decay": None} | ({"adam_weight_decay": None} if name == "Muon" else {})
-    return cls(**own | no_decay | arguments)
+    return cls(**own | {"weight_decay": None} | arguments)
 
 
 def pair(name, /, fast=True):

@@ -36,7 +36,7 @@ from keras_decoupled.core.registry import (
     Record,
     name_of_user,
 )
-from keras_decoupled.core.settings import as_number, check_own
+from keras_decoupled.core.settings import as_number, check_own, plain
 from keras_decoupled.decay.explain import Explanation
 from keras_decoupled.decay.kinds import number_to_config
 from keras_decoupled.saving import state
@@ -122,7 +122,7 @@ class Decoupled(KerasHooks):
     def _kd_own_config(self) -> dict[str, Any]:
         """Return the class's own arguments as they are now."""
         own = {name: getattr(self, name) for name in self._kd_algorithm.arguments}
-        return {name: number_to_config(value) for name, value in own.items()}
+        return {name: number_to_config(plain(value)) for name, value in own.items()}
 
     def _kd_twin_state(self, stock: Any) -> list[tuple[Any, Any]]:
         """Return pairs of an optimizer variable of this optimizer and of its stock twin."""

@@ -132,3 +132,11 @@ def as_number(value: Any) -> Any:
 
 def _same(number: Any) -> Any:
     return number
+
+
+def plain(value: Any) -> Any:
+    """Return a NumPy number as a Python number, and a list or dict without Keras' tracking."""
+    if isinstance(value, np.generic):
+        return value.item()
+    kind = next((kind for kind in (list, dict) if isinstance(value, kind)), None)
+    return value if kind is None else kind(value)

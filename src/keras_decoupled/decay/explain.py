@@ -66,7 +66,8 @@ class Explanation:
         title: the first line, which names the optimizer.
         rows: one dict per variable, with path, shape, dtype, rule, l1, l2, decay_per_update,
             half_life_updates, half_life_epochs, multiplier (of the first update) and kind; for
-            Muon also part and matrix (rows × columns), and for a multiplier that is a schedule multiplier_schedule.
+            Muon also part and matrix (rows × columns), and for a multiplier that is a schedule
+            multiplier_schedule.
         warnings: sentences about what may be a mistake.
         settings: sentences about arguments such as beta_1 that follow a schedule or were set.
     """

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import keras
-import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
@@ -24,7 +23,7 @@ from keras_decoupled.core.gradients import LOW_PRECISION
 from keras_decoupled.core.numbers import Numbers
 from keras_decoupled.core.optimizer import Decoupled
 from keras_decoupled.core.registry import Record, name_of_user
-from keras_decoupled.core.settings import as_number, check_own
+from keras_decoupled.core.settings import as_number, check_own, plain
 from keras_decoupled.decay.kinds import number_to_config
 from keras_decoupled.optimizers.stock_settings import OWN_DECAYS, add_attributes, fix
 from keras_decoupled.paths.match import path_of
@@ -70,7 +69,7 @@ class Stock(Decoupled):
 
         The class checks their ranges, if anyone does.
         """
-        own = {name: _plain(value) for name, value in own.items()}
+        own = {name: plain(value) for name, value in own.items()}
         numbers = dict(own)
         for argument, check in self._kd_own.items():
             value = own.get(argument)
@@ -94,7 +93,7 @@ class Stock(Decoupled):
         """Return the stock class's own arguments as they are now."""
         shared = {*KERAS_ARGUMENTS, *OWN_DECAYS, "learning_rate"}
         config = self._kd.inside.config_of(self._kd_stock)
-        own = {name: _plain(value) for name, value in config.items() if name not in shared}
+        own = {name: plain(value) for name, value in config.items() if name not in shared}
         return {name: number_to_config(value) for name, value in own.items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -265,14 +264,6 @@ class Stock(Decoupled):
             low = keras.backend.standardize_dtype(new.dtype) in LOW_PRECISION
             adopted[name] = self._kd.make_scalar(name, as_number(new), "float32") if low else new
         return adopted[name]
-
-
-def _plain(value: Any) -> Any:
-    """Return a NumPy number as a Python number, and a list or dict without Keras' tracking."""
-    if isinstance(value, np.generic):
-        return value.item()
-    kind = next((kind for kind in (list, dict) if isinstance(value, kind)), None)
-    return value if kind is None else kind(value)
 
 
 def _is_slots(value: Any, count: int, made: Mapping[int, Any]) -> bool:
