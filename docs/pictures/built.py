@@ -126,7 +126,7 @@ columns = (
     (
         7.61,
         RED,
-        "Lion, Muon, yours …",
+        "Lion, Lamb, yours …",
         "the stock class's step;\nits assignment is caught\nas the step u",
     ),
 )
@@ -161,7 +161,7 @@ rows = (
         "",
         GRAY,
     ),
-    (("optimizers/",), "the mathematics", "adamw  nadamw  sgdw · ready_made  muon · stock", BLUE),
+    (("optimizers/",), "the mathematics", "adamw  nadamw  sgdw  muon · ready_made · stock", BLUE),
     (("core/",), "how Keras calls it", "optimizer  update  registry  build  clock", BLUE),
     (
         ("saving/", "fast/"),
