@@ -144,6 +144,8 @@ class Sequences(RuleBasedStateMachine):
 
     def eager(self, grads, missing, sublist=False):
         listed = [i for i in self.listed if not (sublist and i in missing)]
+        if set(listed).isdisjoint(self.reference.built):  # it would take them for another model's
+            self.build(self.listed)
         self.reference.see(listed)
         given = [None if i in missing else grads[i] for i in listed]
         with ignoring(MISSING), self.without_cond():
@@ -300,13 +302,16 @@ class Sequences(RuleBasedStateMachine):
 
     @rule(layer=one_of(*LAYERS), build=st.booleans())
     def freeze_or_unfreeze(self, layer, build):
-        """Without `build`, the next `apply` or train step has to see that there are other variables."""
+        """Without `build`, the next `apply` or train step has to see that there are other variables.
+
+        If the optimizer knows none of them, it takes them for another model's. `build` has to come first.
+        """
         layer = self.model.get_layer(layer)
         layer.trainable = not layer.trainable
         if not self.listed:
             layer.trainable = True
         self.compile(self.optimizer)
-        if build:
+        if build or set(self.listed).isdisjoint(self.reference.built):
             self.build(self.listed)
 
     @rule(jit=one_of(True, False))

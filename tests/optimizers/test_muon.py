@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import oracle
-from cases import COMPILED, assert_follows, eager, make_variable, numpy
+from cases import COMPILED, RUNNERS, assert_follows, eager, make_variable, numpy
 from keras_decoupled import Decay, Muon, decouple
 from keras_decoupled.core.arguments import Shared
 from keras_decoupled.optimizers.muon import orthogonalized
@@ -55,8 +55,10 @@ class ByMatrix(oracle.Run):
         return step.reshape(g.shape)
 
 
-@pytest.mark.parametrize("runner", [eager, *COMPILED.values()])
-@pytest.mark.parametrize("name", KINDS)
+RUNS = [(name, runner) for runner in COMPILED for name in KINDS] + [("each head", "eager")]
+
+
+@pytest.mark.parametrize(("name", "runner"), RUNS)
 def test_each_kind_of_matrix_as_by_numpy(name, runner):
     path, shape, axes, matrices = KINDS[name]
     shapes = {path: shape} | {p: s for p, s in BESIDE.items() if p != path}
@@ -69,7 +71,7 @@ def test_each_kind_of_matrix_as_by_numpy(name, runner):
     exclude = [] if "attention_output" in path else ["attention_output"]
     optimizer = Muon(0.05, weight_decay=0.01, matrix_axes=key, exclude_layers=exclude)
     run = ByMatrix(values, matrices, 0.01)
-    step = runner(optimizer, variables)
+    step = RUNNERS[runner](optimizer, variables)
     for _ in range(4):
         grads = [(0.3 + rng.normal(size=s)).astype("float32") for s in shapes.values()]
         step(grads)
@@ -219,9 +221,10 @@ def test_embeddings_are_matrices_if_they_are_not_excluded():
 def test_exclude_layers_beats_axes_and_axes_beat_the_name():
     shapes = [("a/norm/gamma", (4, 3)), ("b/norm/gamma", (4, 3)), ("b/kernel", (4, 3, 2))]
     shapes += [("b/norm/scale", (4, 3)), ("b/embeddings", (4, 3))]
-    keys = {"b": "cr", "gamma": "rc", "kernel": "crb"}  # "b" says nothing of a scale or a gamma
-    rows, _ = parts_of(Muon(exclude_layers=["^a/"], matrix_axes=keys), shapes)
-    assert [row.get("matrix") for row in rows] == [None, "4×3", "2 of 3×4", None, "3×4"]
+    shapes += [("c/kernel", (4, 3)), ("c/kernel", (4, 3))]  # with one path, which has no "#2"
+    keys = {"b": "cr", "gamma": "rc", "b/kernel": "crb"}  # "b" says nothing of a scale or a gamma
+    rows, _ = parts_of(Muon(exclude_layers=["^a/", "c/kernel$"], matrix_axes=keys), shapes)
+    assert [row.get("matrix") for row in rows] == [None, "4×3", "2 of 3×4", None, "3×4", None, None]
 
 
 def test_a_layer_is_a_key():
@@ -283,6 +286,17 @@ def test_parts_of_a_trained_stock_muon_stay():
         after.append(list(map(numpy, variables)))
     for theirs, ours in zip(*after, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_a_running_muon_gets_other_axes():
+    variable = make_variable("attn/query/kernel", np.ones((6, 2, 4)))
+    optimizer = Muon(weight_decay=0)
+    optimizer.apply([keras.ops.ones((6, 2, 4))], [variable])
+    again = Muon.from_keras(optimizer, matrix_axes={"query": "rbc"})
+    assert again.explain().rows[0]["matrix"] == "2 of 6×4"
+    assert again.iterations == 1
+    with pytest.raises(ValueError, match="query/kernel with no velocity"):
+        Muon.from_keras(optimizer, exclude_layers=["query"])
 
 
 def test_a_state_of_other_parts_is_refused():

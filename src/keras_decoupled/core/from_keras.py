@@ -16,6 +16,7 @@ from keras_decoupled.schedule.rates import make_rate
 
 _DECAYS = ("weight_decay", "adam_weight_decay")
 _RULES = {"weight_decays", "lr_multipliers", "decay_vectors", "model"}
+_RULES |= {"matrix_axes", "exclude_layers", "exclude_embeddings"}  # of Muon
 
 
 def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:

@@ -144,7 +144,7 @@ class Rules:
         )
         shapes = [(name, tuple(v.shape)) for name, v in zip(names, variables, strict=True)]
         own = [shapes[i] for i in positions]
-        parts = self._parts_of(asked, own, _fitting(axes, own), shapes)
+        parts = self._parts_of(asked, own, _fitting(axes, own, first), shapes)
         rows = []
         for i, (variable, name) in enumerate(zip(asked, targets, strict=True)):
             (key, decay), (_, multiplier), (part, letters) = decays[i], multipliers[i], parts[i]
@@ -244,16 +244,18 @@ class Rules:
         return config | ({"matrix_axes": axes} if axes else {})
 
 
-def _fitting(given: Sequence[tuple[Any, Any]], variables: Sequence[tuple[str, Any]]) -> list[str]:
+def _fitting(
+    given: Sequence[tuple[Any, Any]], variables: Sequence[tuple[str, Any]], strict: bool
+) -> list[str]:
     """Return each variable's axes, "" where the user's have not one letter for each axis.
 
-    A key such as "attention" hits arrays of several shapes. It has to fit one of them.
+    A key such as "attention" hits arrays of several shapes. If strict, it has to fit one of them.
     """
     pairs = [(*one, shape) for one, (_, shape) in zip(given, variables, strict=True)]
     fit = [letters if letters and len(letters) == len(shape) else "" for _, letters, shape in pairs]
     used = {key for (key, *_), letters in zip(pairs, fit, strict=True) if letters}
     for key, letters, shape in pairs:
-        if key is not None and key not in used:
+        if strict and key is not None and key not in used:
             seen = checks.Seen(f"{arguments.shown(key)!r}: {letters!r} for the shape {shape}")
             rule = "must have one letter for each axis of a variable that the key hits"
             checks.refuse("matrix_axes", seen, rule, "Write as many letters as it has axes.")

@@ -20,7 +20,7 @@ from keras_decoupled.core.numbers import cast, one_minus
 from keras_decoupled.core.optimizer import Decoupled
 from keras_decoupled.decay import arguments as keys
 from keras_decoupled.optimizers.adamw import adam, one_minus_power
-from keras_decoupled.paths import blocks, matrices
+from keras_decoupled.paths import blocks, match, matrices
 
 
 def muon(
@@ -206,7 +206,7 @@ class MuonAlgorithm(Algorithm):
         for (label, shape), letters in zip(variables, axes, strict=True):
             if not letters and not (h.exclude_embeddings and blocks.is_embedding(label)):
                 letters = matrices.axes_of(label, shape, outputs)
-            if any(search(label) for search in searches):
+            if any(search(match.path_in(label)) for search in searches):
                 letters = ""
             found.append(("muon" if letters else "adam", letters))
         return found
