@@ -118,8 +118,9 @@ def mend(case, backup):
         if not previous.exists():  # killed in its first save: a new start
             shutil.rmtree(backup)
             return
-        # `double_checkpoint` does so after an OSError alone.
-        shutil.copy(previous, latest)
+        # `double_checkpoint` does so after an OSError alone. Here it needs a new file: HDF5 may still
+        # hold the one whose load has failed open, and would read what it knows of it.
+        os.replace(shutil.copy(previous, backup / "copy"), latest)
         model.load_weights(latest)
     batches = int(model.optimizer.variables[0])  # what `iterations` is a half of, rounded down
     metadata = backup / "training_metadata.json"
