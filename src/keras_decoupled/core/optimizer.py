@@ -480,14 +480,7 @@ class Decoupled(KerasHooks):
 
     def load_own_variables(self, store: Any) -> None:
         """Read the state, each slot into the variable that it belongs to."""
-        kd = self._kd
-        settings = kd.movable
-        loaded = state.load(store, self.variables, kd.layout(), settings, self.name, self.built)
-        if loaded is None:
-            return
-        if loaded.factor is not None:
-            kd.clock.set_factor(loaded.factor)
-        kd.registry.begin_anew(loaded.fresh)
+        self._kd.load(store)
 
     def _kd_check_made(self, name: str) -> None:
         """Refuse a user's class that sets a name of ours in its constructor."""

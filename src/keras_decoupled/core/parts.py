@@ -24,6 +24,7 @@ from keras_decoupled.core.update import Update
 from keras_decoupled.decay import regularizers
 from keras_decoupled.decay.rules import Rules
 from keras_decoupled.fast import eager
+from keras_decoupled.saving import state
 from keras_decoupled.schedule import timing
 from keras_decoupled.schedule.timing import Timing
 
@@ -140,8 +141,25 @@ class Parts:
         given = {"learning_rate": self.clock.given, "weight_decay": None}
         given |= {name: setting.given for name, setting in self.movable.items()}
         layout = self.registry.layout(self._optimizer.variables, self.settings)
-        kind, part_slot = type(self._optimizer)._kd_kind, self.algorithm.part_slot
-        return layout | {"class": kind, "given": given, "part_slot": part_slot}
+        return layout | {"class": type(self._optimizer)._kd_kind, "given": given}
+
+    def load(self, store: Any) -> None:
+        """Read the state of a file."""
+        optimizer = self._optimizer
+        loaded = state.load(
+            store,
+            optimizer.variables,
+            self.layout(),
+            self.movable,
+            optimizer.name,
+            optimizer.built,
+            self.algorithm.part_slot,
+        )
+        if loaded is None:
+            return
+        if loaded.factor is not None:
+            self.clock.set_factor(loaded.factor)
+        self.registry.begin_anew(loaded.fresh)
 
     def set_own(self, name: str, value: Any) -> None:
         """Set an argument of the optimizer's own, by its attribute."""

@@ -103,7 +103,7 @@ def _patterns(name: str, value: Any) -> list[str]:
 
 
 def _ns_dtype(name: str, value: Any) -> str | None:
-    if value not in (None, "bfloat16"):
+    if value is not None and not (isinstance(value, str) and value == "bfloat16"):
         checks.refuse(name, value, 'must be None or "bfloat16"', "None is float32 or wider.")
     return value
 
@@ -178,7 +178,7 @@ class MuonAlgorithm(Algorithm):
         "muon_c": Real(_USUAL),
         "adam_lr_ratio": Real("1 is usual."),
         "momentum": fraction("0.95 is usual."),
-        "ns_steps": functools.partial(checks.integer, minimum=1, cure="5 is usual."),
+        "ns_steps": functools.partial(checks.integer, minimum=1, below=101, cure="5 is usual."),
         "nesterov": flag("False is plain momentum."),
         "rms_rate": Real("0.2 is usual; None scales no step.", or_none=True),
         "matrix_axes": functools.partial(keys.mapping, check=matrices.checked_axes),

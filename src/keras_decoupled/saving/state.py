@@ -71,6 +71,7 @@ def load(
     settings: Mapping[str, Any],
     optimizer: str,
     built: bool,
+    part_slot: str,
 ) -> Loaded | None:
     """Read each variable from its place in the saved layout; None if there is nothing to load.
 
@@ -84,6 +85,7 @@ def load(
         settings: each `Setting` but the rate, by name.
         optimizer: the optimizer's name, for messages.
         built: whether the optimizer is built.
+        part_slot: the slot that only some parts of the optimizer have; "" if it has one part.
     """
     present = set(store.keys())  # once: it is slow for a file in several shards
     if LAYOUT not in present:
@@ -111,8 +113,8 @@ def load(
         return None
     places = {tuple(entry): i for i, entry in enumerate(saved["variables"])}
     continued: dict[Any, Any] = {None: None, **_continued(saved, layout)}
-    if layout["part_slot"]:
-        _check_parts(layout["part_slot"], saved["variables"], layout["variables"], continued)
+    if part_slot:
+        _check_parts(part_slot, saved["variables"], layout["variables"], continued)
     read, fresh, used = [], [], set()
     # A user's slot may have the same name as a setting, but it has a label.
     moving = {(name, None) for name in (*SETTINGS, *layout["given"], *saved["given"])}
@@ -165,7 +167,7 @@ def check_weights(weights: Sequence[Any], variables: Sequence[Any]) -> None:
 
 def _warn_of_nothing(optimizer: str, why: str) -> None:
     warnings.warn(
-        f"The state of optimizer '{optimizer}' was not loaded: {why}", UserWarning, stacklevel=4
+        f"The state of optimizer '{optimizer}' was not loaded: {why}", UserWarning, stacklevel=5
     )
 
 
@@ -315,7 +317,7 @@ def _report(fresh: Sequence[Any], unused: Sequence[Any], count: int) -> None:
             f"{count - len(fresh)} of {count} optimizer variables were found in the file. "
             f"Started fresh: {_names(fresh)}. In the file only: {_names(unused)}.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
