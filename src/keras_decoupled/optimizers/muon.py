@@ -59,11 +59,12 @@ def orthogonalized(
         coefficients = tuple(cast(one, dtype) for one in coefficients)
     a, b, c = coefficients
     tall = x.shape[-2] > x.shape[-1]
+    identity = a * ops.eye(min(x.shape[-2:]), dtype=x.dtype)
     for _ in range(steps):
         turned = ops.swapaxes(x, -2, -1)
         gram = turned @ x if tall else x @ turned
-        polynomial = b * gram + c * (gram @ gram)
-        x = a * x + (x @ polynomial if tall else polynomial @ x)
+        polynomial = identity + b * gram + c * (gram @ gram)
+        x = x @ polynomial if tall else polynomial @ x
     return cast(x, precise)
 
 
