@@ -394,3 +394,12 @@ def test_a_config_has_no_state():
     eager(optimizer, ours)([np.zeros((2, 2), "float32")])
     assert int(numpy(optimizer.t_cur)) == 1
     assert json.dumps(optimizer.get_config()) == before
+
+
+@pytest.mark.parametrize("bad", ["x", [0.1], None])
+def test_a_schedule_of_keras_that_cannot_be_computed_is_refused_when_read(bad):
+    """Keras takes it, and its first value is an error: on TensorFlow, of a kind that nobody expects."""
+    config = AdamW(keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)).get_config()
+    config["learning_rate"]["config"]["initial_learning_rate"] = bad
+    with pytest.raises((ValueError, TypeError)):
+        AdamW.from_config(config)

@@ -113,7 +113,12 @@ def _deserialize(saved: Any, custom_objects: Any) -> Any:
     A damaged file can raise any error in Keras, often no more than "KeyError: 'x'".
     """
     try:
-        return keras.saving.deserialize_keras_object(saved, custom_objects)
+        made = keras.saving.deserialize_keras_object(saved, custom_objects)
+        # Keras' own schedules take anything, and fail in the first update. A user's may do what it
+        # likes until then.
+        if isinstance(made, LearningRateSchedule) and type(made).__module__.startswith("keras."):
+            checks.values_of(made, [0])
+        return made
     except (ValueError, TypeError):
         raise
     except Exception as error:
