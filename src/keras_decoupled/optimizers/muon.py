@@ -59,11 +59,12 @@ def orthogonalized(
         coefficients = tuple(cast(one, dtype) for one in coefficients)
     a, b, c = coefficients
     tall = x.shape[-2] > x.shape[-1]
-    identity = a * ops.eye(min(x.shape[-2:]), dtype=x.dtype)
+    identity = ops.eye(min(x.shape[-2:]), dtype=x.dtype)
+    in_a, in_b = a * identity, b * identity
     for _ in range(steps):
         turned = ops.swapaxes(x, -2, -1)
         gram = turned @ x if tall else x @ turned
-        polynomial = identity + b * gram + c * (gram @ gram)
+        polynomial = in_a + gram @ (in_b + c * gram)
         x = x @ polynomial if tall else polynomial @ x
     return cast(x, precise)
 
@@ -245,14 +246,14 @@ class Muon(Decoupled):
         θ ← θ − η·(l2·θ + l1·sign θ) − u
 
     With nesterov=False, m itself is orthogonalized; with rms_rate=None, the factor rms_rate·√max is
-    left out. Adam steps all other variables, at adam_lr_ratio times the rate: vectors, embeddings,
-    depthwise kernels, and what `exclude_layers` finds. Both parts have one λ, unless
-    `weight_decays` says otherwise.
+    left out. Vectors, embeddings, depthwise kernels and what `exclude_layers` finds are updated by
+    Adam, at adam_lr_ratio times the rate. Both parts have one λ, unless `weight_decays` says
+    otherwise.
 
     The last axis of a kernel is its columns, and the others together are its rows. The kernels of
     an attention's query, key and value have the model's features as rows. `explain()` shows the
-    part of each variable, and its rows × columns. A variable keeps its part for good: the first
-    build decides it, and a file has it.
+    part of each variable, and its rows × columns. The first build decides the part, and saved
+    models keep it.
 
     Args:
         learning_rate: α, or a `LearningRateSchedule`, or a callable. Defaults to `0.001`.
@@ -262,7 +263,8 @@ class Muon(Decoupled):
         weight_decay: λ, the fraction of the weight removed per update at η = 1: a number, a
             schedule, a `Decay` or None. Defaults to `None`, no decay.
         exclude_layers: regular expressions. A variable goes to the Adam part if one of them is
-            found in its path. Name the output layer here. Defaults to `None`, no expression.
+            found in its path. Name the output layer here, as "head/": "head" alone is also found
+            in "multi_head_attention". Defaults to `None`, no expression.
         exclude_embeddings: whether embeddings go to the Adam part: tables of tokens, positions and
             classes, found by name. Defaults to `True`.
         muon_a: first coefficient of the Newton-Schulz iteration. Defaults to `3.4445`.
@@ -271,7 +273,7 @@ class Muon(Decoupled):
         adam_lr_ratio: the Adam part's learning rate over that of the matrices. Defaults to `1`.
         momentum: fraction of m kept per update. Defaults to `0.95`.
         ns_steps: number of Newton-Schulz iterations. Defaults to `5`.
-        nesterov: whether to step by the momentum of the next update. Defaults to `True`.
+        nesterov: whether to orthogonalize g + momentum·m. Defaults to `True`.
         rms_rate: about the root mean square of a step at rate 1; Adam's is 0.2 to 0.4. None leaves
             the orthogonalized matrix as it is. Defaults to `0.2`.
         matrix_axes: `{key: letters}` where a kernel is another matrix. There is one letter for each
@@ -291,7 +293,7 @@ class Muon(Decoupled):
     >>> from keras_decoupled import Muon
     >>> layers = [keras.layers.Dense(8), keras.layers.Dense(1, name="head")]
     >>> model = keras.Sequential([keras.Input((4,)), *layers])
-    >>> model.compile(Muon(1e-3, weight_decay=1e-4, exclude_layers=["head"]), loss="mse")
+    >>> model.compile(Muon(1e-3, weight_decay=1e-4, exclude_layers=["head/"]), loss="mse")
     >>> _ = model.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0)
 
     Source: Jordan et al., *Muon: An optimizer for hidden layers in neural networks* (2024); the
