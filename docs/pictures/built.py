@@ -175,7 +175,7 @@ rows = (
         "kinds  rules  rows · cosine  stable  rates",
         ORANGE,
     ),
-    (("paths/",), "which key means which variable", "match  align  blocks", RED),
+    (("paths/",), "which key means which variable", "match  align  blocks  matrices", RED),
     (("checks.py",), "is this argument right?", "", GRAY),
 )
 for place, (names, question, files, color) in enumerate(rows):
