@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import oracle
-from cases import COMPILED, RUNNERS, assert_follows, eager, make_variable, numpy
-from keras_decoupled import Decay, Muon, decouple
+from cases import BACKEND, COMPILED, RUNNERS, assert_follows, eager, make_variable, numpy
+from keras_decoupled import AdamW, Decay, Muon, decouple
 from keras_decoupled.core.arguments import Shared
 from keras_decoupled.optimizers.muon import orthogonalized
 
@@ -190,6 +190,8 @@ alone/query_dense/kernel 8x2x4 rcc
 alone/query_key_value/kernel 8x2x12 rcc
 square/value/kernel 8x8x8 rcc
 square/attention_output/kernel 8x8x8 rrc
+one_feature/query/kernel 1x4x16
+one_feature/attention_output/kernel 4x16x1
 experts/kernel 4x8x16 rrc
 feedforward/gate/kernel 8x16 rc
 """
@@ -295,8 +297,78 @@ def test_a_running_muon_gets_other_axes():
     again = Muon.from_keras(optimizer, matrix_axes={"query": "rbc"})
     assert again.explain().rows[0]["matrix"] == "2 of 6×4"
     assert again.iterations == 1
-    with pytest.raises(ValueError, match="query/kernel with no velocity"):
+    with pytest.raises(ValueError, match="`exclude_layers` cannot be changed"):
         Muon.from_keras(optimizer, exclude_layers=["query"])
+
+
+@pytest.mark.parametrize("reload", [False, True])
+def test_other_changes_leave_the_parts_of_a_trained_stock_muon(reload):
+    """Its convolution was stepped by Adam, and stays so whatever is changed or frozen later."""
+    variables = conv_variables()
+    stock = keras.optimizers.Muon(0.05, weight_decay=None, adam_weight_decay=None)
+    stock.apply([keras.ops.ones(v.shape) for v in variables], variables)
+    optimizer = Muon.from_keras(stock, matrix_axes={"dense": "cr"})
+    optimizer.build(variables[1:])
+    if reload:
+        optimizer = Muon.from_config(json.loads(json.dumps(optimizer.get_config())))
+        optimizer.build(variables[1:])
+    optimizer.build(variables)
+    optimizer = Muon.from_keras(optimizer, weight_decays={"bias": 0}, lr_multipliers={"conv": 0.5})
+    rows = optimizer.explain().rows
+    assert [(row["part"], row.get("matrix")) for row in rows] == [
+        ("adam", None),
+        ("muon", "3×4"),
+        ("adam", None),
+    ]
+    assert rows[0]["multiplier"] == 0.5
+    with pytest.raises(ValueError, match=r"`matrix_axes` cannot make.*'rrc' for conv/kernel"):
+        Muon.from_keras(stock, matrix_axes={"conv": "rrc"})
+
+
+def test_rows_of_a_file_that_do_not_fit_are_decided_anew():
+    """The layer has another rank by now, or the file is damaged."""
+    optimizer = Muon(weight_decay=0.5, weight_decays={"kernel": 0.25})
+    optimizer.build(conv_variables())
+    config = json.loads(json.dumps(optimizer.get_config()))
+    table = config["resolved"]["table"]
+    table[0]["part"] = "nobody"
+    del table[1]["axes"]  # as 0.2 wrote it
+    table[2] |= {"part": "muon"}  # a vector
+    loaded = Muon.from_config(config)
+    with pytest.raises(ValueError, match="`exclude_layers` cannot be set on an optimizer from a"):
+        loaded.exclude_layers = ["conv"]
+    loaded.build(conv_variables())
+    assert loaded.explain().rows == optimizer.explain().rows
+    table[0]["axes"] = "rc"
+    with pytest.raises(ValueError, match=r"\['axes'\].*one letter for each axis"):
+        Muon.from_config(config)
+
+
+@pytest.mark.parametrize("cls", [Muon, AdamW])
+def test_a_number_is_set_where_a_variable_has_no_state(cls):
+    """One that Keras overwrites with its gradient has none: a scale of float8, say."""
+    variables = conv_variables()
+    variables[0].overwrite_with_gradient = True
+    optimizer = cls(weight_decay=0.5)
+    optimizer.build(variables)
+    optimizer.epsilon = 0.5
+    assert optimizer.epsilon == 0.5
+
+
+if BACKEND == "tensorflow":
+
+    def test_a_gradient_of_unknown_shape():
+        import tensorflow as tf
+
+        ours, theirs = (make_variable("a/kernel", np.ones((4, 3))) for _ in range(2))
+        optimizers = Muon(0.1, weight_decay=0), Muon(0.1, weight_decay=0)
+        for optimizer, variable in zip(optimizers, (ours, theirs), strict=True):
+            optimizer.build([variable])
+        gradient = np.arange(12, dtype="float32").reshape(4, 3)
+        specification = tf.TensorSpec([None, None])
+        tf.function(lambda g: optimizers[0].apply([g]), input_signature=[specification])(gradient)
+        optimizers[1].apply([tf.constant(gradient)])
+        np.testing.assert_allclose(numpy(ours), numpy(theirs), rtol=1e-6)
 
 
 def test_a_state_of_other_parts_is_refused():

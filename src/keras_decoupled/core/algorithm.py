@@ -44,6 +44,10 @@ class Algorithm:
         """
         return []
 
+    def fits(self, row: Any) -> bool:
+        """Tell whether a row, from a file say, has a part that its variable can have."""
+        return True
+
     def part(self, row: Any) -> Algorithm:
         """Return the part that steps a variable with this row. It has its own slots and step."""
         return self

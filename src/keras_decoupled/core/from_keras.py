@@ -12,17 +12,21 @@ from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.core.keras_hooks import Inside
 from keras_decoupled.core.numbers import copied
 from keras_decoupled.core.settings import as_number
+from keras_decoupled.paths.match import labels, path_of
 from keras_decoupled.schedule.rates import make_rate
 
 _DECAYS = ("weight_decay", "adam_weight_decay")
-_RULES = {"weight_decays", "lr_multipliers", "decay_vectors", "model"}
-_RULES |= {"matrix_axes", "exclude_layers", "exclude_embeddings"}  # of Muon
+_RULES = {"weight_decays", "lr_multipliers", "decay_vectors", "model", "matrix_axes"}
+_PARTS = {"exclude_layers", "exclude_embeddings"}  # of Muon
 
 
 def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:
     """Return an optimizer of this class that continues `optimizer`; see `Decoupled.from_keras`."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return _loss_scaled(cls, optimizer, changes)
+    for name in _PARTS & changes.keys() if optimizer.built else ():
+        rule = "cannot be changed when the optimizer is built: each variable keeps its part"
+        refuse(name, changes[name], rule, "Leave it out, or make a new optimizer.")
     if type(optimizer) is cls:
         return _with_changes(optimizer, changes)
     _check_class(cls, optimizer)
@@ -59,9 +63,11 @@ def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:
     if excluded:
         new.exclude_from_weight_decay(var_list=excluded)
     if optimizer.built:
-        if hasattr(optimizer, "_should_use_adamw"):
-            parts = {stock.key_of(v): stock.part(v) for v in stock.variables}
-            new._kd.registry.rules.trained = parts
+        names = labels([path_of(v) for v in stock.variables])
+        parts = {name: stock.part(v) for name, v in zip(names, stock.variables, strict=True)}
+        new._kd.registry.rules.trained = {
+            n: (p, "rc" if p == "muon" else "") for n, p in parts.items() if p
+        }
         new.build(stock.variables)
         _carry_state(stock, new)
     return new
@@ -75,6 +81,12 @@ def _with_changes(optimizer: Any, changes: Mapping[str, Any]) -> Any:
     if _RULES & changes.keys():  # variables are asked about anew
         config["resolved"] |= {"table": [], "waiting": []}
     new = type(optimizer).from_config(config | dict(changes))
+    before = optimizer._kd.registry
+    left = (record.row for record in before.left)
+    rows = [*left, *before.waiting, *before.table, *before.rows_now()]
+    new._kd.registry.rules.trained = {
+        row.path: (row.part, row.axes) for row in rows if row and row.part
+    }
     if optimizer.built:
         store: dict[str, Any] = {}
         optimizer.save_own_variables(store)

@@ -110,8 +110,9 @@ class Inside:
         return bool(self.optimizer._use_weight_decay(variable))
 
     def part(self, variable: Any) -> str:
-        """Return which part of a stock Muon steps a variable: "adam" or "muon"."""
-        return "adam" if self.optimizer._should_use_adamw(variable) else "muon"
+        """Return which part of a stock Muon steps a variable, "adam" or "muon"; else ""."""
+        decide = getattr(self.optimizer, "_should_use_adamw", None)
+        return "" if decide is None else "adam" if decide(variable) else "muon"
 
     # What a second build needs.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from numbers import Real as RealNumber
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +17,11 @@ from keras_decoupled.core.algorithm import Algorithm
 from keras_decoupled.core.arguments import Real, at_least_0
 from keras_decoupled.core.attributes import Attribute
 from keras_decoupled.core.clock import Clock
-from keras_decoupled.core.keras_hooks import Inside, part_of
+from keras_decoupled.core.keras_hooks import Inside
 from keras_decoupled.core.registry import Registry
 from keras_decoupled.core.settings import Setting
+from keras_decoupled.core.split import ARGUMENTS as OF_SPLIT
+from keras_decoupled.core.split import Split
 from keras_decoupled.core.update import Update
 from keras_decoupled.decay import regularizers
 from keras_decoupled.decay.rules import Rules
@@ -62,8 +64,7 @@ class Parts:
             arguments.get("lr_multipliers"),
             _flag("decay_vectors", arguments, True, cure),
             self.inside.key_of,
-            self._matrix_axes,
-            self._parts_of,
+            Split(optimizer, algorithm),
         )
         about_time = {name: arguments[name] for name in timing.ARGUMENTS if name in arguments}
         self.timing = Timing.read(learning_rate, **about_time)
@@ -76,14 +77,6 @@ class Parts:
         # a float32 copy stands for.
         self.change: Any = SimpleNamespace(target=None)
         self.stands_for: dict[int, Any] = {}
-
-    def _matrix_axes(self) -> Mapping[Any, str]:
-        own = "matrix_axes" in self.algorithm.arguments
-        return vars(self._optimizer).get("matrix_axes", {}) if own else {}
-
-    def _parts_of(self, variables: Sequence[Any], *described: Any) -> list[tuple[str, str]]:
-        parts = self.algorithm.parts(self._optimizer, *described)
-        return parts or [(part_of(self._optimizer, variable), "") for variable in variables]
 
     def complete(self) -> None:
         """Make what needs optimizer variables. Every error was raised by now.
@@ -164,6 +157,9 @@ class Parts:
     def set_own(self, name: str, value: Any) -> None:
         """Set an argument of the optimizer's own, by its attribute."""
         optimizer, setting = self._optimizer, self.settings.get(name)
+        if self.registry.table and name in OF_SPLIT:
+            rule = "cannot be set on an optimizer from a file, which has the part of each variable"
+            checks.refuse(name, value, rule, f"Make a new optimizer with {name}={value!r}.")
         if setting is None and optimizer.built:
             rule = "can be set only before the optimizer is built"
             checks.refuse(name, value, rule, f"Make a new optimizer with {name}={value!r}.")
@@ -185,7 +181,7 @@ class Parts:
         own = {name: getattr(self._optimizer, name) for name in self.algorithm.arguments}
         h = SimpleNamespace(**own | {name: value})
         built = self.registry.built
-        return any(not set(r.algorithm.slot_names(h)) <= r.slots.keys() for r in built)
+        return any(not set(r.algorithm.slot_names(h)) <= set(r.own_names) for r in built)
 
     def add_scalar(self, name: str, value: float, dtype: str) -> Any:
         """Add a scalar of ours."""

@@ -179,13 +179,16 @@ class Registry:
             *_claim(self.table, rows, new, by_order=True),
             *_claim(self.waiting, rows, new, by_order=False),
         )
-        rest = [i for i, row in enumerate(rows) if row is None]
+        fits = self.rules.split.fits
+        rest = [i for i, row in enumerate(rows) if row is None or not fits(row)]
         if rest:
             left = [r.row.path for r in self._records.values() if r.row]
             first = strict and not (left or self.table or self.waiting)
             made, _ = self.rules.read(rest, variables, names, left, first)
-            for i, row in zip(rest, made, strict=True):
-                rows[i] = row
+            for i, asked in zip(rest, made, strict=True):
+                old = rows[i]
+                rows[i] = old and dataclasses.replace(old, part=asked.part, axes=asked.axes)
+                rows[i] = rows[i] or asked
         return [row for row in rows if row is not None], unclaimed
 
     def build(
@@ -199,7 +202,8 @@ class Registry:
         for record, variable, row in zip(self.built, variables, rows, strict=True):
             power = row.decay.eta_power
             l2 = None if self.decay and row.uniform else row.decay.l2
-            record.inherited |= record.row is None and bool(self.table or self.waiting)
+            before = self.table or self.waiting or self.rules.trained
+            record.inherited |= record.row is None and bool(before)
             record.variable, record.row = variable, row
             record.l2, record.l1 = amounts.place(l2, power), amounts.place(row.decay.l1, power)
             scheduled = isinstance(row.multiplier, LearningRateSchedule)

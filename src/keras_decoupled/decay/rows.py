@@ -115,6 +115,12 @@ def _read_row(
         l1, l2 = (checked_l1(f"{name}['taken'][{i}]", part) for i, part in enumerate(penalty))
         penalty = (l1, l2)
     shape, of_a_file = checks.shape(f"{name}['shape']", shape), {"cure": checks.OF_A_FILE}
+    part, axes = (
+        field("part", "", checks.text),
+        field("axes", "", matrices.checked_axes, shape=shape, **of_a_file),
+    )
+    if part == "muon" and len(shape) == 2:
+        axes = axes or "rc"  # 0.2 had plain matrices alone
     return Row(
         path=checks.text(f"{name}['path']", path),
         shape=shape,
@@ -123,7 +129,7 @@ def _read_row(
         # A file of 0.1 does not say which rows are uniform: those that have the uniform decay.
         uniform=field("uniform", decay == uniform, checks.flag, **of_a_file),
         removed_penalty=penalty,
-        part=field("part", "", checks.text),
-        axes=field("axes", "", matrices.checked_axes, shape=shape, **of_a_file),
+        part=part,
+        axes=axes,
         rule=field("rule", "", checks.text),
     )

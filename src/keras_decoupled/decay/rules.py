@@ -12,7 +12,7 @@ saves and loads: see `core/registry.py`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -35,7 +35,7 @@ class Rules:
         lr_multipliers: multipliers by key.
         decay_vectors: False: vectors and biases get no uniform decay.
         key_of: returns Keras' identity of a variable.
-        part_of: returns the part of the optimizer that steps a variable.
+        split: which part of the optimizer steps a variable; see `core/split.py`.
     """
 
     def __init__(
@@ -45,8 +45,7 @@ class Rules:
         lr_multipliers: Any,
         decay_vectors: bool,
         key_of: Callable[[Any], Any],
-        matrix_axes: Callable[[], Mapping[Any, str]],
-        parts_of: Callable[..., list[tuple[str, str]]],
+        split: Any,
     ) -> None:
         self.weight_decay = (
             None if weight_decay is None else arguments.as_decay("weight_decay", weight_decay)
@@ -59,8 +58,9 @@ class Rules:
         self.decay_vectors = decay_vectors
         self.exclusions = Exclusions()
         self.key_of = key_of
-        self._matrix_axes, self._parts_of = matrix_axes, parts_of
-        self.trained: dict[Any, str] = {}  # which part of a stock Muon stepped a variable so far
+        self.split = split
+        # By label: the (part, axes) by which another optimizer has stepped a variable so far.
+        self.trained: dict[str, tuple[str, str]] = {}
         # Labels of variables that exist, but may never be built on: `no_decay(model)` knows the
         # model's, and a file may have some.
         self.paths = {
@@ -144,13 +144,14 @@ class Rules:
         )
         shapes = [(name, tuple(v.shape)) for name, v in zip(names, variables, strict=True)]
         own = [shapes[i] for i in positions]
-        parts = self._parts_of(asked, own, _fitting(axes, own, first), shapes)
+        given = _fitting(axes, own, first)
+        parts = self.split.of(asked, own, given, shapes)
         rows = []
         for i, (variable, name) in enumerate(zip(asked, targets, strict=True)):
             (key, decay), (_, multiplier), (part, letters) = decays[i], multipliers[i], parts[i]
             identity, rule = self.key_of(variable), arguments.shown(key or "")
-            if identity in self.trained:
-                part, letters = self.trained[identity], ""
+            if name in self.trained:
+                part, letters = _as_trained(name, self.trained[name], given[i])
             # Keras overwrites such a variable with its "gradient" (float8 scales, for example).
             out = getattr(variable, "overwrite_with_gradient", False)
             if out or self.exclusions.hits(name, identity, self.key_of):
@@ -189,7 +190,7 @@ class Rules:
         for argument, rules, by_own_name in (
             ("weight_decays", self.weight_decays, vectors),
             ("lr_multipliers", self.lr_multipliers, set[int]()),
-            ("matrix_axes", self._matrix_axes(), matrices.vectors(targets)),
+            ("matrix_axes", self.split.axes, matrices.vectors(targets)),
         ):
             labeled = arguments.as_labels(rules, label, self.key_of, argument, strict=strict)
             if self.from_file:
@@ -237,11 +238,22 @@ class Rules:
         }
         to_config = kinds.number_to_config
         multipliers = {as_key(key): to_config(m) for key, m in self.lr_multipliers.items()}
-        axes = {as_key(key): letters for key, letters in self._matrix_axes().items()}
+        axes = {as_key(key): letters for key, letters in self.split.axes.items()}
         config: dict[str, Any] = {} if self.decay_vectors else {"decay_vectors": False}
         config |= {"weight_decays": decays} if decays else {}
         config |= {"lr_multipliers": multipliers} if multipliers else {}
         return config | ({"matrix_axes": axes} if axes else {})
+
+
+def _as_trained(name: str, trained: tuple[str, str], given: str) -> tuple[str, str]:
+    """Return the (part, axes) of a trained variable, with the axes that a user gives it now."""
+    part, axes = trained
+    if given and part == "adam":
+        rule = (
+            "cannot make a matrix of a variable that Adam has stepped so far: its state is Adam's"
+        )
+        checks.refuse("matrix_axes", checks.Seen(f"{given!r} for {name}"), rule, "Leave it out.")
+    return part, given or axes
 
 
 def _fitting(

@@ -37,12 +37,14 @@ def muon(
     rms_rate: Any,
 ) -> tuple[Any, tuple[Any, ...]]:
     """Return Muon's step and its new momentum."""
+    shape = m.shape
+    g = ops.reshape(g, shape)  # in a traced step, TensorFlow may not know a gradient's shape
     m = momentum * m + g
     x = g + momentum * m if nesterov else m
     if rms_rate is not None:
-        rate = rate * rms_rate * math.sqrt(max(matrices.size(axes, g.shape)[1:]))
+        rate = rate * rms_rate * math.sqrt(max(matrices.size(axes, shape)[1:]))
     x = orthogonalized(_stacked(x, axes), coefficients, ns_steps, ns_dtype)
-    return rate * _unstacked(x, axes, g.shape), (m,)
+    return rate * _unstacked(x, axes, shape), (m,)
 
 
 def orthogonalized(
@@ -213,12 +215,13 @@ class MuonAlgorithm(Algorithm):
             found.append(("muon" if letters else "adam", letters))
         return found
 
+    def fits(self, row: Any) -> bool:
+        """Tell whether it is a row of Adam's part, or has a letter for each axis."""
+        return row.part == "adam" or (row.part == "muon" and len(row.axes) == len(row.shape))
+
     def part(self, row: Any) -> Algorithm:
         """Return the part that steps a variable with this row."""
-        if row.part == "adam":
-            return self._rest
-        # A file of 0.2 and an optimizer of Keras have plain matrices alone, and no axes.
-        return OfMatrix(matrices.checked_axes("axes", row.axes or "rc", shape=row.shape))
+        return self._rest if row.part == "adam" else OfMatrix(row.axes)
 
     def scalars(self, h: Any, i: Any, on: Any, state: Mapping[str, Any]) -> tuple[Any, ...]:
         """√(1−β2^i)/(1−β1^i), 1−β1 and 1−β2 of the Adam part."""
@@ -231,8 +234,8 @@ class MuonAlgorithm(Algorithm):
 
 
 # Before Keras 3.13 its Muon has another step.
-_STOCK = getattr(keras.optimizers, "Muon", None)
-_TWINS = (_STOCK,) if _STOCK and "rms_rate" in inspect.signature(_STOCK).parameters else ()
+_STOCK = keras.optimizers.Muon
+_TWINS = (_STOCK,) if "rms_rate" in inspect.signature(_STOCK).parameters else ()
 
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")
@@ -279,7 +282,7 @@ class Muon(Decoupled):
         matrix_axes: `{key: letters}` where a kernel is another matrix. There is one letter for each
             axis: r for rows, c for columns, b if each index is a matrix of its own. With "rbc",
             each head of a query is a matrix; with "brc", each expert. A variable that a key hits
-            is a matrix, also an embedding. Defaults to `None`.
+            is a matrix, also an embedding, unless `exclude_layers` finds it. Defaults to `None`.
         ns_dtype: "bfloat16" computes the products of the iteration in that type, which is faster
             where the machine has it. Defaults to `None`, the variable's float32 or wider.
         **shared: the arguments that all optimizers share; see below.
@@ -302,6 +305,21 @@ class Muon(Decoupled):
 
     _kd_algorithm = MuonAlgorithm()
     _kd_twins = _TWINS
+    adam_beta_1: float | LearningRateSchedule
+    adam_beta_2: float | LearningRateSchedule
+    epsilon: float | LearningRateSchedule
+    exclude_layers: list[str]
+    exclude_embeddings: bool
+    muon_a: float | LearningRateSchedule
+    muon_b: float | LearningRateSchedule
+    muon_c: float | LearningRateSchedule
+    adam_lr_ratio: float | LearningRateSchedule
+    momentum: float | LearningRateSchedule
+    ns_steps: int
+    nesterov: bool
+    rms_rate: float | LearningRateSchedule | None
+    matrix_axes: Mapping[Any, str]
+    ns_dtype: str | None
 
     def __init__(
         self,

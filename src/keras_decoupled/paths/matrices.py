@@ -56,7 +56,8 @@ def axes_of(label: str, shape: Shape, outputs: Mapping[tuple[str, ...], int]) ->
     if len(shape) == 3 and len(path) > 1 and _PROJECTION.match(path[-2]):
         features = outputs.get(path[:-2])
         row = shape.index(features) if features in shape else 0
-        return "".join("r" if axis == row else "c" for axis in range(3))
+        axes = "".join("r" if axis == row else "c" for axis in range(3))
+        return axes if shape[row] > 1 else ""  # one row is a vector
     return "r" * (len(shape) - 1) + "c"
 
 
