@@ -24,12 +24,13 @@ def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:
     """Return an optimizer of this class that continues `optimizer`; see `Decoupled.from_keras`."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return _loss_scaled(cls, optimizer, changes)
+    if type(optimizer) is not cls:
+        _check_class(cls, optimizer)
     for name in _PARTS & changes.keys() if optimizer.built else ():
         rule = "cannot be changed when the optimizer is built: each variable keeps its part"
         refuse(name, changes[name], rule, "Leave it out, or make a new optimizer.")
     if type(optimizer) is cls:
         return _with_changes(optimizer, changes)
-    _check_class(cls, optimizer)
     stock = Inside(optimizer)
     arguments = optimizer.get_config()
     for name in ("learning_rate", *_DECAYS):
