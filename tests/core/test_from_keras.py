@@ -33,8 +33,9 @@ TWINS = {
     "sgd": (SGDW, keras.optimizers.SGD, {}),
     "sgd-momentum": (SGDW, keras.optimizers.SGD, {"momentum": 0.8, "nesterov": True}),
     "nadamw": (NadamW, keras.optimizers.Nadam, {"beta_2": 0.98}),
-    "muon": (Muon, keras.optimizers.Muon, {"exclude_layers": ["head"], "adam_lr_ratio": 0.5}),
 }
+if Muon._kd_twins:  # Keras 3.12 has another step
+    TWINS["muon"] = Muon, keras.optimizers.Muon, {"exclude_layers": ["head"], "adam_lr_ratio": 0.5}
 for _name, (_cls, _own) in STOCK.items():
     _stock = getattr(keras.optimizers, _cls)
     TWINS[_name] = decouple(_stock), _stock, _own
@@ -138,7 +139,11 @@ CARRIED = [
     ("adamw", {"weight_decay": 0.0}),
     ("adamw", {"clipnorm": 0.5}),
     ("adamw", EMA | {"ema_overwrite_frequency": 4}),
-    *((name, SCHEDULE | EMA) for name in ("adamw", "sgd-momentum", "nadamw", "lion", "muon")),
+    *(
+        (name, SCHEDULE | EMA)
+        for name in ("adamw", "sgd-momentum", "nadamw", "lion", "muon")
+        if name in TWINS
+    ),
     *((name, ACCUMULATION) for name in ("adamw", "adafactor")),
 ]
 
@@ -215,7 +220,9 @@ def test_changes_replace_arguments_and_keep_the_state(dtype):
     assert AdamW.from_keras(stock, weight_decay=0.25).get_config()["weight_decay"] == 0.25
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd-momentum", "muon", "of a user"])
+@pytest.mark.parametrize(
+    "name", [name for name in ("adamw", "sgd-momentum", "muon", "of a user") if name in TWINS]
+)
 def test_not_built(name):
     new = TWINS[name][0].from_keras(make_stock(name, clipnorm=2.0, name="one"))
     config = new.get_config()

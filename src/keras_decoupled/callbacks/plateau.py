@@ -82,6 +82,7 @@ class RestartOnPlateau(keras.callbacks.Callback):
         check_schedule(optimizer_of(self.model))
         self._watch.set_model(self.model)
         self._watch.on_train_begin()
+        self._watch.best = None  # Keras 3.12 keeps that of the last `fit`
         self._waited = self._cooling = 0
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
