@@ -103,6 +103,7 @@ SILENT = [
     {"weight_decay": 0, "lr_multipliers": {"bias": 0.01}, "learning_rate": 0.01},
     {"weight_decay": 0, "lr_multipliers": {"bias": 0.002}},  # of a wide model
     {"weight_decay": 0, "lr_multipliers": {"bias": 0}},
+    {"weight_decay": 0, "lr_multipliers": {"bias": 1e-4}, "learning_rate": 0.0},  # of no rate
     {"weight_decay": 0.009},
     {"weight_decay": 0.1, T_WD: 10_000},
     {"weight_decay": (0.01, 0)},  # an l1

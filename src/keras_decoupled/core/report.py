@@ -75,7 +75,7 @@ def warnings_of(optimizer: Any, variables: Sequence[Any], rows: Sequence[Row]) -
         *_of_strong_decays(kd, rows),
         *_of_penalties(variables, rows),
         *_of_equal_paths(variables),
-        *_of_rates(kd.timing.rate.base, kd.registry.rules),
+        *_of_rates(kd.timing.rate.known_base, kd.registry.rules),
     ]
 
 
@@ -140,8 +140,10 @@ def _of_equal_paths(variables: Sequence[Any]) -> Iterator[str]:
         )
 
 
-def _of_rates(base: float, rules: Rules) -> Iterator[str]:
+def _of_rates(base: float | None, rules: Rules) -> Iterator[str]:
     """Tell if all multipliers look like learning rates, which the groups of torch have."""
+    if base is None:  # the rate is 0
+        return
     values = at_start(list(rules.lr_multipliers.values()))
     given = {shown(k): m for k, m in zip(rules.lr_multipliers, values, strict=True) if 0 < m != 1}
     most = max(given.values(), default=1.0)
