@@ -413,7 +413,10 @@ def test_singular_values_come_near_1(shape, dtype):
 
 def test_decouple_gives_it_and_a_kind_of_decay_works():
     assert decouple(keras.optimizers.Muon) is Muon
-    variable = make_variable("net/kernel", np.ones((4, 3)))
-    optimizer = Muon(0.1, weight_decay=Decay(0.01, cautious=True))
-    optimizer.apply([keras.ops.ones((4, 3))], [variable])
-    assert numpy(variable).max() < 0.99
+    after = []
+    for decay in (0, Decay(0.01, cautious=True)):
+        variable = make_variable("net/kernel", np.ones((4, 3)))
+        Muon(0.1, weight_decay=decay).apply([keras.ops.ones((4, 3))], [variable])
+        after.append(numpy(variable))
+    assert after[1].max() < 0.99
+    np.testing.assert_allclose(after[0] - after[1], 0.01, rtol=1e-4)

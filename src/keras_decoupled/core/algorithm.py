@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from keras_decoupled.core.arguments import Check
+
+Described: TypeAlias = Sequence[tuple[str, tuple[int, ...]]]  # variables: (label, shape)
 
 
 class Algorithm:
@@ -32,15 +34,11 @@ class Algorithm:
         return ()
 
     def parts(
-        self,
-        h: Any,
-        variables: Sequence[tuple[str, tuple[int, ...]]],
-        axes: Sequence[str],
-        all_variables: Sequence[tuple[str, tuple[int, ...]]],
+        self, h: Any, asked: Described, axes: Sequence[str], every: Described
     ) -> list[tuple[str, str]]:
-        """Return (part, axes) of each variable, as in `Row`; nothing if there is one part.
+        """Return (part, axes) of each variable asked for; nothing if there is one part.
 
-        The user's `axes` are "" where there are none. Variables are (label, shape).
+        The user's `axes` are "" where there are none; `every` are all variables of the build.
         """
         return []
 

@@ -111,8 +111,7 @@ class Inside:
 
     def part(self, variable: Any) -> str:
         """Return which part of a stock Muon steps a variable, "adam" or "muon"; else ""."""
-        decide = getattr(self.optimizer, "_should_use_adamw", None)
-        return "" if decide is None else "adam" if decide(variable) else "muon"
+        return _part(getattr(self.optimizer, "_should_use_adamw", None), variable)
 
     # What a second build needs.
 
@@ -165,5 +164,8 @@ class Inside:
 
 def part_of(optimizer: Any, variable: Any) -> str:
     """Return "adam" or "muon" for Muon, as Keras decides; "" for an optimizer of one part."""
-    decide = getattr(super(KerasHooks, optimizer), "_should_use_adamw", None)
+    return _part(getattr(super(KerasHooks, optimizer), "_should_use_adamw", None), variable)
+
+
+def _part(decide: Any, variable: Any) -> str:
     return "" if decide is None else "adam" if decide(variable) else "muon"

@@ -186,9 +186,8 @@ class Registry:
             first = strict and not (left or self.table or self.waiting)
             made, _ = self.rules.read(rest, variables, names, left, first)
             for i, asked in zip(rest, made, strict=True):
-                old = rows[i]
-                rows[i] = old and dataclasses.replace(old, part=asked.part, axes=asked.axes)
-                rows[i] = rows[i] or asked
+                known = rows[i] or asked
+                rows[i] = dataclasses.replace(known, part=asked.part, axes=asked.axes)
         return [row for row in rows if row is not None], unclaimed
 
     def build(

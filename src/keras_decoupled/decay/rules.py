@@ -186,11 +186,12 @@ class Rules:
     ) -> tuple[list[list[tuple[Any, Any]]], list[tuple[str, str]]]:
         """Return each target's (key, decay), (key, multiplier) and (key, axes); overridden keys."""
         label = dict(zip(map(self.key_of, variables), names, strict=True))
+        axes = self.split.axes
         found, overridden = [], []
         for argument, rules, by_own_name in (
             ("weight_decays", self.weight_decays, vectors),
             ("lr_multipliers", self.lr_multipliers, set[int]()),
-            ("matrix_axes", self.split.axes, matrices.vectors(targets)),
+            ("matrix_axes", axes, matrices.vectors(targets) if axes else set[int]()),
         ):
             labeled = arguments.as_labels(rules, label, self.key_of, argument, strict=strict)
             if self.from_file:

@@ -14,7 +14,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
-from keras_decoupled.core.algorithm import Algorithm
+from keras_decoupled.core.algorithm import Algorithm, Described
 from keras_decoupled.core.arguments import Real, Shared, at_least_0, flag, fraction
 from keras_decoupled.core.numbers import cast, one_minus
 from keras_decoupled.core.optimizer import Decoupled
@@ -197,17 +197,13 @@ class MuonAlgorithm(Algorithm):
         return self._rest.slot_names(h)
 
     def parts(
-        self,
-        h: Any,
-        variables: Sequence[tuple[str, tuple[int, ...]]],
-        axes: Sequence[str],
-        all_variables: Sequence[tuple[str, tuple[int, ...]]],
+        self, h: Any, asked: Described, axes: Sequence[str], every: Described
     ) -> list[tuple[str, str]]:
         """Return ("muon", axes) of a matrix and ("adam", "") of all else."""
-        outputs = matrices.attention_outputs(all_variables)
+        outputs = matrices.attention_outputs(every)
         searches = [re.compile(pattern).search for pattern in h.exclude_layers]
         found = []
-        for (label, shape), letters in zip(variables, axes, strict=True):
+        for (label, shape), letters in zip(asked, axes, strict=True):
             if not letters and not (h.exclude_embeddings and blocks.is_embedding(label)):
                 letters = matrices.axes_of(label, shape, outputs)
             if any(search(match.path_in(label)) for search in searches):
