@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 
 from cases import ARITHMETIC, CASES, FUSED, gradients, make_variables, warm_restarts
-from keras_decoupled import Decay
+from keras_decoupled import Decay, RMSprop
 from keras_decoupled.fast import torch_pieces
 from side_by_side import Sides, cut_into, normal, variables_of
 from training import assert_no_graph, make
@@ -77,6 +77,31 @@ def test_kinds(name, decay, monkeypatch):
     for times, rate in ((1.0, 0.05), (0.5, 0.05), (-4.0, 0.0), (-4.0, 0.1), (-1.0, 0.02)):
         sides.do(lambda optimizer, _, rate=rate: setattr(optimizer, "learning_rate", rate))
         sides.step([np.asarray(times * base, base.dtype) for base in bases])
+
+
+@pytest.mark.parametrize("decay", [DECAYS[0], DECAYS[-1]], ids=repr)
+def test_matrices_in_other_axes(decay):
+    """Muon's, alone and in stacks, wide and tall, with and without a number for the size."""
+    axes = {"v0": "rbc", "v1": "crc", "v2": "brc", "v3": "cr"}
+    values = [away_from_0(shape) for shape in ((6, 2, 4), (2, 6, 4), (3, 4, 5), (4, 6), (6,))]
+    for rms_rate in (0.2, None):
+        sides = Sides(
+            lambda rms=rms_rate: make("muon", weight_decay=decay, matrix_axes=axes, rms_rate=rms),
+            variables_of(*values),
+        )
+        sides.step([np.float32(0.5) * value for value in values])
+        sides.step(values)
+
+
+@every_kind
+def test_kinds_beside_the_steps_of_keras(decay):
+    """In float64, where a decay of 0.03 is not the float32 next to it; without a gradient there is no step."""
+    values = [away_from_0(shape, dtype="float64") for shape in ((5, 4), (3,))]
+    sides = Sides(
+        lambda: RMSprop(0.01, weight_decay=decay), variables_of(*values, dtypes=["float64"] * 2)
+    )
+    for _ in range(2):
+        sides.step([np.zeros_like(value) for value in values])
 
 
 @pytest.mark.parametrize("rate", [1e-30, 1.3e-12, 1.5e-6, 3.0])

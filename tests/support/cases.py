@@ -34,7 +34,7 @@ OPTIMIZERS = {
     "sgdw-nesterov": ("SGDW", {"momentum": 0.8, "nesterov": True}),
     "muon": ("Muon", {"momentum": 0.8, "adam_lr_ratio": 0.5}),
 }
-# Those that fast/ has kernels of.
+# Those that fast/ has kernels of; on TensorFlow it has none of Muon.
 FUSED = [
     name
     for name, (cls, _) in OPTIMIZERS.items()

@@ -76,7 +76,8 @@ def paths_of(optimizer: Any) -> tuple[Any, Any]:
     if backend == "tensorflow" and kernel and not _overrides(cls, _ASSIGNING):
         from keras_decoupled.fast import tensorflow_ops  # needs TensorFlow
 
-        return None, tensorflow_ops.Op(optimizer, kernel)
+        if kernel in tensorflow_ops.STEPS:
+            return None, tensorflow_ops.Op(optimizer, kernel)
     return None, None
 
 

@@ -24,7 +24,7 @@ class Op:
     """
 
     def __init__(self, optimizer: Any, kernel: str) -> None:
-        self.step = _STEPS[kernel]
+        self.step = STEPS[kernel]
         setting = optimizer._kd.settings.get("beta_1")
         self._beta_1 = getattr(setting, "given", 0.0)
 
@@ -123,7 +123,7 @@ def _sgdw(h: Any, theta: Any, g: Any, slots: Any, rate: Any, scalars: Any) -> No
     )
 
 
-_STEPS = {"adamw": _adamw, "nadamw": _nadamw, "sgdw": _sgdw}
+STEPS = {"adamw": _adamw, "nadamw": _nadamw, "sgdw": _sgdw}
 
 
 def _under_xla() -> bool:

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from keras_decoupled.decay.kinds import decayed
-from keras_decoupled.fast import StandIn
+from keras_decoupled.fast import StandIn, torch_pieces
 from keras_decoupled.fast.torch_kernels import Kernel, Tensors, as_float32
 from keras_decoupled.fast.torch_update import Group
 
@@ -95,7 +94,7 @@ class ForeachGroup(Group):
 
         def afterwards() -> None:
             for theta, step, reference in zip(self.theta, negative, references, strict=True):
-                theta.copy_(decayed(theta, step.neg_(), self.decay, l2, l1, reference))
+                torch_pieces.decay_and_step(theta, step.neg_(), self.decay, l2, l1, reference)
 
         kernel.add(kernel.stand_ins(self.variables, negative), gradients, rate, afterwards)
 

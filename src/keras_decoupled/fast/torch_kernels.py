@@ -33,7 +33,7 @@ class Kernel:
         raise NotImplementedError
 
 
-class _Adam(Kernel):
+class Adam(Kernel):
     """torch's fused AdamW: θ ← θ·(1 − lr·wd), then Adam's step, ε added to the corrected √v.
 
     On a CPU it rounds both β2 and 1 − β2 to float32. For 0.999 they add up to 1 + 1.3e-8. After
@@ -49,8 +49,10 @@ class _Adam(Kernel):
         l2: float,
         sign: float,
         beta_1: float,
+        beta_2: float,
         epsilon: float,
     ) -> None:
+        """θ ← θ − l2·θ − sign·step of Adam."""
         m, v, *v_max = slots
         device = theta[0].device
         count = torch.full((), float(self.i), dtype=torch.float32, device=device)
@@ -65,7 +67,7 @@ class _Adam(Kernel):
             [count] * len(theta),
             lr=sign * rate,
             beta1=beta_1,
-            beta2=self.h.beta_2,
+            beta2=beta_2,
             weight_decay=l2 / rate if rate != 0 else 0.0,
             eps=epsilon,
             amsgrad=bool(v_max),
@@ -73,18 +75,18 @@ class _Adam(Kernel):
         )
 
 
-class _AdamW(_Adam):
+class _AdamW(Adam):
     """Keras adds ε to √v before the bias correction."""
 
     def step(
         self, theta: Tensors, g: Tensors, slots: Slots, rate: float, l2: float, sign: float = 1.0
     ) -> None:
         _, root, *_ = self.scalars
-        epsilon = self.h.epsilon / root
-        self.adam(theta, g, slots, rate, l2, sign, self.h.beta_1, epsilon)
+        h, epsilon = self.h, self.h.epsilon / root
+        self.adam(theta, g, slots, rate, l2, sign, h.beta_1, h.beta_2, epsilon)
 
 
-class _NadamW(_Adam):
+class _NadamW(Adam):
     """Nadam's step, a·m + b·g with the new m, is linear in g. So it is Adam's with another β1.
 
     With β1 replaced by a·β1/(a+b), Adam's kernel leaves n = (a·m + b·g)/(a+b) in m's place. A
@@ -98,7 +100,7 @@ class _NadamW(_Adam):
         beta_1 = a * self.h.beta_1 / (a + b)
         # Undo Adam's bias correction: a and b have Nadam's own.
         rate = rate * (a + b) * (1.0 if beta_1 == 0 else -math.expm1(self.i * math.log(beta_1)))
-        self.adam(theta, g, slots, rate, l2, sign, beta_1, self.h.epsilon)
+        self.adam(theta, g, slots, rate, l2, sign, beta_1, self.h.beta_2, self.h.epsilon)
         # If β1 ≈ 0, n and m differ by less than 2⁻¹²: skip the second pass.
         if beta_1 > 2**-12:
             _sgd(slots[0], g, b / a, -1.0)

@@ -57,12 +57,9 @@ class _Piece:
         kernel.step(self.steps, own, self.slots, rate, 0.0, sign=-1.0)
         reference = self.reference and _joined(self.reference)
         theta = _joined(self.flat)
-        new = decayed(theta, self.whole, decay, l2, l1, reference, using=_InPlace)
-        if len(self.flat) == 1:
-            if new is not theta:
-                theta.copy_(new)
-        else:
-            self.whole.copy_(new)
+        decay_and_step(theta, self.whole, decay, l2, l1, reference)
+        if len(self.flat) > 1:
+            self.whole.copy_(theta)
             torch._foreach_copy_(self.theta, self.steps)
 
 
@@ -106,6 +103,15 @@ def cuts(tensors: Tensors, limit: int) -> Iterator[tuple[list[int], slice | None
             batch, size = [], 0
     if batch:
         yield batch, None
+
+
+def decay_and_step(
+    theta: torch.Tensor, step: torch.Tensor, decay: Decay, l2: Any, l1: Any, reference: Any
+) -> None:
+    """θ ← decayed(θ, step), with numbers of the host as they are; the step is not kept."""
+    new = decayed(theta, step, decay, l2, l1, reference, using=_InPlace)
+    if new is not theta:
+        theta.copy_(new)
 
 
 def _joined(flat: Tensors) -> torch.Tensor:

@@ -43,17 +43,19 @@ class Group:
 
     def __init__(
         self,
+        members: list[tuple[int, Any, Tensors]],
         multiplier: Any,
         schedule: int | None,
         l2: int | None,
         l1: int | None,
         decay: Decay,
-        members: list[tuple[int, Any, Tensors]],
+        axes: str,
     ) -> None:
         # l2 and l1 are positions in `Numbers.decays`, None where there is no such decay. If the
         # multiplier is a schedule, it has a position in `Numbers.multipliers`.
         self.multiplier, self.schedule = multiplier, schedule
         self.l2, self.l1, self.decay = l2, l1, decay
+        self.axes = axes  # of matrices that Muon steps, else ""
         self.positions = [position for position, _, _ in members]  # of their gradients
         self.variables = [variable for _, variable, _ in members]
         theta, *slots = map(list, zip(*(tensors for _, _, tensors in members), strict=True))
@@ -127,13 +129,11 @@ class Plan:
                 if copied:
                     low[own.dtype, own.device].add(own, theta)
                 constant = row.multiplier if record.schedule is None else None
-                alike = (constant, record.schedule, record.l2, record.l1, row.decay.kind)
+                decays = record.l2, record.l1, row.decay.kind
+                alike = constant, record.schedule, *decays, row.axes
                 groups[alike, kind, _small(theta)].append((position, variable, tensors))
         self.low = list(low.values())
-        self.groups = [
-            make_group(multiplier, schedule, l2, l1, decay, members)
-            for ((multiplier, schedule, l2, l1, decay), *_), members in groups.items()
-        ]
+        self.groups = [make_group(members, *alike) for (alike, *_), members in groups.items()]
 
     def valid(self) -> bool:
         """Tell whether all variables and slots still hold the same tensors."""
@@ -257,6 +257,10 @@ def make(optimizer: Any, kernel: str | None, stock: Any) -> FastUpdate | None:
         kernel: the name of its kernel, or None.
         stock: the stock class whose step it takes, or None.
     """
+    if kernel == "muon":
+        from keras_decoupled.fast.torch_muon import Muon, MuonGroup  # they import Group
+
+        return FastUpdate(optimizer, Muon(), MuonGroup)
     if kernel:
         return FastUpdate(optimizer, KERNELS[kernel]())
     if step := stock and optimizer._kd.inside.foreach_step(stock):

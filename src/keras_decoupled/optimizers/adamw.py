@@ -40,6 +40,17 @@ def one_minus_power(h: Any, beta: str, i: Any, on: Any) -> Any:
     return -on.math.expm1(i * h.exactly(log, beta))
 
 
+def adam_scalars(h: Any, i: Any, on: Any, beta_1: str, beta_2: str) -> tuple[Any, ...]:
+    """Return √(1−β2^i)/(1−β1^i), √(1−β2^i), 1−β1 and 1−β2, given the names of the two β."""
+    root = one_minus_power(h, beta_2, i, on) ** 0.5
+    return (
+        root / one_minus_power(h, beta_1, i, on),
+        root,
+        h.exactly(one_minus, beta_1),
+        h.exactly(one_minus, beta_2),
+    )
+
+
 class Adam(Algorithm):
     """m, v, and with amsgrad the largest v."""
 
@@ -62,13 +73,7 @@ class Adam(Algorithm):
 
     def scalars(self, h: Any, i: Any, on: Any, state: Mapping[str, Any]) -> tuple[Any, ...]:
         """√(1−β2^i)/(1−β1^i), √(1−β2^i), 1−β1 and 1−β2."""
-        root = one_minus_power(h, "beta_2", i, on) ** 0.5
-        return (
-            root / one_minus_power(h, "beta_1", i, on),
-            root,
-            h.exactly(one_minus, "beta_1"),
-            h.exactly(one_minus, "beta_2"),
-        )
+        return adam_scalars(h, i, on, "beta_1", "beta_2")
 
     def step(
         self, h: Any, g: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]

@@ -16,10 +16,10 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_decoupled import checks
 from keras_decoupled.core.algorithm import Algorithm, Described
 from keras_decoupled.core.arguments import Real, Shared, at_least_0, flag, fraction
-from keras_decoupled.core.numbers import cast, one_minus
+from keras_decoupled.core.numbers import cast
 from keras_decoupled.core.optimizer import Decoupled
 from keras_decoupled.decay import arguments as keys
-from keras_decoupled.optimizers.adamw import adam, one_minus_power
+from keras_decoupled.optimizers.adamw import adam, adam_scalars
 from keras_decoupled.paths import blocks, match, matrices
 
 
@@ -27,7 +27,7 @@ def muon(
     g: Any,
     m: Any,
     *,
-    axes: str,
+    layout: matrices.Layout,
     rate: Any,
     momentum: Any,
     nesterov: bool,
@@ -37,14 +37,18 @@ def muon(
     rms_rate: Any,
 ) -> tuple[Any, tuple[Any, ...]]:
     """Return Muon's step and its new momentum."""
-    shape = m.shape
-    g = ops.reshape(g, shape)  # in a traced step, TensorFlow may not know a gradient's shape
+    g = ops.reshape(g, m.shape)  # in a traced step, TensorFlow may not know a gradient's shape
     m = momentum * m + g
     x = g + momentum * m if nesterov else m
+    if layout.turned:
+        x = ops.transpose(x, layout.order)
+    x = ops.reshape(x, layout.stack)
+    x = ops.reshape(orthogonalized(x, coefficients, ns_steps, ns_dtype), layout.ordered)
+    if layout.turned:
+        x = ops.transpose(x, layout.back)
     if rms_rate is not None:
-        rate = rate * rms_rate * math.sqrt(max(matrices.size(axes, shape)[1:]))
-    x = orthogonalized(_stacked(x, axes), coefficients, ns_steps, ns_dtype)
-    return rate * _unstacked(x, axes, shape), (m,)
+        rate = rate * rms_rate * math.sqrt(max(layout.stack[-2:]))
+    return rate * x, (m,)
 
 
 def orthogonalized(
@@ -69,26 +73,6 @@ def orthogonalized(
         polynomial = in_a + gram @ (in_b + c * gram)
         x = x @ polynomial if tall else polynomial @ x
     return cast(x, precise)
-
-
-def _stacked(x: Any, axes: str) -> Any:
-    """Return an array as a stack of matrices: (…, rows, columns)."""
-    order, (count, rows, columns) = matrices.order(axes), matrices.size(axes, x.shape)
-    if order != sorted(order):
-        x = ops.transpose(x, order)
-    return x if len(axes) == 2 else ops.reshape(x, (count, rows, columns))
-
-
-def _unstacked(x: Any, axes: str, shape: Sequence[int]) -> Any:
-    """Return an array of this shape from its stack of matrices."""
-    order = matrices.order(axes)
-    if len(axes) > 2:
-        x = ops.reshape(x, [shape[axis] for axis in order])
-    return (
-        x
-        if order == sorted(order)
-        else ops.transpose(x, [order.index(i) for i in range(len(axes))])
-    )
 
 
 def _patterns(name: str, value: Any) -> list[str]:
@@ -118,8 +102,8 @@ _USUAL = "See help() of Muon for the usual value."
 class OfMatrix(Algorithm):
     """The part that steps matrices."""
 
-    def __init__(self, axes: str) -> None:
-        self.axes = axes
+    def __init__(self, layout: matrices.Layout) -> None:
+        self.layout = layout
 
     def slot_names(self, h: Any) -> tuple[str, ...]:
         """The momentum."""
@@ -132,7 +116,7 @@ class OfMatrix(Algorithm):
         return muon(
             g,
             *slots,
-            axes=self.axes,
+            layout=self.layout,
             rate=rate,
             momentum=h.momentum,
             nesterov=h.nesterov,
@@ -155,7 +139,7 @@ class OfRest(Algorithm):
     ) -> tuple[Any, tuple[Any, ...]]:
         """Adam's step, at adam_lr_ratio times the rate."""
         m, v = slots
-        correction, one_minus_beta_1, one_minus_beta_2 = scalars
+        correction, _, one_minus_beta_1, one_minus_beta_2 = scalars
         return adam(
             g,
             m,
@@ -188,6 +172,7 @@ class MuonAlgorithm(Algorithm):
         "matrix_axes": functools.partial(keys.mapping, check=matrices.checked_axes),
         "ns_dtype": _ns_dtype,
     }
+    kernel = "muon"
     part_slot = "velocity"
     twin_names: ClassVar = {"momentum": "momentums", "velocity": "adam_velocities"}
     _rest = OfRest()
@@ -217,16 +202,13 @@ class MuonAlgorithm(Algorithm):
 
     def part(self, row: Any) -> Algorithm:
         """Return the part that steps a variable with this row."""
-        return self._rest if row.part == "adam" else OfMatrix(row.axes)
+        if row.part == "adam":
+            return self._rest
+        return OfMatrix(matrices.layout(row.axes, tuple(row.shape)))
 
     def scalars(self, h: Any, i: Any, on: Any, state: Mapping[str, Any]) -> tuple[Any, ...]:
-        """√(1−β2^i)/(1−β1^i), 1−β1 and 1−β2 of the Adam part."""
-        root = one_minus_power(h, "adam_beta_2", i, on) ** 0.5
-        return (
-            root / one_minus_power(h, "adam_beta_1", i, on),
-            h.exactly(one_minus, "adam_beta_1"),
-            h.exactly(one_minus, "adam_beta_2"),
-        )
+        """Those of the Adam part."""
+        return adam_scalars(h, i, on, "adam_beta_1", "adam_beta_2")
 
 
 # Before Keras 3.13 its Muon has another step.

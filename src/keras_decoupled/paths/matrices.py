@@ -7,9 +7,11 @@ as the model has features. As "rbc" it is a matrix for each head.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from keras_decoupled.checks import refuse
 from keras_decoupled.paths import match
@@ -67,20 +69,32 @@ def attention_outputs(shapes: Iterable[tuple[str, Shape]]) -> dict[tuple[str, ..
     return {path[:-2]: shape[-1] for path, shape in paths if path[-2:] == _OUTPUT and shape}
 
 
-def order(axes: str) -> list[int]:
-    """Return the axes in the order in which an array is a stack of matrices: b, r, c."""
-    return sorted(range(len(axes)), key=lambda axis: "brc".index(axes[axis]))
+class Layout(NamedTuple):
+    """How an array becomes a stack of matrices, and a stack the array again."""
+
+    order: tuple[int, ...]  # the axes in the order b, r, c
+    ordered: tuple[int, ...]  # the shape in that order
+    stack: tuple[int, ...]  # (rows, columns); where there is a b, (matrices, rows, columns)
+    back: tuple[int, ...]  # the axes of `ordered` in the order of the array
+
+    @property
+    def turned(self) -> bool:
+        """Whether the axes have to change places."""
+        return self.order != tuple(sorted(self.order))
 
 
-def size(axes: str, shape: Shape) -> tuple[int, int, int]:
-    """Return how many matrices an array holds, and their rows and columns."""
+@functools.cache
+def layout(axes: str, shape: tuple[int, ...]) -> Layout:
+    """Return the layout of an array of this shape."""
+    every = range(len(axes))
+    order = tuple(sorted(every, key=lambda axis: "brc".index(axes[axis])))
     pairs = list(zip(axes, shape, strict=True))
-    count, rows, columns = (math.prod(n for x, n in pairs if x == letter) for letter in "brc")
-    return count, rows, columns
+    letters = "brc" if "b" in axes else "rc"
+    stack = tuple(math.prod(n for x, n in pairs if x == letter) for letter in letters)
+    return Layout(order, tuple(shape[i] for i in order), stack, tuple(map(order.index, every)))
 
 
 def in_words(axes: str, shape: Shape) -> str:
     """Return the size for a reader: "64×512", or "8 of 64×512"."""
-    count, rows, columns = size(axes, shape)
-    many = f"{count} of " if "b" in axes else ""
-    return f"{many}{rows}×{columns}"
+    *count, rows, columns = layout(axes, tuple(shape)).stack
+    return "".join(f"{n} of " for n in count) + f"{rows}×{columns}"
