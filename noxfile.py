@@ -213,7 +213,7 @@ def benchmark(session: nox.Session, backend: str) -> None:
     python(session, backend, "benchmarks/step.py", "--stock", *quick)
     if backend != "torch":  # which is eager anyway
         python(session, backend, "benchmarks/step.py", "--eager", *quick)
-    scripts = ["fit.py", "files.py", "scaling.py"]
+    scripts = ["muon.py", "fit.py", "files.py", "scaling.py"]
     if backend != "tensorflow":  # whose kernels and compiler do not say what they move
         scripts.append("passes.py")
     for script in scripts:
@@ -237,6 +237,8 @@ def benchmark_cuda(session: nox.Session, backend: str) -> None:
     for name, option in options.items():
         file = results / f"{'quick-' if quick else ''}{name}{backend}.json"
         run("benchmarks/step.py", *option, *quick, "--out", str(file))
+    file = results / f"{'quick-' if quick else ''}muon-{backend}.json"
+    run("benchmarks/muon.py", *quick, "--out", str(file))
 
 
 @nox.session

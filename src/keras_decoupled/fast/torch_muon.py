@@ -1,8 +1,4 @@
-"""Muon's update of many tensors: each matrix by fused products, the rest by Adam's kernel.
-
-A product that adds its result to another matrix writes to memory once, where `muon.py` takes three
-passes.
-"""
+"""Muon's update of many tensors: matrices in place and in few passes, the rest by Adam's kernel."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ import torch
 from keras_decoupled.fast import torch_pieces
 from keras_decoupled.fast.torch_kernels import Adam, Slots, Tensors, as_float32
 from keras_decoupled.fast.torch_update import Group
-from keras_decoupled.paths.matrices import Layout, layout
+from keras_decoupled.paths.matrices import Layout, layout, newton_schulz
 
 
 class Muon(Adam):
@@ -87,11 +83,11 @@ def orthogonalized(
     x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + 1e-7)
     if dtype is not None:
         x = x.to(getattr(torch, dtype))
-    # α·(one product) + β·(another matrix), of matrices or of stacks of them
-    product = torch.addmm if x.dim() == 2 else torch.baddbmm
-    tall = x.shape[-2] > x.shape[-1]
-    for _ in range(steps):
-        gram = x.mT @ x if tall else x @ x.mT
-        polynomial = product(gram, gram, gram, beta=b, alpha=c)
-        x = product(x, *((x, polynomial) if tall else (polynomial, x)), beta=a)
-    return x
+    add_product = torch.addmm if x.dim() == 2 else torch.baddbmm
+
+    def polynomial(r: torch.Tensor) -> torch.Tensor:
+        p = add_product(r, r, r, beta=b, alpha=c)
+        p.diagonal(dim1=-2, dim2=-1).add_(a)
+        return p
+
+    return newton_schulz(x, steps, polynomial, lambda x: x.mT)

@@ -56,7 +56,7 @@ def orthogonalized(
 ) -> Any:
     """Return matrices with the same singular vectors, and singular values near 1.
 
-    The products of the Newton-Schulz iteration are those of the smaller side, in `dtype`.
+    The products of the Newton-Schulz iteration are computed in `dtype`.
     """
     precise = x.dtype
     x = x / (ops.sqrt(ops.sum(ops.square(x), (-2, -1), keepdims=True)) + 1e-7)
@@ -64,14 +64,13 @@ def orthogonalized(
         x = ops.cast(x, dtype)
         coefficients = tuple(cast(one, dtype) for one in coefficients)
     a, b, c = coefficients
-    tall = x.shape[-2] > x.shape[-1]
     identity = ops.eye(min(x.shape[-2:]), dtype=x.dtype)
     in_a, in_b = a * identity, b * identity
-    for _ in range(steps):
-        turned = ops.swapaxes(x, -2, -1)
-        gram = turned @ x if tall else x @ turned
-        polynomial = in_a + gram @ (in_b + c * gram)
-        x = x @ polynomial if tall else polynomial @ x
+
+    def polynomial(r: Any) -> Any:
+        return in_a + r @ (in_b + c * r)
+
+    x = matrices.newton_schulz(x, steps, polynomial, lambda x: ops.swapaxes(x, -2, -1))
     return cast(x, precise)
 
 

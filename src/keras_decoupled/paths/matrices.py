@@ -1,4 +1,4 @@
-"""Which variables are matrices, and which of their axes are rows and columns. No Keras here.
+"""Which variables are matrices, their rows and columns, and Newton-Schulz. No Keras here.
 
 A letter stands for each axis: r for rows, c for columns, b where each index is a matrix of its own.
 The kernel of an attention's query (model, heads, head size) is "rcc": one matrix with as many rows
@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from keras_decoupled.checks import refuse
 from keras_decoupled.paths import match
@@ -92,6 +92,29 @@ def layout(axes: str, shape: tuple[int, ...]) -> Layout:
     letters = "brc" if "b" in axes else "rc"
     stack = tuple(math.prod(n for x, n in pairs if x == letter) for letter in letters)
     return Layout(order, tuple(shape[i] for i in order), stack, tuple(map(order.index, every)))
+
+
+def newton_schulz(
+    x: Any, steps: int, polynomial: Callable[[Any], Any], turned: Callable[[Any], Any]
+) -> Any:
+    """Return x after some iterations x ← p·x, where the polynomial p is of the Gram matrix x·xᵀ.
+
+    For a tall x it is x ← x·p with xᵀ·x, the smaller of the two. Powers of one matrix commute. So
+    where x is at least twice as wide as high, three iterations at a time are done on the Gram
+    matrix r alone, which takes less time: r ← p·r·p. Then x is multiplied by all three p. After
+    more than three, rounding could grow: after five, in bfloat16, without limit.
+    """
+    rows, columns = x.shape[-2:]
+    tall, at_once = rows > columns, 3 if max(rows, columns) >= 2 * min(rows, columns) else 1
+    for start in range(0, steps, at_once):
+        r = turned(x) @ x if tall else x @ turned(x)
+        p = product = polynomial(r)
+        for _ in range(min(at_once, steps - start) - 1):
+            r = p @ r @ p
+            p = polynomial(r)
+            product = product @ p
+        x = x @ product if tall else product @ x
+    return x
 
 
 def in_words(axes: str, shape: Shape) -> str:
