@@ -35,8 +35,8 @@ def operations(shapes, at_once=1):
     """
     total = 0
     for n, m in map(sorted, shapes):
-        rounds = [5 // at_once * [at_once], [5 % at_once]] if m >= 2 * n else [5 * [1]]
-        for k in filter(None, sum(rounds, [])):
+        most = at_once if m >= 2 * n else 1
+        for k in (min(most, 5 - start) for start in range(0, 5, most)):
             total += 4 * n * n * m + 2 * n**3 * (k + 3 * (k - 1))
     return total
 

@@ -3,7 +3,7 @@
 import math
 
 from fashion import TRAINING
-from results import Cell
+from results import Cell, TextCell
 
 SEEDS = range(3)
 EPOCHS, BATCH = 20, 50  # where an experiment does not say otherwise: 2000 updates
@@ -73,6 +73,11 @@ SPARSE_L1 = {  # λ1 of ours; w of w·Σ|θ|
     "adamw-l1": grid(1e-4, 8),
     "adam-l1": grid(1e-6, 8, math.sqrt(10)),
 }
+
+# Muon on text: which variables are matrices, and in which type they are multiplied.
+MUON_FORMS = ("adamw", "keras-muon", "muon", "muon-bfloat16")
+MUON_RATES = grid(0.002, 5)
+MUON = {"width": 128, "decay": 1e-3, "updates": 1000}
 
 
 def coupled(rate, w):
@@ -152,8 +157,17 @@ def sparsity(seed):
             yield cell(algorithm, SPARSE_RATE, l1, seed)
 
 
+def muon(seed):
+    """Yield the runs of each form of Muon, and of AdamW, at each learning rate."""
+    for rate in MUON_RATES:
+        for form in MUON_FORMS:
+            yield TextCell(form=form, rate=rate, seed=seed, **MUON)
+
+
 def short(run):
     """Return a run as a quick experiment has it."""
+    if isinstance(run, TextCell):
+        return run._replace(updates=20, width=32)
     return run._replace(epochs=FOLLOWED, scored=FOLLOWED)
 
 
@@ -164,7 +178,13 @@ EXPERIMENTS = {
     "kinds": kinds,
     "fine-tuning": fine_tuning,
     "sparsity": sparsity,
+    "muon": muon,
 }
+
+
+def kind_of(run):
+    """Return what the runs of one kind have in common, for a quick experiment."""
+    return run.form if isinstance(run, TextCell) else (run.algorithm, run.schedule, run.batch)
 
 
 def cells(quick, only=None):
@@ -177,7 +197,7 @@ def cells(quick, only=None):
     for experiment in experiments:
         kinds = {}
         for run in experiment(0):
-            kinds.setdefault((run.algorithm, run.schedule, run.batch), []).append(run)
+            kinds.setdefault(kind_of(run), []).append(run)
         for runs in kinds.values():
             found += [short(run) for run in runs[:: max(1, len(runs) // 2)]]
     return list(dict.fromkeys(found))

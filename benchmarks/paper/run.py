@@ -3,7 +3,7 @@
     nox -s paper [-- --quick] [--experiment NAME …] [--out FOLDER]
 
 A process per core, a run at a time in each. What ends is written at once: after a kill, start it
-again. `figures.py` draws what came out. Delete `runs.csv` after a change of what a run computes.
+again. `figures.py` draws what came out. Delete a table after a change of what a run computes.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from rich.progress import (
 
 import experiments
 import report
-from results import Results
+from results import Results, TextCell
 
 # Each process has one core to itself: XLA's and BLAS' threads would take each other's.
 ONE_THREAD = {
@@ -50,21 +50,32 @@ def folder(options):
 
 def work(tasks, ended):
     """Run cells until there are none; a program is compiled once for all cells that can share it."""
-    import fashion
-    import fine_tuning
-    import one_run
-
-    data, programs = fashion.load(), {}
+    programs = {}
     parent = multiprocessing.parent_process()
     for cell in iter(tasks.get, None):
         if not parent.is_alive():
             return
-        number = one_run.decay_input(cell) if cell.algorithm in one_run.NUMBERS else None
-        key = (cell.algorithm, number)
+        make, key, data = program(cell)
         if key not in programs:
-            fine = cell.algorithm.endswith(experiments.FINE_TUNED)
-            programs[key] = (fine_tuning if fine else one_run).Program(cell, data)
+            programs[key] = make(cell, data())
         ended.put((cell, dict(programs[key].run(cell))))
+
+
+def program(cell):
+    """Return what makes the program of a cell, the key of those that can share it, and its data."""
+    if isinstance(cell, TextCell):
+        import text
+        import transformer
+
+        return transformer.Program, (cell.form, cell.width), text.load
+    import fashion
+    import fine_tuning
+    import one_run
+
+    number = one_run.decay_input(cell) if cell.algorithm in one_run.NUMBERS else None
+    fine = cell.algorithm.endswith(experiments.FINE_TUNED)
+    make = (fine_tuning if fine else one_run).Program
+    return make, (cell.algorithm, number), fashion.load
 
 
 def train(cells, results, processes):
@@ -109,7 +120,7 @@ def main():
     results.mend()
     cells, done = experiments.cells(options.quick, options.experiment), results.done()
     missing = [cell for cell in cells if cell not in done]
-    print(f"{len(cells) - len(missing)} of {len(cells)} runs are in {results.file}")
+    print(f"{len(cells) - len(missing)} of {len(cells)} runs are in {results.folder}")
     if missing:
         options_given = ["--", *sys.argv[1:]] if sys.argv[1:] else []
         settings = {"command": " ".join(["nox -s paper", *options_given])}
