@@ -65,7 +65,7 @@ def course(updates):
     first = int(WARM_UP * updates)
     steps = np.arange(updates)
     cosine = 0.5 * (1 + np.cos(np.pi * np.clip((steps - first) / (updates - first), 0, 1)))
-    return np.where(steps < first, (steps + 1) / first, cosine)
+    return np.where(steps < first, (steps + 1) / max(first, 1), cosine)
 
 
 class Program:
