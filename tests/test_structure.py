@@ -17,6 +17,7 @@ from keras_decoupled.optimizers.stock import Stock
 SOURCE = Path(keras_decoupled.__file__).parent
 # From the top down: a folder imports what stands on its own line or below it.
 FLOORS = [
+    ["width"],
     ["callbacks", "layerwise", "plots"],
     ["optimizers"],
     ["core"],

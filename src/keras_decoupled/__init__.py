@@ -24,6 +24,7 @@ from keras_decoupled.optimizers.sgdw import SGDW as SGDW
 from keras_decoupled.plots import plot_schedule as plot_schedule
 from keras_decoupled.schedule.cosine import CosineWarmRestarts as CosineWarmRestarts
 from keras_decoupled.schedule.stable import WarmupStableDecay as WarmupStableDecay
+from keras_decoupled.width import width_lr_multipliers as width_lr_multipliers
 
 __all__ = [
     "SGDW",
@@ -50,5 +51,6 @@ __all__ = [
     "layerwise_weight_decays",
     "no_decay",
     "plot_schedule",
+    "width_lr_multipliers",
 ]
 __version__ = "0.2.0"

@@ -77,7 +77,7 @@ def no_decay(model: keras.Model, embeddings: bool = False) -> dict[str, float]:
     {'net/a/bias': 0, 'net/b/bias': 0}
     >>> optimizer = AdamW(1e-3, weight_decay=1e-4, weight_decays=no_decay(model))
     """
-    variables, names = _variables(model)
+    variables, names = weights_of(model)
     embeddings = checks.flag("embeddings", embeddings, cure="True also spares the embeddings.")
     chosen = (
         name
@@ -137,7 +137,7 @@ def layerwise_lr_multipliers(
     https://arxiv.org/abs/1801.06146. timm counts in the same way, except that the final norm
     belongs to the last block.
     """
-    variables, names = _variables(model)
+    variables, names = weights_of(model)
     cure = (
         "Each layer has `decay` times the next layer's multiplier; 0.75 is a start, 1 changes none."
     )
@@ -196,12 +196,12 @@ def layerwise_weight_decays(
     return ModelRules({name: amount * factor for name, factor in rules.items()}, rules)
 
 
-def _variables(model: Any) -> tuple[list[Any], list[str]]:
+def weights_of(model: Any, name: str = "model") -> tuple[list[Any], list[str]]:
     """Return a model's weights, trainable ones first, and their labels."""
-    regularizers.check_model(model)
+    regularizers.check_model(model, name)
     if not model.weights:
         received = checks.Seen(f"the model {model.name!r}, which has none")
-        checks.refuse("model", received, "must have weights", "Give the model that you train.")
+        checks.refuse(name, received, "must have weights", "Give the model that you train.")
     variables = sorted(model.weights, key=lambda v: not v.trainable)
     return variables, match.labels([v.path for v in variables])
 

@@ -148,7 +148,7 @@ def remove_penalties(model: keras.Model) -> None:
     before = {id(v): v.regularizer for v in model.variables}
     for variable in model.variables:
         remove_penalty(variable)
-    for layer in _layers(model):
+    for layer in all_layers(model):
         without = [v for v in layer.variables if hasattr(v, "_keras_decoupled_penalty")]
         objects = {id(before.get(id(v))) for v in without}
         penalties = {v._keras_decoupled_penalty for v in without}
@@ -172,18 +172,18 @@ def remove_penalties(model: keras.Model) -> None:
                     setattr(layer, name, type(value)(0.0))
 
 
-def check_model(model: Any) -> None:
+def check_model(model: Any, name: str = "model") -> None:
     """Raise if this is not a model, or not a built one."""
     if not isinstance(model, keras.Model):
         cure = "Give the built model that the optimizer trains."
-        checks.refuse("model", model, "must be a keras.Model", cure, TypeError)
+        checks.refuse(name, model, "must be a keras.Model", cure, TypeError)
     if not model.built:
         received = checks.Seen(f"the unbuilt model {model.name!r}")
         cure = "Call model.build(input_shape), or pass data through it once."
-        checks.refuse("model", received, "must be built: before that it has no variables", cure)
+        checks.refuse(name, received, "must be built: before that it has no variables", cure)
 
 
-def _layers(model: keras.Model) -> list[keras.Layer]:
+def all_layers(model: keras.Model) -> list[keras.Layer]:
     """Return the model and every layer inside it, also layers that no `layers` attribute lists."""
     stack: list[Any] = [model]
     seen: dict[int, Any] = {}
