@@ -77,7 +77,23 @@ SPARSE_L1 = {  # λ1 of ours; w of w·Σ|θ|
 # Muon on text: which variables are matrices, and in which type they are multiplied.
 MUON_FORMS = ("adamw", "keras-muon", "muon", "muon-bfloat16")
 MUON_RATES = grid(0.002, 5)
-MUON = {"width": 128, "decay": 1e-3, "updates": 1000}
+MUON = {"width": 128, "decay": 1e-3, "updates": 1000, "batch": 16}
+
+# Widths: does the best rate of the narrow model stay the best of wider ones? "scaled": the rate of each matrix is
+# multiplied by base width / width. Under a coupled decay that scales its decay too.
+#
+# Expected, written down before the runs:
+# 1. Without multipliers the best rate at width 256 is a quarter to a half of that at 64, in both forms.
+# 2. With multipliers it stays, to one step of the grid, in both forms. That part is the multipliers'.
+# 3. The part of the decay: at the rate that is carried over, the loss at width 256 is lower where λ stays than where
+#    the multipliers scale it. In a pilot of 1,000 updates at width 128 there was no such difference.
+# 4. Over all rates, the loss varies least where λ stays and the rates are scaled.
+WIDTHS = (64, 128, 256)
+WIDTH_RATES = (0.001, 0.0025, 0.00625, 0.016, 0.04, 0.1)
+WIDTH_DECAY = 0.005  # λ; 1/λ is 200 updates
+WIDTH_COUPLED = 0.3125  # w of keras.optimizers.AdamW: λ = α·w is the same at the fourth rate
+WIDTH = {"updates": 1500, "batch": 8}
+WIDTH_FORMS = ("adamw", "keras-adamw", "adamw-scaled", "keras-adamw-scaled")
 
 
 def coupled(rate, w):
@@ -164,10 +180,26 @@ def muon(seed):
             yield TextCell(form=form, rate=rate, seed=seed, **MUON)
 
 
+def of_width(form, width, rate, seed):
+    """Return a run of one of WIDTH_FORMS. At the base width nothing is scaled; a coupled decay is λ = α·w."""
+    decay = coupled(rate, WIDTH_COUPLED) if form.startswith("keras") else WIDTH_DECAY
+    form = form.removesuffix("-scaled") if width == WIDTHS[0] else form
+    form = "adamw" if form == "keras-adamw" else form
+    return TextCell(form=form, width=width, rate=rate, decay=decay, seed=seed, **WIDTH)
+
+
+def widths(seed):
+    """Yield the runs of each form, width and learning rate, narrow ones first."""
+    for width in WIDTHS:
+        for rate in WIDTH_RATES:
+            for form in WIDTH_FORMS:
+                yield of_width(form, width, rate, seed)
+
+
 def short(run):
     """Return a run as a quick experiment has it."""
     if isinstance(run, TextCell):
-        return run._replace(updates=20, width=32)
+        return run._replace(updates=20, width=run.width // 4, batch=2)
     return run._replace(epochs=FOLLOWED, scored=FOLLOWED)
 
 
@@ -179,6 +211,7 @@ EXPERIMENTS = {
     "fine-tuning": fine_tuning,
     "sparsity": sparsity,
     "muon": muon,
+    "widths": widths,
 }
 
 

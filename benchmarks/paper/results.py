@@ -59,6 +59,7 @@ class TextCell(NamedTuple):
     rate: float  # α
     decay: float  # λ, per update
     updates: int
+    batch: int  # windows
     seed: int
 
     @property

@@ -11,24 +11,42 @@ import numpy as np
 from keras import layers, ops
 
 import text
-from keras_decoupled import AdamW, Muon
+from experiments import WIDTHS
+from keras_decoupled import AdamW, Muon, width_lr_multipliers
 from one_run import UNDECAYED, Given
 from results import Losses
 
-BLOCKS, HEAD, LENGTH, BATCH = 2, 16, 128, 16  # HEAD: numbers in an attention head, at every width
+BLOCKS, HEAD, LENGTH = 2, 16, 128  # HEAD: numbers in an attention head, at every width
 EVALUATED = 512  # windows of each part
 WARM_UP = 0.05  # of the updates
 
-MATRICES = {"exclude_layers": ["head/"]}
-# With α = 1, η is the rate itself; the decay given is λ/rate.
+
+class Scaled(Given):
+    """A multiple of a decay that is given."""
+
+    def __init__(self, given, factor):
+        self.given, self.factor = given, factor
+
+    def __call__(self, step):
+        return self.factor * self.given.value
+
+
+def adamw(decay, multipliers, scales_decay=False):
+    """AdamW whose rates have multipliers, and its decays too if they are coupled."""
+    decays = {p: Scaled(decay, m) for p, m in multipliers.items() if m != 1 and scales_decay}
+    return AdamW(1.0, decay, beta_2=0.95, weight_decays=decays or None, lr_multipliers=multipliers)
+
+
+MUON = {"adam_beta_2": 0.95, "exclude_layers": ["head/"]}
+# With α = 1, η is the rate itself; the decay given is λ/rate. The multipliers are those of the width.
 FORMS = {
-    "adamw": lambda decay: AdamW(1.0, beta_2=0.95, weight_decay=decay),
-    "muon": lambda decay: Muon(1.0, adam_beta_2=0.95, weight_decay=decay, **MATRICES),
-    "muon-bfloat16": lambda decay: Muon(
-        1.0, adam_beta_2=0.95, weight_decay=decay, ns_dtype="bfloat16", **MATRICES
-    ),
-    "keras-muon": lambda decay: keras.optimizers.Muon(
-        1.0, adam_beta_2=0.95, weight_decay=1.0, adam_weight_decay=1.0, **MATRICES
+    "adamw": lambda decay, _: AdamW(1.0, decay, beta_2=0.95),
+    "adamw-scaled": adamw,
+    "keras-adamw-scaled": lambda decay, m: adamw(decay, m, scales_decay=True),
+    "muon": lambda decay, _: Muon(1.0, weight_decay=decay, **MUON),
+    "muon-bfloat16": lambda decay, _: Muon(1.0, weight_decay=decay, ns_dtype="bfloat16", **MUON),
+    "keras-muon": lambda decay, _: keras.optimizers.Muon(
+        1.0, weight_decay=1.0, adam_weight_decay=1.0, **MUON
     ),
 }
 
@@ -75,7 +93,8 @@ class Program:
         self.data, self.form, self.width = data, cell.form, cell.width
         self.given = Given()
         self.model = network(cell.width, data.characters)
-        self.optimizer = FORMS[cell.form](self.given)
+        base = network(WIDTHS[0], data.characters)
+        self.optimizer = FORMS[cell.form](self.given, width_lr_multipliers(self.model, base))
         undecayed = [
             v for v in self.model.trainable_variables if v.name in (*UNDECAYED, "embeddings")
         ]
@@ -92,7 +111,7 @@ class Program:
         return ops.mean(keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True))
 
     def _step(self, weights, state, x, y, rate, decay):
-        if self.form.startswith("keras"):
+        if self.form == "keras-muon":
             self.optimizer.weight_decay = self.optimizer.adam_weight_decay = decay
         self.given.value = decay
         grads = jax.grad(self.loss)(weights, x, y)
@@ -108,7 +127,7 @@ class Program:
         decay = np.float32(cell.decay / cell.rate)
         for k, eta in enumerate(course(cell.updates)):
             rng = np.random.default_rng((cell.seed, k))
-            starts = rng.integers(0, len(self.data.training) - LENGTH, BATCH)
+            starts = rng.integers(0, len(self.data.training) - LENGTH, cell.batch)
             x, y = text.windows(self.data.training, starts, LENGTH)
             weights, state = self.step(weights, state, x, y, np.float32(cell.rate * eta), decay)
         yield cell.updates, Losses(*(self.mean(weights, part) for part in self.data[1:3]))

@@ -14,6 +14,10 @@ ETA = (1.0, 0.5)
 ADAM = {"beta_2": 0.95, "weight_decay": DECAY}
 MUON = {"exclude_layers": ["head/"], "adam_beta_2": 0.95}
 AS_WRITTEN = {
+    "adamw-scaled": partial(AdamW, RATE, **ADAM, lr_multipliers={"kernel": 2.0}),
+    "keras-adamw-scaled": partial(
+        AdamW, RATE, **ADAM, lr_multipliers={"kernel": 2.0}, weight_decays={"kernel": 2 * DECAY}
+    ),
     "adamw": partial(AdamW, RATE, **ADAM),
     "muon": partial(Muon, RATE, weight_decay=DECAY, **MUON),
     "muon-bfloat16": partial(Muon, RATE, weight_decay=DECAY, ns_dtype="bfloat16", **MUON),
@@ -36,7 +40,7 @@ if BACKEND == "jax":  # what the experiments run on
     DATA = text.Text(*PARTS, 7)
 
     def cell(form):
-        return TextCell(form, width=32, rate=RATE, decay=DECAY, updates=3, seed=0)
+        return TextCell(form, width=32, rate=RATE, decay=DECAY, updates=3, batch=2, seed=0)
 
     @pytest.mark.parametrize("form", transformer.FORMS)
     def test_a_step_is_that_of_the_optimizer(form, monkeypatch):
