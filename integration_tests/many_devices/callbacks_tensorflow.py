@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_decoupled import AdamW, CosineWarmRestarts
-from keras_decoupled.callbacks import LogRates, RestartOnPlateau, SnapshotEnsemble
+from keras_decoupled.callbacks import LogRates, RestartOnPlateau, SnapshotEnsemble, WatchUpdates
 
 X = np.linspace(-1, 1, 32, dtype="float32").reshape(16, 2)
 logs = []
@@ -19,9 +19,11 @@ for count in (1, 2):
         model.compile(optimizer, loss="mse")
     snapshots = SnapshotEnsemble(f"{count}-{{cycle}}.weights.h5")
     plateau = RestartOnPlateau(monitor="loss", patience=1, min_delta=1e9)
-    callbacks = [LogRates(), snapshots, plateau]
+    watch = WatchUpdates(2, log=True)
+    callbacks = [LogRates(), watch, snapshots, plateau]
     fit = {"batch_size": 4, "epochs": 3, "shuffle": False, "verbose": 0}
     logs.append(model.fit(X, X[:, :1], callbacks=callbacks, **fit).history)
+    assert {row["update"] for row in watch.rows} == {0, 2, 4, 6, 8, 10}
     assert snapshots.predict(model, X).shape == (16, 1)
     optimizer.weight_decay = 2e-3
     assert abs(float(optimizer.weight_decay.numpy()) - 2e-3) < 1e-9

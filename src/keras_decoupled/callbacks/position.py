@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 import keras
+import numpy as np
+from keras import ops
 
 from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.core.optimizer import Decoupled
 from keras_decoupled.core.settings import as_number as as_number
+from keras_decoupled.core.update import read
+from keras_decoupled.decay import arguments
+from keras_decoupled.decay.kinds import Decay
+from keras_decoupled.paths import match
 from keras_decoupled.schedule.rates import CosineRate
 
 
@@ -76,3 +82,69 @@ def _updates_left(optimizer: Any) -> float:
     if not schedule.autorestart and first - schedule.warmup_steps >= schedule.first_decay_steps:
         return math.inf
     return first - s + int(schedule.cycle_steps(first)) - int(schedule.position(first))
+
+
+class Ahead(NamedTuple):
+    """What the next update has for one variable: float, and an array of the variable's shape."""
+
+    path: str
+    theta: np.ndarray  # before it, of the float32 copy where there is one
+    reference: np.ndarray | None  # what the decay goes towards, where that is not 0
+    decay: Decay  # its kind
+    l2: float  # h·l2: the fraction of the weight that it removes
+    l1: float
+    rate: float  # with the multiplier
+
+
+def updates_seen(optimizer: Any) -> int:
+    """Return how many updates the optimizer has made."""
+    return batches_seen(optimizer) // (optimizer.gradient_accumulation_steps or 1)
+
+
+def batches_until(optimizer: Any, update: int) -> int:
+    """Return how many batches come before the first one that belongs to an update."""
+    return update * (optimizer.gradient_accumulation_steps or 1) - batches_seen(optimizer)
+
+
+def eta_of(optimizer: Any) -> float:
+    """Return η of the next update."""
+    return as_number(optimizer.eta_t)
+
+
+def trained(optimizer: Any, keys: Sequence[Any] | None) -> list[Any]:
+    """Return the records of the trainable variables that these keys hit; None hits all."""
+    registry = optimizer._kd.registry
+    records = [r for r in registry.built if r.variable.trainable]
+    if keys is None:
+        return records
+    key_of = registry.rules.key_of
+    labels = [record.row.path for record in registry.built]
+    given = arguments.mapping("variables", dict.fromkeys(keys), lambda name, value: value)
+    of_key = {record.key: record.row.path for record in registry.built}
+    named = arguments.as_labels(given, of_key, key_of, "variables")
+    hit, _ = match.decide(named, labels, argument="variables")
+    chosen = {label for label, key in zip(labels, hit, strict=True) if key is not None}
+    return [record for record in records if record.row.path in chosen]
+
+
+def value_of(record: Any) -> np.ndarray:
+    """Return a copy of a variable's value, of its float32 copy where there is one."""
+    return np.array(ops.convert_to_numpy(read(record.variable, record.master)))
+
+
+def ahead(optimizer: Any, records: Sequence[Any]) -> list[Ahead]:
+    """Return what the next update has for these variables."""
+    numbers = optimizer._kd.update.ahead()
+    decays, schedules = (list(map(as_number, x)) for x in (numbers.decays, numbers.multipliers))
+    rate, found = as_number(numbers.rate), []
+    for record in records:
+        row, place = record.row, record.schedule
+        multiplier = row.multiplier if place is None else schedules[place]
+        # Where the multiplier is 0, the weight stays as it is.
+        l2, l1 = (0.0 if i is None or not multiplier else decays[i] for i in (record.l2, record.l1))
+        reference = record.reference
+        if reference is not None:
+            reference = np.array(ops.convert_to_numpy(reference))
+        values = (row.path, value_of(record), reference, row.decay, l2, l1, rate * multiplier)
+        found.append(Ahead(*values))
+    return found

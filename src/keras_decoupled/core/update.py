@@ -167,6 +167,13 @@ class Update:
         )
         return self._now
 
+    def ahead(self) -> Numbers:
+        """Return what the next update will compute."""
+        try:
+            return self.begin(self.on)
+        finally:
+            self._now = self._rate = None
+
     def _own(self, on: Any, k: Any) -> Own:
         optimizer = self._optimizer
         settings, names = optimizer._kd.settings, optimizer._kd.algorithm.arguments

@@ -1,0 +1,278 @@
+"""`WatchUpdates`: how far single updates move each variable, and how much of that is the decay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_decoupled import checks
+from keras_decoupled.checks import Seen, refuse
+
+from .position import (
+    Ahead,
+    ahead,
+    batches_until,
+    eta_of,
+    is_ours,
+    optimizer_of,
+    trained,
+    updates_seen,
+    value_of,
+)
+
+_LOGGED = ("relative_update", "turn", "decay_share")
+
+
+class _Before(NamedTuple):
+    """What was there before an update."""
+
+    k: int
+    eta: float
+    records: list[Any]
+    each: list[Ahead]
+
+
+class WatchUpdates(keras.callbacks.Callback):
+    """Measure single updates: how far each variable moves, and how much of that is the decay.
+
+    `rows` has a dict for each variable of each watched update:
+
+    - `update` (k), `epoch` (None by hand), `path`
+    - `weight_rms`: root mean square of θ before the update
+    - `update_rms`: of the whole change Δθ
+    - `step_rms`: of the optimizer's step u = −Δθ − c, where c is what the decay took
+    - `relative_update`: ‖Δθ‖/‖θ‖
+    - `decay_share`: ‖c‖/(‖c‖ + ‖u‖)
+    - `turn`: the angle between θ before and after, in radians
+    - `rate` (with the multiplier), `eta` and `decay_per_update`, as this update had them
+
+    A ratio with zero is NaN. Where weights have less than float32, θ is the float32 copy. If a
+    constraint or an average changes the weights after the step, that counts as part of u.
+    Gradients are not watched.
+
+    A watched update takes two copies of the watched variables, and other updates take nothing. On
+    JAX `fit` brings the state back only there. An update that `LossScaleOptimizer` skips has no
+    row. With gradient accumulation, one row is one update, not one batch.
+
+    In a loop of your own, call `before` and `after`:
+
+        watch.before(optimizer)
+        optimizer.apply(gradients, variables)
+        watch.after(optimizer)
+
+    Args:
+        every: watch update 0 and each so many updates after it. Defaults to `None`: the first
+            update of each epoch.
+        variables: which variables to watch: a list of keys as in `weight_decays` (parts of paths,
+            layers). Defaults to `None`: all that are trained.
+        log: whether the logs of an epoch get median and maximum of `relative_update`, `turn` and
+            `decay_share` in its last watched update: `relative_update_median` and so on. Put
+            `WatchUpdates` before `CSVLogger` then. Defaults to `False`.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: `every` is below 1, a key hits no variable, or, when `fit` begins, the optimizer
+            is not of this package or `steps_per_execution` is not 1.
+
+    Example:
+    >>> import keras, numpy as np
+    >>> from keras_decoupled import AdamW
+    >>> from keras_decoupled.callbacks import WatchUpdates
+    >>> dense = keras.layers.Dense(1, kernel_initializer="ones", name="dense")
+    >>> model = keras.Sequential([keras.Input((3,)), dense])
+    >>> model.compile(AdamW(0.01, weight_decay=0.001), loss="mse")
+    >>> watch = WatchUpdates(variables=["kernel"])
+    >>> x, y = np.ones((6, 3)), np.zeros((6, 1))
+    >>> _ = model.fit(x, y, epochs=2, verbose=0, callbacks=[watch])
+    >>> row = watch.rows[0]
+    >>> row["path"], row["update"], round(row["relative_update"], 4), round(row["decay_share"], 3)
+    ('sequential/dense/kernel', 0, 0.011, 0.091)
+    """
+
+    def __init__(
+        self,
+        every: int | None = None,
+        variables: Sequence[Any] | None = None,
+        log: bool = False,
+    ) -> None:
+        super().__init__()
+        if every is not None:
+            cure = "None watches the first update of each epoch."
+            every = checks.integer("every", every, minimum=1, cure=cure)
+        if variables is not None and (
+            isinstance(variables, str) or not isinstance(variables, Sequence)
+        ):
+            cure = 'Write ["kernel"], say. None watches all.'
+            refuse("variables", variables, "must be a list of keys", cure, TypeError)
+        self.rows: list[dict[str, Any]] = []
+        self._every, self._keys = every, variables
+        self._log = checks.flag("log", log, cure="True adds six numbers to the logs.")
+        self._before: _Before | None = None
+        self._epoch: int | None = None
+        self._next = 0.0  # the batch of the epoch before which there is something to do
+
+    # By hand.
+
+    def before(self, optimizer: Any) -> None:
+        """Take a copy of the variables: the next update is watched."""
+        optimizer = _checked(optimizer)
+        records = trained(optimizer, self._keys)
+        now = updates_seen(optimizer), eta_of(optimizer), records, ahead(optimizer, records)
+        self._before = _Before(*now)
+
+    def after(self, optimizer: Any) -> None:
+        """Add the rows of the update since `before`; none if there was no update."""
+        optimizer = _checked(optimizer)
+        if self._before is None:
+            rule = "must come after `before`"
+            refuse("after", Seen("a call without it"), rule, "Call before(optimizer) first.")
+        self._finish(optimizer)
+        self._before = None
+
+    def _finish(self, optimizer: Any) -> None:
+        """Add rows if the update has happened."""
+        before = self._before
+        if before is None or updates_seen(optimizer) == before.k:
+            return
+        self._before = None
+        for record, was in zip(before.records, before.each, strict=True):
+            head = {"update": before.k, "epoch": self._epoch, "path": was.path}
+            tail = {"rate": was.rate, "eta": before.eta, "decay_per_update": was.l2}
+            self.rows.append(head | measured(was, value_of(record)) | tail)
+
+    # In `fit`. Not in `on_train_batch_end`: if a callback has one, then on JAX and torch each batch
+    # waits for its metrics.
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Check the model and its optimizer."""
+        optimizer = self.model.optimizer
+        if not optimizer.built and self.model.built:
+            optimizer.build(self.model.trainable_variables)  # TensorFlow's `fit` has not done so
+        _checked(optimizer)
+        if (steps := self.model.steps_per_execution) != 1:
+            rule = "must be 1: the weights between updates that run together are not there"
+            cure = "Compile without it, or leave WatchUpdates out."
+            refuse("steps_per_execution", steps, rule, cure)
+        self._before = None
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Find the first batch before which there is something to do."""
+        self._epoch = epoch
+        self._rows_before = len(self.rows)
+        self._plan(0)
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Finish the update before this batch, or begin to watch the next one."""
+        if batch >= self._next:
+            self._look(batch)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Finish an update that ended with the epoch, and add to the logs."""
+        self._finish(optimizer_of(self.model))
+        if self._log and logs is not None:
+            logs.update(_logs(self.rows[self._rows_before :]))
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Forget the epoch: what comes now is by hand."""
+        self._epoch = None
+
+    def _look(self, batch: int) -> None:
+        optimizer = optimizer_of(self.model)
+        self._finish(optimizer)
+        if self._before is None and self._due(optimizer, batch) == 0:
+            self.before(optimizer)
+        self._plan(batch)
+
+    def _plan(self, batch: int) -> None:
+        """Find the next batch before which there is something to do; so many are done."""
+        optimizer = optimizer_of(self.model)
+        if self._before is not None:
+            left = batches_until(optimizer, self._before.k + 1)
+            self._next = batch + max(left, 1)
+        else:
+            self._next = batch + self._due(optimizer, batch)
+
+    def _due(self, optimizer: Any, batch: int) -> float:
+        """Return how many batches come before the first one of an update to watch."""
+        if self._every is None:
+            return 0 if batch == 0 else np.inf
+        update = -(-updates_seen(optimizer) // self._every) * self._every
+        return max(batches_until(optimizer, update), 0)  # below 0, it is accumulating already
+
+
+def _checked(optimizer: Any) -> Any:
+    """Return the optimizer of this package that this is or contains, built."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    if not is_ours(optimizer):
+        rule = "needs an optimizer of keras_decoupled: of others it does not know the decay"
+        cure = "Compile the model with AdamW(...) of this package, say."
+        refuse("WatchUpdates", Seen(f"optimizer={optimizer!r}"), rule, cure)
+    if not optimizer.built:
+        cure = (
+            "Build the model first: give it an Input, or call it once. In a loop of your own, call "
+        )
+        cure += "optimizer.build(model.trainable_variables)."
+        refuse("WatchUpdates", Seen("one that is not"), "needs an optimizer that is built", cure)
+    return optimizer
+
+
+def measured(was: Ahead, after: np.ndarray) -> dict[str, float]:
+    """Return what an update has changed, in float64."""
+    before, after = was.theta.astype("float64"), after.astype("float64")
+    change = after - before
+    taken = decay_of(was, before, after)
+    step = -change - taken
+    size, changed, decayed, stepped = map(
+        np.linalg.norm, map(np.ravel, (before, change, taken, step))
+    )
+    root, nan = np.sqrt(max(before.size, 1)), float("nan")
+    return {
+        "weight_rms": float(size / root),
+        "update_rms": float(changed / root),
+        "step_rms": float(stepped / root),
+        "relative_update": float(changed / size) if size else nan,
+        "decay_share": float(decayed / (decayed + stepped)) if decayed or stepped else 0.0,
+        "turn": _angle(before, after),
+    }
+
+
+def decay_of(was: Ahead, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Return c, what the decay took from each number, by the rule of `decay/kinds.py`."""
+    change = after - before
+    d, end = before, after
+    if was.reference is not None:
+        d, end = before - was.reference, after - was.reference
+    if not change.any():  # the variable had no gradient, or a multiplier of 0
+        return np.zeros_like(change)
+    soft = was.decay.soft_threshold
+    taken = was.l2 * d + was.l1 * np.sign(end if soft else d)
+    if soft and was.l1:
+        taken = np.where(end == 0, -change, taken)
+    if was.decay.cautious:  # where step and decay agree, their sum has the same sign
+        taken = np.where(-change * d >= 0, taken, 0.0)
+    return taken
+
+
+def _angle(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the angle between two arrays, also if it is small."""
+    lengths = np.linalg.norm(a), np.linalg.norm(b)
+    if not all(lengths):
+        return float("nan")
+    a, b = a / lengths[0], b / lengths[1]
+    return float(2 * np.arctan2(np.linalg.norm(a - b), np.linalg.norm(a + b)))
+
+
+def _logs(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return median and maximum over the variables, of the last update in these rows."""
+    last = [row for row in rows if row["update"] == rows[-1]["update"]]
+    found = {}
+    for name in _LOGGED:
+        values = [row[name] for row in last if not np.isnan(row[name])]
+        if values:
+            found[f"{name}_median"] = float(np.median(values))
+            found[f"{name}_max"] = float(np.max(values))
+    return found
