@@ -17,8 +17,8 @@ from keras_decoupled.optimizers.stock import Stock
 SOURCE = Path(keras_decoupled.__file__).parent
 # From the top down: a folder imports what stands on its own line or below it.
 FLOORS = [
-    ["width"],
-    ["callbacks", "layerwise", "plots"],
+    ["callbacks", "width"],
+    ["layerwise", "plots"],
     ["optimizers"],
     ["core"],
     ["saving", "fast"],

@@ -17,6 +17,8 @@ from keras_decoupled.core.settings import as_number
 from keras_decoupled.schedule.exact import ExactSchedule
 from keras_decoupled.schedule.rates import CallableRate, ConstantRate
 
+UPDATES = "weight update (from 0)"
+
 
 def plot_schedule(schedule_or_optimizer: Any, steps: int, ax: Any = None) -> Any:
     """Plot the learning rate of the updates 0 … steps − 1.
@@ -48,29 +50,42 @@ def plot_schedule(schedule_or_optimizer: Any, steps: int, ax: Any = None) -> Any
     """
     steps = checks.integer("steps", steps, minimum=1, cure="It counts weight updates.")
     rates, name = _rates(schedule_or_optimizer, steps)
-    try:
-        from matplotlib import pyplot as plt
-        from matplotlib.axes import Axes
-        from matplotlib.ticker import MaxNLocator, StrMethodFormatter
-    except ImportError as error:
-        raise ImportError(
-            '`plot_schedule` needs matplotlib. Install it: pip install "keras_decoupled[plot]".'
-        ) from error
-    if not (ax is None or isinstance(ax, Axes)):
-        refuse("ax", ax, "must be matplotlib Axes or None", "Leave it out.", TypeError)
-    if ax is None:
-        ax = plt.subplots(figsize=(6.4, 3.2), layout="constrained")[1]
+    ax, new = axes("plot_schedule", ax, (6.4, 3.2))
+    if new:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.25)
-        ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
-        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        count_updates(ax)
     # Each update has one rate, so the line has steps and no slopes.
     ax.plot(np.arange(steps), rates, drawstyle="steps-mid", label=name)
-    ax.set_xlabel("weight update (from 0)")
+    ax.set_xlabel(UPDATES)
     ax.set_ylabel("learning rate")
     ax.update_datalim([(0, 0)])  # show 0; whatever else is drawn may still move the limits
     ax.autoscale_view()
     return ax
+
+
+def axes(name: str, ax: Any, size: tuple[float, float]) -> tuple[Any, bool]:
+    """Return the Axes that the function of this name draws into, and whether they are new."""
+    try:
+        from matplotlib import pyplot as plt
+        from matplotlib.axes import Axes
+    except ImportError as error:
+        raise ImportError(
+            f'`{name}` needs matplotlib. Install it: pip install "keras_decoupled[plot]".'
+        ) from error
+    if not (ax is None or isinstance(ax, Axes)):
+        refuse("ax", ax, "must be matplotlib Axes or None", "Leave it out.", TypeError)
+    if ax is not None:
+        return ax, False
+    return plt.subplots(figsize=size, layout="constrained")[1], True
+
+
+def count_updates(ax: Any) -> None:
+    """Write whole numbers of updates below the Axes."""
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
 def _rates(given: Any, steps: int) -> tuple[np.ndarray, str]:

@@ -223,6 +223,33 @@ def test_logs():
     assert {type(x) for values in logs.values() for x in values} == {float}
 
 
+def test_plot():
+    """A line for each variable, in the model's order; a dot where the decay is more than half."""
+    model = compiled(AdamW(0.001, weight_decay=0, weight_decays={"b/kernel": 0.5}))
+    watch = WatchUpdates(2)
+    with pytest.raises(ValueError, match="needs a watched update"):
+        watch.plot()
+    fit(model, watch, epochs=2)
+    ax = watch.plot()
+    try:
+        assert [text.get_text() for text in ax.get_yticklabels()] == [
+            *("a/kernel", "a/bias", "b/kernel", "b/bias")
+        ]
+        colours = np.ma.filled(ax.collections[0].get_array(), np.nan).reshape(4, 3)
+        found = {(row["path"], row["update"]): row["relative_update"] for row in watch.rows}
+        assert colours[2].tolist() == [found["net/b/kernel", k] for k in (0, 2, 4)]
+        assert np.isnan(colours[1, 0])  # a bias starts at 0
+        dots = [line.get_xydata().tolist() for line in ax.lines]
+        assert dots == [[[1.0, 2.0], [3.0, 2.0], [5.0, 2.0]]]
+        assert ax.get_ylim()[0] > ax.get_ylim()[1]
+        with pytest.raises(TypeError, match="`ax`"):
+            watch.plot(3)
+    finally:
+        import matplotlib.pyplot as plt
+
+        plt.close(ax.figure)
+
+
 def test_mixed_precision_and_a_skipped_update():
     """The update that overflows has no row, and the next one that happens has one."""
     model = compiled(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from keras_decoupled import checks
+from keras_decoupled import checks, plots
 from keras_decoupled.checks import Seen, refuse
 
 from .position import (
@@ -23,6 +24,7 @@ from .position import (
     value_of,
 )
 
+_RANGE = (1e-4, 1e-1)  # of the colours
 _LOGGED = ("relative_update", "turn", "decay_share")
 
 
@@ -143,6 +145,37 @@ class WatchUpdates(keras.callbacks.Callback):
             tail = {"rate": was.rate, "eta": before.eta, "decay_per_update": was.l2}
             self.rows.append(head | measured(was, value_of(record)) | tail)
 
+    def plot(self, ax: Any = None) -> Any:
+        """Plot the relative updates as colours: a line for each variable, over the updates.
+
+        A dot marks an update of which the decay is more than half. A variable whose weights were
+        all 0 before an update has no colour there. matplotlib comes with
+        `pip install "keras_decoupled[plot]"`.
+
+        Args:
+            ax: matplotlib Axes to draw into. Defaults to `None`: a new figure.
+
+        Returns:
+            The Axes. `ax.collections[0]` has the colours.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            TypeError: `ax` is of another type.
+            ValueError: nothing was watched yet.
+        """
+        if not self.rows:
+            rule, cure = "needs a watched update", "Call `fit` with this callback first."
+            refuse("plot", Seen("no rows"), rule, cure)
+        paths = list(dict.fromkeys(row["path"] for row in self.rows))
+        updates = sorted({row["update"] for row in self.rows})
+        figures = np.full((2, len(paths), len(updates)), np.nan)
+        for row in self.rows:
+            place = paths.index(row["path"]), updates.index(row["update"])
+            figures[:, *place] = row["relative_update"], row["decay_share"]
+        ax, _ = plots.axes("WatchUpdates.plot", ax, (8.0, 1.6 + 0.22 * len(paths)))
+        _draw(ax, paths, updates, *figures)
+        return ax
+
     # In `fit`. Not in `on_train_batch_end`: if a callback has one, then on JAX and torch each batch
     # waits for its metrics.
 
@@ -152,7 +185,8 @@ class WatchUpdates(keras.callbacks.Callback):
         if not optimizer.built and self.model.built:
             optimizer.build(self.model.trainable_variables)  # TensorFlow's `fit` has not done so
         _checked(optimizer)
-        if (steps := self.model.steps_per_execution) != 1:
+        steps = self.model.steps_per_execution
+        if steps != 1:
             rule = "must be 1: the weights between updates that run together are not there"
             cure = "Compile without it, or leave WatchUpdates out."
             refuse("steps_per_execution", steps, rule, cure)
@@ -264,6 +298,34 @@ def _angle(a: np.ndarray, b: np.ndarray) -> float:
         return float("nan")
     a, b = a / lengths[0], b / lengths[1]
     return float(2 * np.arctan2(np.linalg.norm(a - b), np.linalg.norm(a + b)))
+
+
+def _draw(
+    ax: Any, paths: list[str], updates: list[int], relative: np.ndarray, share: np.ndarray
+) -> None:
+    from matplotlib.colors import LogNorm
+
+    # Each watched update lasts to the next one.
+    last = updates[-1] + (updates[-1] - updates[-2] if len(updates) > 1 else 1)
+    edges = np.array([*updates, last], "float64")
+    colours = ax.pcolormesh(
+        edges,
+        np.arange(len(paths) + 1) - 0.5,
+        np.where(relative > 0, relative, np.nan),
+        norm=LogNorm(*_RANGE),
+        cmap="viridis",
+    )
+    ax.figure.colorbar(colours, ax=ax, label="relative update ‖Δθ‖/‖θ‖", extend="both")
+    lines, columns = np.nonzero(share > 0.5)
+    centres = (edges[:-1] + edges[1:]) / 2
+    ax.plot(centres[columns], lines, ".", color="white", mec="black", mew=0.6, ms=5)
+    layers = zip(*(path.split("/")[:-1] for path in paths), strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda names: len(set(names)) == 1, layers))
+    ax.set_yticks(range(len(paths)), [path.split("/", shared)[-1] for path in paths])
+    ax.set_ylim(len(paths) - 0.5, -0.5)  # from input to output
+    plots.count_updates(ax)
+    ax.set_xlabel(f"{plots.UPDATES}; a dot: the decay is more than half of it")
+    ax.set_facecolor("0.85")
 
 
 def _logs(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
