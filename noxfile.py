@@ -302,5 +302,5 @@ def paper(session: nox.Session) -> None:
     """Measure the paper's claims on real data, and draw them. `-- --quick`: minutes, not hours."""
     install(session, "jax", "keras", "benchmark")
     session.env["PYTHONPATH"] = "benchmarks"
-    for script in ("run.py", "calibration.py", "gradients.py", "figures.py"):
+    for script in ("run.py", "calibration.py", "gradients.py", "equilibrium.py", "figures.py"):
         python(session, "jax", f"benchmarks/paper/{script}", *session.posargs)

@@ -1,10 +1,13 @@
 """What all pictures of docs/evidence.md share."""
 
+from pathlib import Path
+
 import matplotlib
 
 matplotlib.use("Agg")  # draws into files: no screen needed
 import matplotlib.pyplot as plt
 
+DOCS = Path(__file__).parents[2] / "docs" / "evidence"
 SCORES = {"loss": "test loss (nats)", "error": "test error (%)"}
 
 

@@ -6,8 +6,6 @@ Reads `runs.csv`; writes `summary.json` beside it, and the pictures of docs/evid
 run's pictures stay beside it.
 """
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import NullLocator
@@ -16,12 +14,11 @@ import experiments
 import figures_of_kinds
 import report
 from analysis import Estimate, Runs
-from drawing import SCORES, plt, save
+from drawing import DOCS, SCORES, plt, save
 from results import Results
 from run import arguments, folder
 from summary import summary
 
-DOCS = Path(__file__).parents[2] / "docs" / "evidence"
 ADAM = ("adam-l2", "keras-adamw", "adamw")
 SGD = ("sgd-l2", "sgdw")
 KINDS = ("adamw-eta0", "adamw", "adamw-eta2", "adamw-cautious")
