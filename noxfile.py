@@ -22,6 +22,7 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 GROUPS = PYPROJECT["dependency-groups"]
 # Nothing of a backend is in these tests. They run once, where tests take the least time: on torch.
 ONCE = (
+    "tests/core/test_equilibrium.py",
     "tests/decay/test_convert.py",
     "tests/decay/test_explain.py",
     "tests/decay/test_keys.py",

@@ -22,9 +22,9 @@ from run import arguments, folder
 
 SETTINGS = ((0.002, 0.001), (0.008, 0.001), (0.002, 0.004), (0.008, 0.004))  # α, λ
 BETA_1, BATCH, EVERY = 0.9, 50, 20
-LIVES = (
-    8  # updates: so many times 1/λ of the smallest λ; equilibrium is measured over the last eighth
-)
+LAYERS = ("convolution 1", "convolution 2", "dense", "head")  # no normalization follows the head
+# Updates: so many times 1/λ of the smallest λ. Equilibrium is measured over the last eighth.
+LIVES = 8
 
 
 def expected(rate, decay):
