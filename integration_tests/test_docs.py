@@ -4,10 +4,14 @@ The ```python blocks of a page belong together: they run as one script, in order
 and a warning ends it. After the line `<!-- no-run -->` a block only has to compile; another test may run it.
 """
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import keras
 import pytest
 
 import forked
@@ -93,6 +97,20 @@ def test_the_code_of_a_page(page, tmp_path):
         folder = tmp_path / "run"
         folder.mkdir()
         forked.run(script, cwd=folder, strict=True, MPLBACKEND="Agg")
+
+
+if keras.backend.backend() == "jax":  # the backend that the pages name
+
+    @pytest.mark.parametrize("page", [README, DOCS / "index.md"], ids=name_of)
+    def test_the_first_minute_with_nothing_set_from_outside(page, tmp_path):
+        """One backend is installed, and it is not Keras' default: no variable and no file says which."""
+        script = tmp_path / "first.py"
+        script.write_text(
+            as_script(read_blocks(page.read_text(encoding="utf-8"))), encoding="utf-8"
+        )
+        env = {k: v for k, v in os.environ.items() if not k.startswith("KERAS")}
+        env["HOME"] = str(tmp_path)
+        subprocess.run([sys.executable, script], cwd=tmp_path, env=env, timeout=300, check=True)
 
 
 def test_every_public_name_is_on_the_api_page():

@@ -74,10 +74,10 @@ SPARSE_L1 = {  # λ1 of ours; w of w·Σ|θ|
     "adam-l1": grid(1e-6, 8, math.sqrt(10)),
 }
 
-# Muon on text: which variables are matrices, and in which type they are multiplied.
-MUON_FORMS = ("adamw", "keras-muon", "muon", "muon-bfloat16")
+# Muon on text: which variables are matrices, and at the middle rate in which type they are multiplied.
+MUON_FORMS = ("adamw", "keras-muon", "muon")
 MUON_RATES = grid(0.002, 5)
-MUON = {"width": 128, "decay": 1e-3, "updates": 1000, "batch": 16}
+MUON = {"width": 64, "decay": 1e-3, "updates": 1500, "batch": 16}
 
 # Widths: does the best rate of the narrow model stay the best of wider ones? "scaled": the rate of each matrix is
 # multiplied by base width / width. Under a coupled decay that scales its decay too.
@@ -173,11 +173,17 @@ def sparsity(seed):
             yield cell(algorithm, SPARSE_RATE, l1, seed)
 
 
+def of_muon(form, rate, seed):
+    """Return a run of one form at one learning rate."""
+    return TextCell(form=form, rate=rate, seed=seed, **MUON)
+
+
 def muon(seed):
     """Yield the runs of each form of Muon, and of AdamW, at each learning rate."""
     for rate in MUON_RATES:
         for form in MUON_FORMS:
-            yield TextCell(form=form, rate=rate, seed=seed, **MUON)
+            yield of_muon(form, rate, seed)
+    yield of_muon("muon-bfloat16", MUON_RATES[2], seed)
 
 
 def of_width(form, width, rate, seed):

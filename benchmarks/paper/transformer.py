@@ -61,7 +61,7 @@ def network(width, characters):
         return layers.Dense(units, kernel_initializer=normal(fan_in), **more)
 
     inputs = keras.Input((LENGTH,), dtype="int32")
-    constant = keras.initializers.RandomNormal(stddev=0.1)
+    constant = keras.initializers.RandomNormal(stddev=1.0)
     x = layers.Embedding(characters, width, constant, name="token_embedding")(inputs)
     places = layers.Embedding(LENGTH, width, constant, name="position_embedding")
     x = x + places(ops.arange(LENGTH))
