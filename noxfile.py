@@ -303,5 +303,6 @@ def paper(session: nox.Session) -> None:
     """Measure the paper's claims on real data, and draw them. `-- --quick`: minutes, not hours."""
     install(session, "jax", "keras", "benchmark")
     session.env["PYTHONPATH"] = "benchmarks"
-    for script in ("run.py", "calibration.py", "gradients.py", "equilibrium.py", "figures.py"):
+    drawn = ("calibration.py", "gradients.py", "equilibrium.py", "figures.py", "figures_of_text.py")
+    for script in ("run.py", *drawn):
         python(session, "jax", f"benchmarks/paper/{script}", *session.posargs)

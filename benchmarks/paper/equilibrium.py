@@ -25,6 +25,7 @@ BETA_1, BATCH, EVERY = 0.9, 50, 20
 LAYERS = ("convolution 1", "convolution 2", "dense", "head")  # no normalization follows the head
 # Updates: so many times 1/λ of the smallest λ. Equilibrium is measured over the last eighth.
 LIVES = 8
+SMOOTHED = 5  # watched updates, in the picture
 
 
 def expected(rate, decay):
@@ -60,7 +61,7 @@ def settled(rows):
 
 def draw(runs):
     """A line for each kernel before a normalization: its size and its turn, beside what is expected."""
-    figure, (sizes, turns) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (sizes, turns) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     for i, ((rate, decay), rows) in enumerate(runs.items()):
         colour = f"C{i}"
         for ax, name, level in zip(
@@ -68,8 +69,14 @@ def draw(runs):
         ):
             for layer, own in rows.items():
                 if layer != "head":
-                    x, y = zip(*((row["update"], row[name]) for row in own), strict=True)
-                    ax.plot(x, y, color=colour, lw=0.9, alpha=0.8)
+                    parts = [
+                        own[start : start + SMOOTHED] for start in range(0, len(own), SMOOTHED)
+                    ]
+                    x, y = (
+                        [mean(row[key] for row in part) for part in parts]
+                        for key in ("update", name)
+                    )
+                    ax.plot(x, y, color=colour, lw=1, alpha=0.8)
             ax.axhline(level, color=colour, ls="--", lw=2)
             ax.set_yscale("log")
         sizes.plot([], [], color=colour, label=f"α = {rate}, λ = {decay}")
@@ -79,7 +86,7 @@ def draw(runs):
         ax.set_xlabel("weight update; dashed: expected in equilibrium")
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
-    sizes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 

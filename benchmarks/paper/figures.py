@@ -15,7 +15,7 @@ import figures_of_kinds
 import report
 from analysis import Estimate, Runs
 from drawing import DOCS, SCORES, plt, save
-from results import Results
+from results import Cell, Results
 from run import arguments, folder
 from summary import summary
 
@@ -174,7 +174,7 @@ def main():
     done = Results(source).done()
     if options.quick or options.out:
         out = source
-    elif missing := set(experiments.cells(quick=False)) - set(done):
+    elif missing := {c for c in experiments.cells(quick=False) if isinstance(c, Cell)} - set(done):
         raise SystemExit(f"{len(missing)} runs are missing: nox -s paper")
     runs = Runs(done, options.quick)
     numbers, grids, kinds = summary(runs), runs.separability(), runs.kinds()

@@ -156,7 +156,7 @@ save(figure, "built")
 figure, ax = page(9, 5.9)
 rows = (
     (
-        ("callbacks/", "layerwise.py", "plots.py"),
+        ("callbacks/", "layerwise.py", "width.py", "plots.py"),
         "what users call beside the optimizers",
         "",
         GRAY,

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 import analysis
+import figures_of_text
 from analysis import Estimate, Grid, Runs, best_decay, chosen, exponent, kept, near, one_at_a_time
 from experiments import cells, coupled
-from results import Cell, Results, Scores
+from results import Cell, Losses, Results, Scores, TextCell
 from summary import summary
 
 RATES = 1e-3 * 2.0 ** np.arange(9)
@@ -159,3 +160,44 @@ def test_a_run_whose_lines_a_kill_cut_is_run_again(tmp_path, cut):
 
 def test_an_estimate_reads_as_in_the_text():
     assert str(Estimate(-0.414, -0.5, 0.0)) == "-0.41 [-0.50, 0.00]"
+
+
+# --- on text ---
+
+
+def text_runs(loss):
+    """All runs on text, with losses that a function of the cell gives."""
+    runs = [run for run in cells(quick=False) if isinstance(run, TextCell)]
+    return {run: {run.last: Losses(loss(run), loss(run) + 0.1)} for run in runs}
+
+
+def test_what_the_widths_say(tmp_path):
+    """A best rate that falls with the width without multipliers, and stays with them."""
+
+    def loss(run):
+        moved = 0 if "scaled" in run.form else np.log2(run.width / 64)
+        return 1 + 0.1 * (np.log(run.rate / 0.016) / np.log(2.5) + moved) ** 2 + 0.001 * run.seed
+
+    found = figures_of_text.widths(text_runs(loss), quick=False, out=tmp_path)
+    assert found["adamw"]["256"]["best rate"] == 0.0025
+    assert found["adamw-scaled"]["256"]["best rate"] == 0.016
+    assert found["adamw"]["256"]["test loss at the carried rate"]["mean"] == pytest.approx(1.501)
+    assert found["adamw-scaled"]["256"]["test loss"]["seeds"] == pytest.approx([1.1, 1.101, 1.102])
+    assert found["adamw"]["64"]["sensitivity"] == pytest.approx(
+        0.1 * (9 + 4 + 1 + 0 + 1 + 4) / 6, abs=0.01
+    )
+    [(name, estimate)] = [(n, x) for n, x in found.items() if "independent − coupled" in n]
+    assert estimate == [0, 0, 0], name
+    assert (tmp_path / "widths.png").exists()
+    assert figures_of_text.widths({}, quick=False, out=tmp_path) is None
+
+
+def test_what_muon_says(tmp_path):
+    def loss(run):
+        of_form = {"adamw": 1.5, "keras-muon": 1.4, "muon": 1.2, "muon-bfloat16": 1.21}
+        return of_form.get(run.form, 0) + (0.1 * abs(np.log2(run.rate / 0.008)) + 0.01 * run.seed)
+
+    found = figures_of_text.muon(text_runs(loss), quick=False, out=tmp_path)
+    assert found["muon"]["best rate"] == 0.008
+    assert found["ours − Keras'"] == pytest.approx([-0.2] * 3)
+    assert found["products in bfloat16 − in float32"] == pytest.approx([0.01] * 3)
