@@ -84,6 +84,11 @@ def try_out(function, arguments):
     if isinstance(made, keras.optimizers.Optimizer):
         train(made).explain()
         made.get_config()
+    if isinstance(made, callbacks.WatchUpdates):
+        optimizer = train(AdamW(0.1, weight_decay=0.01))
+        made.before(optimizer)
+        train(optimizer)
+        made.after(optimizer)
     if isinstance(made, keras.optimizers.schedules.LearningRateSchedule):
         made(3)
         made.get_config()
@@ -124,7 +129,9 @@ RIGHT = {
     keras_decoupled.layerwise_lr_multipliers: {"model": MODEL, "decay": 0.5},
     keras_decoupled.layerwise_weight_decays: {"model": MODEL, "decay": 0.5, "weight_decay": 0.1},
     keras_decoupled.no_decay: {"model": MODEL},
+    keras_decoupled.width_lr_multipliers: {"model": MODEL, "base_model": MODEL},
     callbacks.LogRates: {},
+    callbacks.WatchUpdates: {},
     callbacks.RestartOnPlateau: {},
     callbacks.SnapshotEnsemble: {"filepath": "snapshots/{cycle}.weights.h5"},
     method("restart"): {},
