@@ -29,12 +29,30 @@ def tokens(width):
     return keras.Model(inputs, layers.Dense(3, name="head")(x), name="net")
 
 
+def reversible(width):
+    table = layers.ReversibleEmbedding(20, width, tie_weights=False, name="token_embedding")
+    inputs = keras.Input((5,), dtype="int32")
+    return keras.Model(inputs, table(table(inputs), reverse=True), name="net")
+
+
+def depthwise(width):
+    return built(layers.DepthwiseConv2D(3, name="conv"), shape=(9, 9, width))
+
+
+def convolution(width):
+    return built(layers.Conv2D(width, 3, name="conv"), shape=(9, 9, width))
+
+
 def images(width):
     return built(
         layers.Conv2D(width, 3, name="conv"),
         layers.DepthwiseConv2D(3, name="deep"),
         layers.SeparableConv2D(width, 3, name="separable"),
         layers.BatchNormalization(name="norm"),
+        layers.PReLU(name="prelu"),
+        layers.Permute((3, 1, 2)),
+        layers.LayerNormalization((1, 2, 3), name="of_all_axes"),
+        layers.Permute((2, 3, 1)),
         layers.Conv2DTranspose(3, 2, name="up"),
         shape=(9, 9, 3),
     )
@@ -57,6 +75,7 @@ MODELS = {
         "grouped/value/kernel": 1 / 4,
         "grouped/attention_output/kernel": 1 / 4,
     },
+    reversible: {"token_embedding/reverse_embeddings": 1 / 4},
     tokens: {
         "lstm/lstm_cell/kernel": 1 / 4,
         "lstm/lstm_cell/recurrent_kernel": 1 / 4,
@@ -99,6 +118,12 @@ def test_what_is_frozen_keeps_its_place():
     wanted = width_lr_multipliers(model, tokens(WIDTH))
     model.get_layer("token_embedding").trainable = False
     assert width_lr_multipliers(model, tokens(WIDTH)) == wanted
+
+
+def test_other_layers_are_told_from_each_other():
+    """Their kernels have the same name and number of axes."""
+    with pytest.raises(ValueError, match="in the place of net/conv/kernel"):
+        width_lr_multipliers(convolution(4), depthwise(4))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 from keras import layers
@@ -12,7 +12,7 @@ from keras import layers
 from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.decay import regularizers
 from keras_decoupled.layerwise import ModelRules, weights_of
-from keras_decoupled.paths import blocks, match
+from keras_decoupled.paths import blocks, match, matrices
 
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
@@ -46,6 +46,9 @@ def width_lr_multipliers(model: keras.Model, base_model: keras.Model) -> dict[st
         model: a built `keras.Model`.
         base_model: a built model of the same layers in the same order, of another width.
 
+    A kernel of a layer of your own is taken as (inputs…, outputs): its last axis is the outputs. If
+    it is another one, change its entry: `multipliers | {"block/wq": 0.25}`.
+
     Raises:
         TypeError: an argument is not a `keras.Model`.
         ValueError: a model is not built, or the two do not have the same variables in the same
@@ -68,37 +71,45 @@ def width_lr_multipliers(model: keras.Model, base_model: keras.Model) -> dict[st
     """
     variables, names = weights_of(model)
     weights_of(base_model, "base_model")
-    _check_pairs(model.weights, base_model.weights)
-    own, base = _fans(model), _fans(base_model)
-    pairs = zip(model.weights, base_model.weights, strict=True)
-    multipliers = {id(v): base[id(other)] / own[id(v)] for v, other in pairs}
+    own, base = _owned(model), _owned(base_model)
+    _check_pairs(own, base)
+    pairs = zip(own, base, strict=True)
+    multipliers = {id(v[0]): _fan_in(*other) / _fan_in(*v) for v, other in pairs}
     return ModelRules({n: multipliers[id(v)] for n, v in zip(names, variables, strict=True)}, names)
 
 
-def _check_pairs(weights: list[Any], base: list[Any]) -> None:
-    cure = "Make both by one function, with the width as its argument."
-    rule = "must have the variables of `model`, in the same order, but for the lengths of axes"
-    for v, other in zip(weights, base, strict=False):
-        if len(v.shape) != len(other.shape) or v.name != other.name:
-            what = f"{other.path} of shape {tuple(other.shape)} in the place of {v.path}"
-            refuse("base_model", Seen(f"{what}, {tuple(v.shape)}"), rule, cure)
-    if len(weights) != len(base):
-        refuse("base_model", Seen(f"{len(base)} variables for {len(weights)}"), rule, cure)
+_Owned: TypeAlias = tuple[Any, keras.Layer | None]  # a variable, and its layer if that matters
 
 
-def _fans(model: keras.Model) -> dict[int, int]:
-    """Return the fan_in of each variable that is a matrix, and 1 for the others, by the id."""
+def _owned(model: keras.Model) -> list[_Owned]:
+    """Return the model's variables."""
     owners: dict[int, keras.Layer] = {}
     for layer in regularizers.all_layers(model):
         if isinstance(layer, (layers.EinsumDense, *_TRANSPOSED, *_DEPTHWISE)):
             owners |= {id(v): layer for v in layer.weights}
-    return {id(v): _fan_in(v, owners.get(id(v))) for v in model.weights}
+    return [(v, owners.get(id(v))) for v in model.weights]
+
+
+def _check_pairs(own: list[_Owned], base: list[_Owned]) -> None:
+    cure = "Make both by one function, with the width as its argument."
+    rule = "must have the variables of `model`, in the same order, but for the lengths of axes"
+    for (v, layer), (other, base_layer) in zip(own, base, strict=False):
+        alike = len(v.shape) == len(other.shape) and type(layer) is type(base_layer)
+        if not alike or v.name != other.name:
+            what = f"{other.path} of shape {tuple(other.shape)} in the place of {v.path}"
+            refuse("base_model", Seen(f"{what}, {tuple(v.shape)}"), rule, cure)
+    if len(own) != len(base):
+        refuse("base_model", Seen(f"{len(base)} variables for {len(own)}"), rule, cure)
 
 
 def _fan_in(variable: Any, layer: keras.Layer | None) -> int:
-    shape, path = tuple(variable.shape), variable.path
+    """Return how many inputs an output is the sum of; 1 for what is no matrix."""
+    return max(_inputs(tuple(variable.shape), variable.path, layer), 1)
+
+
+def _inputs(shape: tuple[int, ...], path: str, layer: keras.Layer | None) -> int:
     depthwise = isinstance(layer, _DEPTHWISE) or "depthwise" in match.components(path)[-1]
-    if depthwise or match.is_vector(path, shape) or blocks.is_embedding(path):
+    if depthwise or len(shape) < 2 or matrices.is_scale(path) or blocks.is_embedding(path):
         return 1
     if isinstance(layer, layers.EinsumDense):
         inputs, kernel, outputs = re.split(",|->", layer.equation)

@@ -209,6 +209,54 @@ def test_frozen_layers_and_keys():
     assert [row["path"] for row in watch.rows] == ["net/b/kernel", "net/b/bias"]
 
 
+def test_unfrozen_layers_are_watched_from_the_first_update_on():
+    """On JAX `fit` refuses an optimizer that does not know all that is trained."""
+    optimizer = AdamW(0.01, weight_decay=0.1)
+    model = compiled(optimizer)
+    model.layers[0].trainable = False
+    model.compile(optimizer, "mse", run_eagerly=BACKEND == "tensorflow")
+    fit(model, WatchUpdates(), epochs=1)
+    with pytest.raises(ValueError, match="hit frozen ones alone"):
+        fit(model, WatchUpdates(variables=[model.layers[0]]), epochs=1)
+    model.layers[0].trainable = True
+    model.compile(optimizer, "mse", run_eagerly=BACKEND == "tensorflow")
+    if BACKEND == "jax":
+        optimizer.build(model.trainable_variables)
+    watch = WatchUpdates(variables=["a/kernel", "b/kernel"])
+    fit(model, watch, epochs=1)
+    assert {row["path"] for row in watch.rows} == {"net/a/kernel", "net/b/kernel"}
+    assert updates(watch) == [(3, 0)]
+
+
+def test_several_updates_between_two_looks_are_refused():
+    optimizer, variable = AdamW(0.01, weight_decay=0.1), make_variable("w", np.ones(3))
+    optimizer.build([variable])
+    watch = WatchUpdates()
+    watch.before(optimizer)
+    for _ in range(2):
+        eager(optimizer, [variable])([np.ones(3, "float32")])
+    with pytest.raises(ValueError, match="2 updates since the last look"):
+        watch.after(optimizer)
+    watch.before(optimizer)
+    with pytest.raises(ValueError, match="with the same optimizer"):
+        watch.after(compiled_and_built().optimizer)
+
+
+def compiled_and_built():
+    model = compiled(AdamW(0.01, weight_decay=0.1))
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def test_logs_of_an_epoch_without_an_update():
+    """Every epoch has all columns: CSVLogger takes those of the first."""
+    optimizer = AdamW(0.01, weight_decay=0.1, gradient_accumulation_steps=4)
+    logs = fit(compiled(optimizer), WatchUpdates(log=True), epochs=4)
+    assert len(logs) == 7
+    assert {len(values) for values in logs.values()} == {4}
+    assert np.isnan(logs["turn_max"]).tolist() == [True, False, False, False]
+
+
 def test_logs():
     watch = WatchUpdates(log=True)
     logs = fit(compiled(AdamW(0.01, weight_decay=0.1)), watch)

@@ -415,6 +415,22 @@ def test_singular_values_come_near_1(shape, dtype, fast):
     assert np.abs(off).max() < (1e-4 if dtype is None else 0.1)
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("fast", [True, False] if BACKEND == "torch" else [True])
+def test_singular_values_of_all_sizes_stay_bounded(dtype, fast):
+    """Iterations on the Gram matrix alone make its rounding errors grow: their number is limited."""
+    axes, steps, many = {"kernel": "brc"}, 9, 40  # more steps than usual show it sooner
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.normal(size=(many, n, 16)))[0] for n in (16, 256))
+    x = (u * 10.0 ** (-np.arange(16) / 4)) @ np.swapaxes(v, -2, -1)
+    variable = make_variable("kernel", np.zeros(x.shape))
+    as_it_is = {"rms_rate": None, "momentum": 0, "nesterov": False, "weight_decay": 0}
+    optimizer = Muon(1, **as_it_is, ns_dtype=dtype, ns_steps=steps, matrix_axes=axes)
+    optimizer.fast = fast
+    optimizer.apply([keras.ops.convert_to_tensor(x, "float32")], [variable])
+    assert np.linalg.svd(numpy(variable), compute_uv=False).max() < 1.25
+
+
 def test_decouple_gives_it_and_a_kind_of_decay_works():
     assert decouple(keras.optimizers.Muon) is Muon
     after = []

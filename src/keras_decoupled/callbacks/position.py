@@ -111,6 +111,12 @@ def eta_of(optimizer: Any) -> float:
     return as_number(optimizer.eta_t)
 
 
+def knows(optimizer: Any, variables: Sequence[Any]) -> bool:
+    """Tell whether an optimizer is built on all of these variables, or is not of this package."""
+    built = set(map(id, optimizer._kd.registry.variables)) if is_ours(optimizer) else None
+    return built is None or built.issuperset(map(id, variables))
+
+
 def trained(optimizer: Any, keys: Sequence[Any] | None) -> list[Any]:
     """Return the records of the trainable variables that these keys hit; None hits all."""
     registry = optimizer._kd.registry
@@ -124,7 +130,11 @@ def trained(optimizer: Any, keys: Sequence[Any] | None) -> list[Any]:
     named = arguments.as_labels(given, of_key, key_of, "variables")
     hit, _ = match.decide(named, labels, argument="variables")
     chosen = {label for label, key in zip(labels, hit, strict=True) if key is not None}
-    return [record for record in records if record.row.path in chosen]
+    records = [record for record in records if record.row.path in chosen]
+    if not records:
+        rule, cure = "must hit a variable that is trained", "Leave it out to watch all of them."
+        refuse("variables", Seen(f"{list(keys)!r}, which hit frozen ones alone"), rule, cure)
+    return records
 
 
 def value_of(record: Any) -> np.ndarray:

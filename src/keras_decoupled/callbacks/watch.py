@@ -18,6 +18,7 @@ from .position import (
     batches_until,
     eta_of,
     is_ours,
+    knows,
     optimizer_of,
     trained,
     updates_seen,
@@ -31,6 +32,7 @@ _LOGGED = ("relative_update", "turn", "decay_share")
 class _Before(NamedTuple):
     """What was there before an update."""
 
+    optimizer: Any
     k: int
     eta: float
     records: list[Any]
@@ -59,6 +61,10 @@ class WatchUpdates(keras.callbacks.Callback):
     JAX `fit` brings the state back only there. An update that `LossScaleOptimizer` skips has no
     row. With gradient accumulation, one row is one update, not one batch.
 
+    In the list of callbacks, put it after those that set the rate before a batch, and before those
+    that change the weights when an epoch ends, such as `SwapEMAWeights`. Use one `WatchUpdates` for
+    one training: `rows` grows with each `fit`.
+
     In a loop of your own, call `before` and `after`:
 
         watch.before(optimizer)
@@ -71,13 +77,14 @@ class WatchUpdates(keras.callbacks.Callback):
         variables: which variables to watch: a list of keys as in `weight_decays` (parts of paths,
             layers). Defaults to `None`: all that are trained.
         log: whether the logs of an epoch get median and maximum of `relative_update`, `turn` and
-            `decay_share` in its last watched update: `relative_update_median` and so on. Put
-            `WatchUpdates` before `CSVLogger` then. Defaults to `False`.
+            `decay_share` in its last watched update: `relative_update_median` and so on, NaN if it
+            had none. Put `WatchUpdates` before `CSVLogger` then. Defaults to `False`.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: `every` is below 1, a key hits no variable, or, when `fit` begins, the optimizer
-            is not of this package or `steps_per_execution` is not 1.
+        ValueError: `every` is below 1, or a key hits no variable that is trained. When `fit`
+            begins: the optimizer is not of this package, `steps_per_execution` is not 1, or, on
+            TensorFlow, the model is not built. Between two looks there were several updates.
 
     Example:
     >>> import keras, numpy as np
@@ -120,26 +127,34 @@ class WatchUpdates(keras.callbacks.Callback):
 
     def before(self, optimizer: Any) -> None:
         """Take a copy of the variables: the next update is watched."""
-        optimizer = _checked(optimizer)
-        records = trained(optimizer, self._keys)
-        now = updates_seen(optimizer), eta_of(optimizer), records, ahead(optimizer, records)
-        self._before = _Before(*now)
+        self._epoch = None
+        self._begin(_checked(optimizer))
 
     def after(self, optimizer: Any) -> None:
         """Add the rows of the update since `before`; none if there was no update."""
         optimizer = _checked(optimizer)
-        if self._before is None:
-            rule = "must come after `before`"
+        if self._before is None or self._before.optimizer is not optimizer:
+            rule = "must come after `before`, with the same optimizer"
             refuse("after", Seen("a call without it"), rule, "Call before(optimizer) first.")
         self._finish(optimizer)
         self._before = None
 
+    def _begin(self, optimizer: Any) -> None:
+        records = trained(optimizer, self._keys)
+        now = updates_seen(optimizer), eta_of(optimizer), records, ahead(optimizer, records)
+        self._before = _Before(optimizer, *now)
+
     def _finish(self, optimizer: Any) -> None:
         """Add rows if the update has happened."""
-        before = self._before
-        if before is None or updates_seen(optimizer) == before.k:
+        before, k = self._before, updates_seen(optimizer)
+        if before is None or k == before.k:
             return
         self._before = None
+        if k != before.k + 1:
+            what = f"{k - before.k} updates since the last look"
+            cure = "A `train_step` of your own must call the optimizer once. By hand, call before "
+            cure += "and after around each single update."
+            refuse("WatchUpdates", Seen(what), "measures single updates", cure)
         for record, was in zip(before.records, before.each, strict=True):
             head = {"update": before.k, "epoch": self._epoch, "path": was.path}
             tail = {"rate": was.rate, "eta": before.eta, "decay_per_update": was.l2}
@@ -181,9 +196,13 @@ class WatchUpdates(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Check the model and its optimizer."""
-        optimizer = self.model.optimizer
-        if not optimizer.built and self.model.built:
-            optimizer.build(self.model.trainable_variables)  # TensorFlow's `fit` has not done so
+        optimizer, variables = self.model.optimizer, self.model.trainable_variables
+        # Else it is built in the first update, which is to be watched: on TensorFlow the first
+        # time, and on torch too after layers were unfrozen.
+        if self.model.built and not (
+            optimizer.built and knows(optimizer_of(self.model), variables)
+        ):
+            optimizer.build(variables)
         _checked(optimizer)
         steps = self.model.steps_per_execution
         if steps != 1:
@@ -209,15 +228,11 @@ class WatchUpdates(keras.callbacks.Callback):
         if self._log and logs is not None:
             logs.update(_logs(self.rows[self._rows_before :]))
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Forget the epoch: what comes now is by hand."""
-        self._epoch = None
-
     def _look(self, batch: int) -> None:
         optimizer = optimizer_of(self.model)
         self._finish(optimizer)
         if self._before is None and self._due(optimizer, batch) == 0:
-            self.before(optimizer)
+            self._begin(optimizer)
         self._plan(batch)
 
     def _plan(self, batch: int) -> None:
@@ -333,8 +348,7 @@ def _logs(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     last = [row for row in rows if row["update"] == rows[-1]["update"]]
     found = {}
     for name in _LOGGED:
-        values = [row[name] for row in last if not np.isnan(row[name])]
-        if values:
-            found[f"{name}_median"] = float(np.median(values))
-            found[f"{name}_max"] = float(np.max(values))
+        values = [row[name] for row in last if not np.isnan(row[name])] or [np.nan]
+        found[f"{name}_median"] = float(np.median(values))
+        found[f"{name}_max"] = float(np.max(values))
     return found

@@ -111,7 +111,7 @@ def _check_class(cls: Any, optimizer: Any) -> None:
         optimizer,
         f"needs an optimizer of exactly the class {names}"
         if names
-        else "cannot continue an optimizer: no class of Keras has this step",
+        else f"cannot continue an optimizer: no class of Keras {keras.__version__} has this step",
         "For another class call decouple(that class).from_keras(optimizer).",
         TypeError,
     )

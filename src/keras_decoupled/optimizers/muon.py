@@ -58,19 +58,17 @@ def orthogonalized(
 
     The products of the Newton-Schulz iteration are computed in `dtype`.
     """
-    precise = x.dtype
+    precise, low = x.dtype, dtype or x.dtype
     x = x / (ops.sqrt(ops.sum(ops.square(x), (-2, -1), keepdims=True)) + 1e-7)
-    if dtype is not None:
-        x = ops.cast(x, dtype)
-        coefficients = tuple(cast(one, dtype) for one in coefficients)
     a, b, c = coefficients
-    identity = ops.eye(min(x.shape[-2:]), dtype=x.dtype)
-    in_a, in_b = a * identity, b * identity
+    constant = a * ops.eye(min(x.shape[-2:]), dtype=precise)
 
     def polynomial(r: Any) -> Any:
-        return in_a + r @ (in_b + c * r)
+        return cast(constant + b * cast(r, precise) + c * cast(r @ r, precise), low)
 
-    x = matrices.newton_schulz(x, steps, polynomial, lambda x: ops.swapaxes(x, -2, -1))
+    at_once = 3 if dtype is None else 2
+    turned = functools.partial(ops.swapaxes, axis1=-2, axis2=-1)
+    x = matrices.newton_schulz(cast(x, low), steps, at_once, polynomial, turned)
     return cast(x, precise)
 
 

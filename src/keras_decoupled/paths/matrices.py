@@ -18,7 +18,8 @@ from keras_decoupled.paths import match
 
 Shape = Sequence[int]
 
-_NO_MATRIX = re.compile(r"((^|_)bias|^gamma|^beta|^scale|^alpha|^reverse_embeddings)$|^lora_")
+_SCALE = re.compile(r"((^|_)(bias|scale)|^gamma|^beta|^alpha)$")
+_NO_MATRIX = re.compile(rf"{_SCALE.pattern}|^reverse_embeddings$|^lora_")
 _PROJECTION = re.compile(r"^(query|key|value|gate|query_key_value)(_dense)?$")
 _OUTPUT = ("attention_output", "kernel")
 _LETTERS = re.compile(r"(?=.*r)(?=.*c)[rcb]+")
@@ -35,6 +36,11 @@ def checked_axes(
     if not _LETTERS.fullmatch(value) or (shape is not None and len(value) != len(shape)):
         refuse(name, value, rule, cure)
     return value
+
+
+def is_scale(label: str) -> bool:
+    """Tell from its name whether a variable is a bias or a scale, of any shape."""
+    return bool(_SCALE.search(match.components(label)[-1]))
 
 
 def vectors(labels: Iterable[str]) -> set[int]:
@@ -95,17 +101,26 @@ def layout(axes: str, shape: tuple[int, ...]) -> Layout:
 
 
 def newton_schulz(
-    x: Any, steps: int, polynomial: Callable[[Any], Any], turned: Callable[[Any], Any]
+    x: Any,
+    steps: int,
+    at_once: int,
+    polynomial: Callable[[Any], Any],
+    turned: Callable[[Any], Any],
 ) -> Any:
     """Return x after some iterations x ← p·x, where the polynomial p is of the Gram matrix x·xᵀ.
 
     For a tall x it is x ← x·p with xᵀ·x, the smaller of the two. Powers of one matrix commute. So
-    where x is at least twice as wide as high, three iterations at a time are done on the Gram
-    matrix r alone, which takes less time: r ← p·r·p. Then x is multiplied by all three p. After
-    more than three, rounding could grow: after five, in bfloat16, without limit.
+    where x is at least twice as wide as high, some iterations at a time are done on the Gram
+    matrix r alone, which takes less time: r ← p·r·p. Then x is multiplied by all p of them.
+
+    Rounding makes small eigenvalues of r negative, and each iteration on r alone makes them up to
+    twelve times as large. So `at_once` has a limit: 3 in float32 and 2 in bfloat16, where 3
+    iterations lead to singular values of 20 now and then, and to infinity if there are more steps.
     """
     rows, columns = x.shape[-2:]
-    tall, at_once = rows > columns, 3 if max(rows, columns) >= 2 * min(rows, columns) else 1
+    tall = rows > columns
+    if max(rows, columns) < 2 * min(rows, columns):
+        at_once = 1
     for start in range(0, steps, at_once):
         r = turned(x) @ x if tall else x @ turned(x)
         p = product = polynomial(r)
