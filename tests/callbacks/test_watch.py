@@ -117,6 +117,23 @@ def test_small_turns_and_ratios_with_zero():
     assert math.isnan(c["turn"])
 
 
+def test_a_long_variable_and_one_that_is_no_number(monkeypatch):
+    """It is measured in chunks; a run that diverged has rows and no warning."""
+    monkeypatch.setattr("keras_decoupled.callbacks.watch._CHUNK", 7)
+    values = [RNG.normal(size=(5, 4)).astype("float32") for _ in range(2)]
+    variables = [make_variable(path, value) for path, value in zip("ab", values, strict=True)]
+    optimizer = SGDW(0.1, weight_decay=0.3)
+    optimizer.build(variables)
+    watch, g = WatchUpdates(), RNG.normal(size=(5, 4)).astype("float32")
+    watch.before(optimizer)
+    eager(optimizer, variables)([g, g * np.float32("inf")])
+    watch.after(optimizer)
+    a, b = watch.rows
+    assert a["step_rms"] == pytest.approx(0.1 * np.sqrt(np.mean(g**2)), rel=1e-5)
+    assert a["weight_rms"] == pytest.approx(np.sqrt(np.mean(values[0] ** 2)), rel=1e-6)
+    assert not np.isfinite(b["update_rms"])
+
+
 def test_an_optimizer_is_left_as_it_is():
     """It trains on to the same weights as one that nobody watched."""
     ends = []

@@ -138,8 +138,8 @@ def trained(optimizer: Any, keys: Sequence[Any] | None) -> list[Any]:
 
 
 def value_of(record: Any) -> np.ndarray:
-    """Return a copy of a variable's value, of its float32 copy where there is one."""
-    return np.array(ops.convert_to_numpy(read(record.variable, record.master)))
+    """Return a variable's value, of its float32 copy where there is one. An update may change it."""
+    return np.asarray(ops.convert_to_numpy(read(record.variable, record.master)))
 
 
 def ahead(optimizer: Any, records: Sequence[Any]) -> list[Ahead]:
@@ -155,6 +155,14 @@ def ahead(optimizer: Any, records: Sequence[Any]) -> list[Ahead]:
         reference = record.reference
         if reference is not None:
             reference = np.array(ops.convert_to_numpy(reference))
-        values = (row.path, value_of(record), reference, row.decay, l2, l1, rate * multiplier)
+        values = (
+            row.path,
+            value_of(record).copy(),
+            reference,
+            row.decay,
+            l2,
+            l1,
+            rate * multiplier,
+        )
         found.append(Ahead(*values))
     return found

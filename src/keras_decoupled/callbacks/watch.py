@@ -25,6 +25,7 @@ from .position import (
     value_of,
 )
 
+_CHUNK = 2**15  # numbers that are measured at once: they stay in a cache
 _RANGE = (1e-4, 1e-1)  # of the colours
 _LOGGED = ("relative_update", "turn", "decay_share")
 
@@ -271,48 +272,45 @@ def _checked(optimizer: Any) -> Any:
 
 def measured(was: Ahead, after: np.ndarray) -> dict[str, float]:
     """Return what an update has changed, in float64."""
-    before, after = was.theta.astype("float64"), after.astype("float64")
-    change = after - before
-    taken = decay_of(was, before, after)
-    step = -change - taken
-    size, changed, decayed, stepped = map(
-        np.linalg.norm, map(np.ravel, (before, change, taken, step))
-    )
-    root, nan = np.sqrt(max(before.size, 1)), float("nan")
+    # Without a change the variable had no gradient, or a multiplier of 0: no decay either.
+    still = np.array_equal(was.theta, after)
+    arrays = [was.theta, after, *([] if was.reference is None else [was.reference])]
+    flat, sums = [array.reshape(-1) for array in arrays], np.zeros(5)
+    with np.errstate(all="ignore"):  # a run that diverged has rows, too
+        for start in range(0, after.size, _CHUNK):
+            a, b, *reference = (x[start : start + _CHUNK].astype("float64") for x in flat)
+            change = b - a
+            taken = 0.0 * a if still else decay_of(was, a, b, *reference)
+            step = -change - taken
+            pairs = ((a, a), (change, change), (taken, taken), (step, step), (a, change))
+            sums += [np.einsum("i,i", x, y) for x, y in pairs]
+        size, changed, decayed, stepped = np.sqrt(sums[:4])
+        along, root = sums[4], np.sqrt(max(after.size, 1))
+        across = np.sqrt(np.maximum((size * changed) ** 2 - along**2, 0.0))
     return {
         "weight_rms": float(size / root),
         "update_rms": float(changed / root),
         "step_rms": float(stepped / root),
-        "relative_update": float(changed / size) if size else nan,
+        "relative_update": float(changed / size) if size else np.nan,
         "decay_share": float(decayed / (decayed + stepped)) if decayed or stepped else 0.0,
-        "turn": _angle(before, after),
+        # Exact for small angles, of which an arccos would make 0.
+        "turn": float(np.arctan2(across, size**2 + along)) if size and after.any() else np.nan,
     }
 
 
-def decay_of(was: Ahead, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def decay_of(
+    was: Ahead, before: np.ndarray, after: np.ndarray, reference: np.ndarray | float = 0.0
+) -> np.ndarray:
     """Return c, what the decay took from each number, by the rule of `decay/kinds.py`."""
-    change = after - before
-    d, end = before, after
-    if was.reference is not None:
-        d, end = before - was.reference, after - was.reference
-    if not change.any():  # the variable had no gradient, or a multiplier of 0
-        return np.zeros_like(change)
-    soft = was.decay.soft_threshold
-    taken = was.l2 * d + was.l1 * np.sign(end if soft else d)
-    if soft and was.l1:
-        taken = np.where(end == 0, -change, taken)
+    d, change, soft = before - reference, after - before, was.decay.soft_threshold
+    taken = was.l2 * d
+    if was.l1:
+        end = after - reference
+        taken += was.l1 * np.sign(end if soft else d)
+        taken = np.where(soft & (end == 0), -change, taken)
     if was.decay.cautious:  # where step and decay agree, their sum has the same sign
         taken = np.where(-change * d >= 0, taken, 0.0)
     return taken
-
-
-def _angle(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the angle between two arrays, also if it is small."""
-    lengths = np.linalg.norm(a), np.linalg.norm(b)
-    if not all(lengths):
-        return float("nan")
-    a, b = a / lengths[0], b / lengths[1]
-    return float(2 * np.arctan2(np.linalg.norm(a - b), np.linalg.norm(a + b)))
 
 
 def _draw(
