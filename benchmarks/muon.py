@@ -83,6 +83,15 @@ class Products:
             y.block_until_ready()
 
 
+def adamw_ms(backend, mode, values, grads):
+    """Milliseconds of a step of AdamW for the same matrices."""
+    make = partial(keras_decoupled.AdamW, RATE, weight_decay=RATE * DECAY)
+    contender = backend.of_keras({OURS: make}, mode, values, grads)[OURS]()
+    contender.build()
+    seconds = [measure.timed(contender.step) for _ in range(30)]
+    return 1e3 * median(seconds[10:])
+
+
 def run(backend, mode, quick, progress):
     """Measure all contenders on these matrices."""
     shapes = SIZES[14:20] if quick else SIZES
@@ -106,6 +115,7 @@ def run(backend, mode, quick, progress):
         "mode": mode,
         "products_per_s": {dtype: usual / s for dtype, s in seconds.items()},  # operations
         "rounds": entry["rounds"],
+        "adamw_ms": adamw_ms(backend, mode, values, grads),
         "contenders": results,
     }
 
@@ -113,7 +123,8 @@ def run(backend, mode, quick, progress):
 def table(entry):
     """One group's contenders as a table."""
     title = f"Muon, {entry['matrices']} matrices of 256×256 to 1024×256 {entry['mode']}"
-    shown = Table("optimizer", title=title, title_justify="left")
+    caption = f"a step of AdamW takes {entry['adamw_ms']:.1f} ms"
+    shown = Table("optimizer", title=title, title_justify="left", caption=caption)
     for column in ("ms", "quartiles", "ours÷this", "share of plain products", "apart"):
         shown.add_column(column, justify="right")
     for name, row in entry["contenders"].items():

@@ -9,6 +9,7 @@ left out.
 import math
 
 import numpy as np
+from matplotlib.ticker import NullLocator
 
 import experiments
 from analysis import difference
@@ -95,7 +96,7 @@ def muon(done, quick, out):
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
     for i, (form, title) in enumerate(MUON_TITLES.items()):
         curves[form].draw(axes, f"C{i}", title)
-    finish(axes)
+    finish(axes, experiments.MUON_RATES)
     axes.legend(frameon=False)
     save(figure, out / "muon.png")
     at_best = {form: c.test[c.best] for form, c in curves.items()}
@@ -134,7 +135,7 @@ def widths(done, quick, out):
             c.draw(axes, plt.cm.viridis(i / len(panels[form])), f"width {width}")
             axes.plot(c.rates[c.best], c.test[c.best].mean(), "o", ms=9, mfc="none", color="black")
         axes.set_title(title, loc="left")
-        finish(axes)
+        finish(axes, experiments.WIDTH_RATES)
     grid[0, 0].legend(frameon=False)
     save(figure, out / "widths.png")
     widest = experiments.WIDTHS[-1]
@@ -147,9 +148,12 @@ def widths(done, quick, out):
     return found | {name: difference(independent, coupled).rounded()}
 
 
-def finish(axes):
+def finish(axes, rates):
     """Labels of a panel."""
-    axes.set(xscale="log", xlabel="base learning rate α", ylabel="test loss (nats per character)")
+    axes.set_xscale("log")
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set(xlabel="base learning rate α", ylabel="test loss (nats per character)")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
