@@ -138,7 +138,7 @@ def trained(optimizer: Any, keys: Sequence[Any] | None) -> list[Any]:
 
 
 def value_of(record: Any) -> np.ndarray:
-    """Return a variable's value, its float32 copy's if it has one. An update may change the array."""
+    """Return a variable's value, or that of its float32 copy. An update may change the array."""
     return np.asarray(ops.convert_to_numpy(read(record.variable, record.master)))
 
 
