@@ -19,10 +19,13 @@ class Text(NamedTuple):
     characters: int
 
 
+def available():
+    """Whether the text is installed: it is of Debian's package bible-kjv."""
+    return shutil.which("bible") is not None
+
+
 def load():
-    """Read the text from Debian's package bible-kjv."""
-    if not shutil.which("bible"):
-        raise SystemExit("The program `bible` is missing. On Debian: apt-get install bible-kjv")
+    """Read the text."""
     command = ["bible", "-f", WHOLE]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     text = "\n".join(line.partition(" ")[2] for line in lines)  # without "Ge1:1"
