@@ -13,7 +13,7 @@ import pytest
 from cases import BACKEND, numpy
 from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, WarmupStableDecay
 from keras_decoupled.callbacks import RestartOnPlateau, SnapshotEnsemble
-from training import Weights
+from training import Weights, batches_of_syncs
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(12, 3)).astype("float32")
@@ -281,19 +281,10 @@ def test_half_written_files_have_no_number(monkeypatch):
 if BACKEND == "jax":  # elsewhere the state is always there
 
     def test_jax_state_comes_back_where_a_cycle_ends_and_nowhere_else(monkeypatch):
-        schedule, batches = cosine(5, t_mul=1, warmup_steps=2), []
+        schedule = cosine(5, t_mul=1, warmup_steps=2)
         model = compiled(sgdw(schedule, gradient_accumulation_steps=2))
         snapshots = SnapshotEnsemble(PATTERN)
-        name = "state_sync" if hasattr(model, "state_sync") else "jax_state_sync"  # to Keras 3.15
-        sync = getattr(model, name)
-
-        def counted():
-            state = getattr(model, "_jax_state", None)
-            if state and not model._jax_state_synced:
-                batches.append(int(state["optimizer_variables"][0]))
-            sync()
-
-        monkeypatch.setattr(model, name, counted)
+        batches = batches_of_syncs(model, monkeypatch)
         fit(model, snapshots, epochs=2, x=np.tile(X, (4, 1)), y=np.tile(Y, (4, 1)))
         assert len(snapshots.files()) == 4
         assert batches == [14, 24, 34, 44, 48]  # 24 and 48: epochs end

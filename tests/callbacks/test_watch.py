@@ -11,6 +11,7 @@ from cases import BACKEND, eager, make_variable, numpy
 from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Decay, Lion
 from keras_decoupled.callbacks import WatchUpdates
 from oracle import Decay as As
+from training import batches_of_syncs
 
 X, Y = np.ones((6, 3), "float32"), np.zeros((6, 1), "float32")
 RNG = np.random.default_rng(0)
@@ -367,16 +368,7 @@ def test_what_cannot_be_watched_is_refused():
 if BACKEND == "jax":  # elsewhere the state is always there
 
     def test_jax_state_comes_back_at_watched_updates_alone(monkeypatch):
-        model, batches = compiled(AdamW(0.01, weight_decay=0.1)), []
-        name = "state_sync" if hasattr(model, "state_sync") else "jax_state_sync"  # to Keras 3.15
-        sync = getattr(model, name)
-
-        def counted():
-            state = getattr(model, "_jax_state", None)
-            if state and not model._jax_state_synced:
-                batches.append(int(state["optimizer_variables"][0]))
-            sync()
-
-        monkeypatch.setattr(model, name, counted)
+        model = compiled(AdamW(0.01, weight_decay=0.1))
+        batches = batches_of_syncs(model, monkeypatch)
         fit(model, WatchUpdates(4), epochs=2, batch_size=1)  # epochs of six
         assert batches == [1, 4, 5, 6, 8, 9, 12]  # before and after 0, 4, 8; the ends of epochs

@@ -183,3 +183,19 @@ if BACKEND != "torch":  # there is no compilation, and no steps_per_execution
         "fit, jit": partial(by_fit, jit_compile=True),
         "fit, no jit": partial(by_fit, jit_compile=False),
     }
+
+
+def batches_of_syncs(model, monkeypatch):
+    """Give a list, to which the optimizer's count is added each time that JAX brings the model's state back."""
+    batches = []
+    name = "state_sync" if hasattr(model, "state_sync") else "jax_state_sync"  # to Keras 3.15
+    sync = getattr(model, name)
+
+    def counted():
+        state = getattr(model, "_jax_state", None)
+        if state and not model._jax_state_synced:
+            batches.append(int(state["optimizer_variables"][0]))
+        sync()
+
+    monkeypatch.setattr(model, name, counted)
+    return batches
