@@ -42,12 +42,12 @@ def width_lr_multipliers(model: keras.Model, base_model: keras.Model) -> dict[st
     - The logits of an embedding that is also the output kernel are multiplied by base width /
       width in the model.
 
+    A kernel of a layer of your own is taken as (inputs…, outputs): its last axis is the outputs. If
+    it is another one, change its entry: `multipliers | {"block/wq": 0.25}`.
+
     Args:
         model: a built `keras.Model`.
         base_model: a built model of the same layers in the same order, of another width.
-
-    A kernel of a layer of your own is taken as (inputs…, outputs): its last axis is the outputs. If
-    it is another one, change its entry: `multipliers | {"block/wq": 0.25}`.
 
     Raises:
         TypeError: an argument is not a `keras.Model`.

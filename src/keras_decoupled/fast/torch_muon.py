@@ -90,4 +90,4 @@ def orthogonalized(
         p.diagonal(dim1=-2, dim2=-1).add_(a)
         return p
 
-    return newton_schulz(x, steps, 3 if dtype is None else 2, polynomial, lambda x: x.mT)
+    return newton_schulz(x, steps, dtype, polynomial, lambda x: x.mT)

@@ -66,9 +66,8 @@ def orthogonalized(
     def polynomial(r: Any) -> Any:
         return cast(constant + b * cast(r, precise) + c * cast(r @ r, precise), low)
 
-    at_once = 3 if dtype is None else 2
     turned = functools.partial(ops.swapaxes, axis1=-2, axis2=-1)
-    x = matrices.newton_schulz(cast(x, low), steps, at_once, polynomial, turned)
+    x = matrices.newton_schulz(cast(x, low), steps, dtype, polynomial, turned)
     return cast(x, precise)
 
 

@@ -103,7 +103,7 @@ def layout(axes: str, shape: tuple[int, ...]) -> Layout:
 def newton_schulz(
     x: Any,
     steps: int,
-    at_once: int,
+    dtype: str | None,
     polynomial: Callable[[Any], Any],
     turned: Callable[[Any], Any],
 ) -> Any:
@@ -114,11 +114,12 @@ def newton_schulz(
     matrix r alone, which takes less time: r ← p·r·p. Then x is multiplied by all p of them.
 
     Rounding makes small eigenvalues of r negative, and each iteration on r alone makes them up to
-    twelve times as large. So `at_once` has a limit: 3 in float32 and 2 in bfloat16, where 3
-    iterations lead to singular values of 20 now and then, and to infinity if there are more steps.
+    twelve times as large. So their number has a limit: 3 in float32, and 2 if `dtype` is bfloat16.
+    There 3 lead to singular values of 20 now and then, and to infinity if there are more steps.
     """
     rows, columns = x.shape[-2:]
     tall = rows > columns
+    at_once = 3 if dtype is None else 2
     if max(rows, columns) < 2 * min(rows, columns):
         at_once = 1
     for start in range(0, steps, at_once):
