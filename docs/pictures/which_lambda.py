@@ -1,10 +1,10 @@
-"""What λ means in updates: the way of a weight without a gradient, and how long it remembers."""
+"""What λ means in updates: a weight without a gradient, how long it remembers, and for which run."""
 
 import numpy as np
 
 from drawing import BLUE, GRAY, GREEN, ORANGE, RED, plt, save
 
-DECAYS = {1e-5: GREEN, 1e-4: BLUE, 2e-3: ORANGE, 1e-2: RED}
+DECAYS = {1e-5: GREEN, 1e-4: BLUE, 1e-3: ORANGE, 1e-2: RED}
 
 
 def power(number):
@@ -34,13 +34,14 @@ left.legend(loc="lower right", bbox_to_anchor=(1, 0.5), ncols=2, fontsize=10)
 for place, (decay, color) in enumerate(DECAYS.items()):
     right.barh(place, 1 / decay, color=color, height=0.6, left=1)
     right.text(1.6, place, f"λ = {power(decay)}", color="white", va="center", fontweight="bold")
-for run, text in ((2_000, "a run of\n2,000"), (10_000, "of\n10,000"), (100_000, "of\n100,000")):
-    right.axvline(run, color=GRAY, linewidth=1, linestyle=":")
-    right.text(run, -0.65, text, color=GRAY, ha="center", va="bottom", fontsize=9)
+    right.plot(20 / decay, place, "D", color=color, markersize=8)
+right.text(
+    2e6, -0.45, "◆ is 20/T\nfor a run of T", color=GRAY, ha="center", va="bottom", fontsize=10
+)
 right.set(
     xscale="log",
-    xlabel="updates that a weight remembers, 1/λ",
-    xlim=(1, 4e5),
+    xlabel="weight updates; the bar ends at 1/λ",
+    xlim=(1, 2e7),
     yticks=[],
     ylim=(3.6, -0.7),
 )

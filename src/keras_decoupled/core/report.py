@@ -85,7 +85,7 @@ def _of_no_decay(optimizer: Any, rows: Sequence[Row]) -> Iterator[str]:
         yield (
             f"{type(optimizer).__name__} decays no variable: its weight_decay, weight_decays and "
             "model give no decay above 0, or exclude_from_weight_decay() excludes what they hit. "
-            "Give `weight_decay` (1e-4 is a start), or weight_decay=0 if you want no decay."
+            f"Give `weight_decay`, or weight_decay=0 if you want no decay. {explain.START}"
         )
 
 
@@ -101,14 +101,14 @@ def _of_strong_decays(kd: Any, rows: Sequence[Row]) -> Iterator[str]:
         if decay >= 1:
             yield (
                 f"A weight decay of {number} removes the whole weight at every update: {names}. "
-                f"Usual values are 1e-3 to 1e-6. {_CONVERT.format(number)}"
+                f"{explain.START} {_CONVERT.format(number)}"
             )
             continue
         if decay >= 0.5:  # it was meant for another argument
             yield (
                 f"A weight decay of {number} removes {decay:.1%} of the weight at every update: "
                 f"{names}. `weight_decay` is the second argument of AdamW, and betas are `beta_1` "
-                f"and `beta_2`. Usual decays are 1e-3 to 1e-6."
+                f"and `beta_2`. {explain.START}"
             )
             continue
         yield (

@@ -48,6 +48,7 @@ _ALIKE = (
     *("decay_per_update", "l1", "multiplier", "multiplier_schedule"),
     *("rule", "kind", "part", "matrix", "dtype"),
 )
+START = "Start with 20 / number of weight updates, or with the learning rate if it is smaller."
 PENALIZED = (
     "Decayed, and also penalized in the loss by an L1 or L2 regularizer: {}. Remove the "
     "regularizer from the layer. Or give the optimizer `model=` in place of `weight_decay`: that "
@@ -268,8 +269,7 @@ def _warnings(
             [e["path"] for _, e in decayed if match.is_vector(e["path"], e["shape"])],
         ),
         (
-            "A decay of 1 or more per update removes the whole weight at once: {}. Usual values "
-            "are 1e-3 to 1e-6.",
+            f"A decay of 1 or more per update removes the whole weight at once: {{}}. {START}",
             [e["path"] for _, e in decayed if e["decay_per_update"] >= 1],
         ),
         (
