@@ -24,7 +24,7 @@ FLOORS = [
     ["saving", "fast"],
     ["decay", "schedule"],
     ["paths"],
-    ["checks"],
+    ["checks", "calls"],
 ]
 FLOOR = {folder: floor for floor, folders in enumerate(FLOORS) for folder in folders}
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -461,6 +461,10 @@ class Decoupled(KerasHooks):
                 optimizer._kd.clock.set_factor(resolved.factor)
         return optimizer
 
+    def __repr__(self) -> str:
+        """Return the call that makes this optimizer as it is now, without defaults."""
+        return report.call_of(self)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and deepcopy carry the config, as Keras' do; state goes with the model's file."""
         return type(self).from_config, (self.get_config(),)

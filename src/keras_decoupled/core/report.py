@@ -8,8 +8,10 @@ from typing import Any
 
 import keras
 
-from keras_decoupled import checks
+from keras_decoupled import calls, checks
+from keras_decoupled.core.arguments import KERAS_ARGUMENTS
 from keras_decoupled.core.gradients import check_variables
+from keras_decoupled.core.settings import as_number
 from keras_decoupled.decay import explain, regularizers
 from keras_decoupled.decay.arguments import shown
 from keras_decoupled.decay.explain import Explanation
@@ -63,6 +65,43 @@ def _of_settings(optimizer: Any) -> Iterator[str]:
             yield f"{name} follows a {type(given).__name__}; the next update uses {now:.6g}."
         else:
             yield f"{name} is {now:.6g} now; the optimizer was made with {given:.6g}."
+
+
+def call_of(optimizer: Any) -> str:
+    """Return the call that makes this optimizer as it is now, without defaults.
+
+    It has "…" for the arguments where they cannot be read: in a compiled step, and inside an epoch
+    on JAX.
+    """
+    cls, kd = type(optimizer), optimizer._kd
+    rules, timing = kd.registry.rules, kd.timing
+    rate = getattr(timing.rate, "function", getattr(timing.rate, "schedule", None))
+    try:
+        if rate is None or timing.use_cosine_annealing:
+            now = timing.rate.base * as_number(kd.clock.factor(kd.update.on))
+            rate = float(f"{now:.6g}")  # 1e-4, where float32 makes it 1.0000000474974513e-4
+        uniform = kd.registry.uniform_now()
+        own = {name: getattr(optimizer, name) for name in optimizer._kd_own_config()}
+    except Exception:  # each backend raises another one, and a repr must not raise
+        return f"{cls.__name__}(…)"
+    base, names = timing.rate.known_base, ("initial_learning_rate", "warmup_target")
+    usual = [rate, *(getattr(rate, name, None) for name in names)]
+    shared = {
+        "weight_decays": rules.weight_decays_as_given,
+        "lr_multipliers": rules.lr_multipliers,
+        "matrix_axes": rules.split.axes,
+    }
+    arguments = {
+        "learning_rate": rate,
+        **({} if base in usual else {"base_learning_rate": base}),
+        "weight_decay": uniform.l2 if uniform and uniform.plain and not uniform.l1 else uniform,
+        **own,
+        **{name: value for name, value in shared.items() if value},
+        **({} if rules.decay_vectors else {"decay_vectors": False}),
+        **timing.get_config(),
+        **{name: getattr(optimizer, name) for name in KERAS_ARGUMENTS},
+    }
+    return calls.call(cls, arguments)
 
 
 def warnings_of(optimizer: Any, variables: Sequence[Any], rows: Sequence[Row]) -> list[str]:

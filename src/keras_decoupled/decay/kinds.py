@@ -17,6 +17,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
+from keras_decoupled.calls import call
 
 Number: TypeAlias = float | LearningRateSchedule
 _PENALTY = (
@@ -165,8 +166,9 @@ class Decay:
 
     def __repr__(self) -> str:
         """Return the call that makes this decay, without defaults."""
-        names = [field.name for field in dataclasses.fields(self) if field.name in self._changed()]
-        return f"Decay({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+        return call(
+            Decay, {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        )
 
     def _changed(self) -> set[str]:
         """Return the names of the fields that are not the default."""

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_decoupled.calls import call
 from keras_decoupled.checks import integer, real, refuse
 
 INT32_MAX = 2**31 - 1  # JAX counts in int32, so every backend does: steps 0 … 2³¹ − 2
@@ -42,6 +43,10 @@ class ExactSchedule(keras.optimizers.schedules.LearningRateSchedule):
         eta = self._eta(ops.maximum(k - self.warmup_steps, ops.zeros_like(k)))
         ramp = self.eta_max / (self.warmup_steps + 1) * ops.cast(k + 1, eta.dtype)
         return ops.where(k < self.warmup_steps, ramp, eta)
+
+    def __repr__(self) -> str:
+        """Return the call that makes this schedule, without defaults."""
+        return call(type(self), self.get_config())
 
     def position(self, step: Any) -> Any:
         """The position at `step`, counted from the end of the warm-up; 0 in the warm-up."""

@@ -1,0 +1,40 @@
+"""Writes the call that makes an object: what `repr` shows of optimizers, schedules and decays."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+from keras.optimizers.schedules import LearningRateSchedule
+
+_MOST = 3  # entries of a dict that are shown
+# Every optimizer takes Keras' arguments, and the signatures of ours do not have them.
+_OF_KERAS = inspect.signature(keras.optimizers.SGD).parameters
+
+
+def call(cls: type[Any], arguments: Mapping[str, Any]) -> str:
+    """Return the call of this class with these arguments, without defaults and the name."""
+    parameters = {**_OF_KERAS, **inspect.signature(cls).parameters}
+    shown = [
+        f"{name}={written(value)}"
+        for name, value in arguments.items()
+        if name != "name" and (name not in parameters or value != parameters[name].default)
+    ]
+    return f"{cls.__name__}({', '.join(shown)})"
+
+
+def written(value: Any) -> str:
+    """Return an argument as code."""
+    if isinstance(value, list | tuple):
+        items = ", ".join(map(written, value))
+        return f"[{items}]" if isinstance(value, list) else f"({items})"
+    if isinstance(value, Mapping):
+        entries = ", ".join(f"{key!r}: {written(entry)}" for key, entry in value.items())
+        return f"{{{entries}}}" if len(value) <= _MOST else f"{{… {len(value)} entries}}"
+    if isinstance(value, LearningRateSchedule):
+        return call(type(value), value.get_config())
+    if callable(value):
+        return getattr(value, "__name__", type(value).__name__)
+    return repr(value)
