@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -17,10 +17,17 @@ from keras_decoupled.core.settings import as_number
 from keras_decoupled.schedule.exact import ExactSchedule
 from keras_decoupled.schedule.rates import CallableRate, ConstantRate
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 UPDATES = "weight update (from 0)"
 
 
-def plot_schedule(schedule_or_optimizer: Any, steps: int, ax: Any = None) -> Any:
+def plot_schedule(
+    schedule_or_optimizer: LearningRateSchedule | keras.Optimizer,
+    steps: int,
+    ax: Axes | None = None,
+) -> Axes:
     """Plot the learning rate of the updates 0 … steps − 1.
 
     An optimizer is shown as it was made: from update 0 on, without rates that were set later,
@@ -64,7 +71,7 @@ def plot_schedule(schedule_or_optimizer: Any, steps: int, ax: Any = None) -> Any
     return ax
 
 
-def axes(name: str, ax: Any, size: tuple[float, float]) -> tuple[Any, bool]:
+def axes(name: str, ax: Axes | None, size: tuple[float, float]) -> tuple[Axes, bool]:
     """Return the Axes that the function of this name draws into, and whether they are new."""
     try:
         from matplotlib import pyplot as plt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
@@ -24,6 +24,9 @@ from .position import (
     updates_seen,
     value_of,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _CHUNK = 2**15  # numbers that are measured at once: they stay in a cache
 _RANGE = (1e-4, 1e-1)  # of the colours
@@ -105,7 +108,7 @@ class WatchUpdates(keras.callbacks.Callback):
     def __init__(
         self,
         every: int | None = None,
-        variables: Sequence[Any] | None = None,
+        variables: Sequence[str | keras.Layer] | None = None,
         log: bool = False,
     ) -> None:
         super().__init__()
@@ -126,12 +129,12 @@ class WatchUpdates(keras.callbacks.Callback):
 
     # By hand.
 
-    def before(self, optimizer: Any) -> None:
+    def before(self, optimizer: keras.Optimizer) -> None:
         """Take a copy of the variables: the next update is watched."""
         self._epoch = None
         self._begin(_checked(optimizer))
 
-    def after(self, optimizer: Any) -> None:
+    def after(self, optimizer: keras.Optimizer) -> None:
         """Add the rows of the update since `before`; none if there was no update."""
         optimizer = _checked(optimizer)
         if self._before is None or self._before.optimizer is not optimizer:
@@ -161,7 +164,7 @@ class WatchUpdates(keras.callbacks.Callback):
             tail = {"rate": was.rate, "eta": before.eta, "decay_per_update": was.l2}
             self.rows.append(head | measured(was, value_of(record)) | tail)
 
-    def plot(self, ax: Any = None) -> Any:
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Plot the relative updates as colours: a line for each variable, over the updates.
 
         A dot marks an update of which the decay is more than half. A variable whose weights were

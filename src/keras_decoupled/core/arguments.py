@@ -14,6 +14,7 @@ import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled import checks
+from keras_decoupled.decay.kinds import Decay
 
 Check: TypeAlias = Callable[[str, Any], Any]  # (name, value) → the value as it is kept
 
@@ -88,8 +89,11 @@ _OF_TORCH = {
 class Shared(TypedDict, total=False):
     """The keyword arguments beside `weight_decay` that every optimizer takes; see `Decoupled`."""
 
-    weight_decays: Mapping[Any, Any] | None
-    lr_multipliers: Mapping[Any, float | LearningRateSchedule] | None
+    weight_decays: (
+        Mapping[str | keras.Layer, float | tuple[float, float] | LearningRateSchedule | Decay]
+        | None
+    )
+    lr_multipliers: Mapping[str | keras.Layer, float | LearningRateSchedule] | None
     decay_vectors: bool
     model: keras.Model | None
     zero_penalties: bool

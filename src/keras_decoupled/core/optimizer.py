@@ -6,7 +6,7 @@ therefore use any other name. A class built on this one adds an `Algorithm`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import keras
@@ -38,7 +38,7 @@ from keras_decoupled.core.registry import (
 )
 from keras_decoupled.core.settings import as_number, check_own, plain
 from keras_decoupled.decay.explain import Explanation
-from keras_decoupled.decay.kinds import number_to_config
+from keras_decoupled.decay.kinds import Decay, number_to_config
 from keras_decoupled.saving import state
 from keras_decoupled.saving.config import read_config
 
@@ -66,10 +66,10 @@ class Decoupled(KerasHooks):
 
     def __init__(
         self,
-        learning_rate: Any,
+        learning_rate: float | LearningRateSchedule | Callable[[], float],
         own: Mapping[str, Any] | None = None,
         *,
-        weight_decay: Any = None,
+        weight_decay: float | LearningRateSchedule | Decay | None = None,
         **shared: Any,
     ) -> None:
         ours = {name: shared.pop(name) for name in OURS & shared.keys()}
@@ -232,8 +232,8 @@ class Decoupled(KerasHooks):
     def learning_rate(self) -> Any:
         """The rate that the next update uses, before layer multipliers; in an update, its own.
 
-        Where a number was given, a `keras.Variable`, as in stock Keras. Under a schedule a tensor,
-        r·schedule(s); setting it moves r, and with it the whole schedule.
+        Where a number was given, a `keras.Variable`, as in stock Keras. Under a schedule, a tensor;
+        setting it scales all later rates of the schedule.
         """
         return self._kd.update.learning_rate()
 
@@ -249,7 +249,7 @@ class Decoupled(KerasHooks):
 
     @property
     def eta_t(self) -> Any:
-        """η of the next update: r·schedule(s)/α."""
+        """η of the next update: its learning rate, before layer multipliers, over α."""
         return self._kd.clock.now(self._kd.update.on)[2]
 
     @property
@@ -343,7 +343,9 @@ class Decoupled(KerasHooks):
         return ReadOnly("lr_multipliers", found)
 
     def exclude_from_weight_decay(
-        self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
+        self,
+        var_list: Sequence[keras.Variable] | None = None,
+        var_names: Sequence[str] | None = None,
     ) -> None:
         """Exclude variables from every weight decay; adds to what earlier calls said.
 
@@ -368,7 +370,9 @@ class Decoupled(KerasHooks):
         self._kd.registry.rules.exclude(var_list or (), var_names or ())
 
     def explain(
-        self, model_or_variables: Any = None, steps_per_epoch: int | None = None
+        self,
+        model_or_variables: keras.Model | Sequence[keras.Variable] | None = None,
+        steps_per_epoch: int | None = None,
     ) -> Explanation:
         """Return a table of who is decayed by how much and by which rule, and warnings.
 
@@ -396,7 +400,7 @@ class Decoupled(KerasHooks):
         return report.explanation(self, model_or_variables, steps_per_epoch)
 
     @classmethod
-    def from_keras(cls, optimizer: Any, **changes: Any) -> Any:
+    def from_keras(cls, optimizer: keras.Optimizer, **changes: Any) -> keras.Optimizer:
         """Return an optimizer that goes on where one of `keras.optimizers` stands.
 
         Arguments, moments, averages, the number of updates and the position in a schedule are

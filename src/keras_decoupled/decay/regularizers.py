@@ -81,7 +81,9 @@ def get_weight_decays(model: keras.Model, zero_penalties: bool = False) -> dict[
     return decays
 
 
-def fill_dict_in_order(wd_dict: Mapping[str, Any], values: Iterable[Any]) -> dict[str, Any]:
+def fill_dict_in_order(
+    wd_dict: Mapping[str, tuple[float, float]], values: Iterable[float | tuple[float, float]]
+) -> dict[str, float | tuple[float, float]]:
     """Return a new dict: the keys of `wd_dict` with the decays in `values`, in order.
 
     Args:

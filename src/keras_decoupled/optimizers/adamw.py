@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Unpack
 
 import keras
@@ -13,6 +13,7 @@ from keras_decoupled.core.algorithm import Algorithm
 from keras_decoupled.core.arguments import Shared, at_least_0, flag, fraction
 from keras_decoupled.core.numbers import log, one_minus
 from keras_decoupled.core.optimizer import Decoupled
+from keras_decoupled.decay.kinds import Decay
 
 
 def adam(
@@ -144,8 +145,8 @@ class AdamW(Decoupled):
 
     def __init__(
         self,
-        learning_rate: Any = 0.001,
-        weight_decay: Any = None,
+        learning_rate: float | LearningRateSchedule | Callable[[], float] = 0.001,
+        weight_decay: float | LearningRateSchedule | Decay | None = None,
         beta_1: float | LearningRateSchedule = 0.9,
         beta_2: float | LearningRateSchedule = 0.999,
         epsilon: float | LearningRateSchedule = 1e-7,

@@ -39,7 +39,7 @@ DECOUPLED |= {
 }
 
 
-def decouple(optimizer_class: type[Any]) -> type[Any]:
+def decouple(optimizer_class: type[keras.Optimizer]) -> type[keras.Optimizer]:
     r"""Return a Keras optimizer class with independent weight decay.
 
         θ ← θ − u − η·(l2·θ + l1·sign θ),   u = θ − stock(θ; g, rate η·α·m_v)

@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
 import keras
@@ -19,6 +19,7 @@ from keras_decoupled.core.arguments import Real, Shared, at_least_0, flag, fract
 from keras_decoupled.core.numbers import cast
 from keras_decoupled.core.optimizer import Decoupled
 from keras_decoupled.decay import arguments as keys
+from keras_decoupled.decay.kinds import Decay
 from keras_decoupled.optimizers.adamw import adam, adam_scalars
 from keras_decoupled.paths import blocks, match, matrices
 
@@ -292,17 +293,17 @@ class Muon(Decoupled):
     ns_steps: int
     nesterov: bool
     rms_rate: float | LearningRateSchedule | None
-    matrix_axes: Mapping[Any, str]
+    matrix_axes: Mapping[str | keras.Layer, str]
     ns_dtype: str | None
 
     def __init__(
         self,
-        learning_rate: Any = 0.001,
+        learning_rate: float | LearningRateSchedule | Callable[[], float] = 0.001,
         adam_beta_1: float | LearningRateSchedule = 0.9,
         adam_beta_2: float | LearningRateSchedule = 0.999,
         *,
         epsilon: float | LearningRateSchedule = 1e-7,
-        weight_decay: Any = None,
+        weight_decay: float | LearningRateSchedule | Decay | None = None,
         exclude_layers: Sequence[str] | None = None,
         exclude_embeddings: bool = True,
         muon_a: float | LearningRateSchedule = 3.4445,
@@ -313,7 +314,7 @@ class Muon(Decoupled):
         ns_steps: int = 5,
         nesterov: bool = True,
         rms_rate: float | LearningRateSchedule | None = 0.2,
-        matrix_axes: Mapping[Any, str] | None = None,
+        matrix_axes: Mapping[str | keras.Layer, str] | None = None,
         ns_dtype: str | None = None,
         **shared: Unpack[Shared],
     ) -> None:

@@ -8,7 +8,7 @@ after the bias correction.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Unpack
 
 import keras
@@ -19,6 +19,7 @@ from keras_decoupled.core.algorithm import Algorithm
 from keras_decoupled.core.arguments import Shared, at_least_0, fraction
 from keras_decoupled.core.numbers import one_minus
 from keras_decoupled.core.optimizer import Decoupled
+from keras_decoupled.decay.kinds import Decay
 from keras_decoupled.optimizers.adamw import one_minus_power
 
 
@@ -150,13 +151,13 @@ class NadamW(Decoupled):
 
     def __init__(
         self,
-        learning_rate: Any = 0.001,
+        learning_rate: float | LearningRateSchedule | Callable[[], float] = 0.001,
         beta_1: float | LearningRateSchedule = 0.9,
         beta_2: float | LearningRateSchedule = 0.999,
         epsilon: float | LearningRateSchedule = 1e-7,
         momentum_decay: float | LearningRateSchedule = 0.004,
         *,
-        weight_decay: Any = None,
+        weight_decay: float | LearningRateSchedule | Decay | None = None,
         **shared: Unpack[Shared],
     ) -> None:
         own = {"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon}

@@ -15,6 +15,7 @@ import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_decoupled.core.arguments import Shared
+from keras_decoupled.decay.kinds import Decay
 from keras_decoupled.optimizers.stock import Stock
 
 registered = keras.saving.register_keras_serializable(package="keras_decoupled")
@@ -68,10 +69,10 @@ class Adadelta(Stock, keras.optimizers.Adadelta):
     @passes_all_on
     def __init__(
         self,
-        learning_rate: Any = 0.001,
+        learning_rate: float | LearningRateSchedule | Callable[[], float] = 0.001,
         rho: float | LearningRateSchedule = 0.95,
         epsilon: float | LearningRateSchedule = 1e-7,
-        weight_decay: Any = None,
+        weight_decay: float | LearningRateSchedule | Decay | None = None,
         **shared: Unpack[Shared],
     ) -> None: ...
 
@@ -115,13 +116,13 @@ class Adafactor(Stock, keras.optimizers.Adafactor):
     @passes_all_on
     def __init__(
         self,
-        learning_rate: Any = 0.001,
+        learning_rate: float | LearningRateSchedule | Callable[[], float] = 0.001,
         beta_2_decay: float | LearningRateSchedule = -0.8,
         epsilon_1: float | LearningRateSchedule = 1e-30,
         epsilon_2: float | LearningRateSchedule = 1e-3,
         clip_threshold: float | LearningRateSchedule = 1.0,
         relative_step: bool = True,
-        weight_decay: Any = None,
+        weight_decay: float | LearningRateSchedule | Decay | None = None,
         **shared: Unpack[Shared],
     ) -> None: ...
 
@@ -151,10 +152,10 @@ class Adagrad(Stock, keras.optimizers.Adagrad):
     @passes_all_on
     def __init__(
         self,
-        learning_rate: Any = 0.001,
+        learning_rate: float | LearningRateSchedule | Callable[[], float] = 0.001,
         initial_accumulator_value: float = 0.1,
         epsilon: float | LearningRateSchedule = 1e-7,
-        weight_decay: Any = None,
+        weight_decay: float | LearningRateSchedule | Decay | None = None,
         **shared: Unpack[Shared],
     ) -> None: ...
 
@@ -182,11 +183,11 @@ class Adamax(Stock, keras.optimizers.Adamax):
     @passes_all_on
     def __init__(
         self,
-        learning_rate: Any = 0.001,
+        learning_rate: float | LearningRateSchedule | Callable[[], float] = 0.001,
         beta_1: float | LearningRateSchedule = 0.9,
         beta_2: float | LearningRateSchedule = 0.999,
         epsilon: float | LearningRateSchedule = 1e-7,
-        weight_decay: Any = None,
+        weight_decay: float | LearningRateSchedule | Decay | None = None,
         **shared: Unpack[Shared],
     ) -> None: ...
 
@@ -220,11 +221,11 @@ class Lamb(Stock, keras.optimizers.Lamb):
     @passes_all_on
     def __init__(
         self,
-        learning_rate: Any = 0.001,
+        learning_rate: float | LearningRateSchedule | Callable[[], float] = 0.001,
         beta_1: float | LearningRateSchedule = 0.9,
         beta_2: float | LearningRateSchedule = 0.999,
         epsilon: float | LearningRateSchedule = 1e-7,
-        weight_decay: Any = None,
+        weight_decay: float | LearningRateSchedule | Decay | None = None,
         **shared: Unpack[Shared],
     ) -> None: ...
 
@@ -252,10 +253,10 @@ class Lion(Stock, keras.optimizers.Lion):
     @passes_all_on
     def __init__(
         self,
-        learning_rate: Any = 0.001,
+        learning_rate: float | LearningRateSchedule | Callable[[], float] = 0.001,
         beta_1: float | LearningRateSchedule = 0.9,
         beta_2: float | LearningRateSchedule = 0.99,
-        weight_decay: Any = None,
+        weight_decay: float | LearningRateSchedule | Decay | None = None,
         **shared: Unpack[Shared],
     ) -> None: ...
 
@@ -290,11 +291,11 @@ class RMSprop(Stock, keras.optimizers.RMSprop):
     @passes_all_on
     def __init__(
         self,
-        learning_rate: Any = 0.001,
+        learning_rate: float | LearningRateSchedule | Callable[[], float] = 0.001,
         rho: float | LearningRateSchedule = 0.9,
         momentum: float = 0.0,
         epsilon: float | LearningRateSchedule = 1e-7,
         centered: bool = False,
-        weight_decay: Any = None,
+        weight_decay: float | LearningRateSchedule | Decay | None = None,
         **shared: Unpack[Shared],
     ) -> None: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Unpack
 
 import keras
@@ -10,6 +11,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_decoupled.core.algorithm import Algorithm
 from keras_decoupled.core.arguments import Shared, flag, fraction
 from keras_decoupled.core.optimizer import Decoupled
+from keras_decoupled.decay.kinds import Decay
 
 
 def sgd(
@@ -87,11 +89,11 @@ class SGDW(Decoupled):
 
     def __init__(
         self,
-        learning_rate: Any = 0.01,
+        learning_rate: float | LearningRateSchedule | Callable[[], float] = 0.01,
         momentum: float | LearningRateSchedule = 0.0,
         nesterov: bool = False,
         *,
-        weight_decay: Any = None,
+        weight_decay: float | LearningRateSchedule | Decay | None = None,
         **shared: Unpack[Shared],
     ) -> None:
         own = {"momentum": momentum, "nesterov": nesterov}
