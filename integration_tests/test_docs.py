@@ -99,6 +99,18 @@ def test_the_code_of_a_page(page, tmp_path):
         forked.run(script, cwd=folder, strict=True, MPLBACKEND="Agg")
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_code_fits_its_column(page):
+    """The site's column has room for 88 characters in a window of 1280 pixels."""
+    shown, inside = [], False
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.startswith("```"):
+            inside = not inside
+        elif inside and len(line) > 88:
+            shown.append((number, line))
+    assert not shown
+
+
 if keras.backend.backend() == "jax":  # the backend that the pages name
 
     @pytest.mark.parametrize("page", [README, DOCS / "index.md"], ids=name_of)
