@@ -53,4 +53,4 @@ __all__ = [
     "plot_schedule",
     "width_lr_multipliers",
 ]
-__version__ = "0.2.0"
+__version__ = "0.3.0"
