@@ -15,6 +15,7 @@ matplotlib.use("Agg")  # draws into files: no screen needed
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator, NullLocator
 
+plt.rcParams |= dict.fromkeys(("font.size", "axes.titlesize", "figure.titlesize"), 10.5)
 BACKENDS = ("torch", "jax", "tensorflow")
 OURS, PEER, LIMIT = "tab:blue", "0.72", "tab:red"
 
@@ -73,7 +74,8 @@ def panel(axes, groups):
     left = min(*limits, *(row["ms"] for row in rows))
     right = max(*limits, *(row["ms_quartiles"][1] for row in rows))
     axes.set_xlim(left / 2, right * (right / left) ** 0.2)  # a sixth of the width for numbers
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    subs = (1, 2, 5) if right < 200 * left else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("ms per step (log scale)")
@@ -104,34 +106,38 @@ def draw_stock(files, out):
     for backend, result in results.items():
         for entry in result["results"]:
             place = f"{backend} ({entry['mode']})" if entry["mode"] else backend
-            title = f"{place}, {entry['title']}: {entry['variables']} variables"
+            title = f"{place}, {entry['title']}"
             group = entry["optimizer"], entry["limit_ms"], entry["contenders"]
             panels.setdefault(title, []).append(group)
-    save(panels, results, "One step of decoupled stock optimizers", out)
+    save(panels, results, "One step of decoupled stock optimizers", out, columns=2)
 
 
-def save(panels, results, heading, out):
+def save(panels, results, heading, out, columns=1):
     """Draw these panels, by title, and write the picture."""
-    most = max(sum(len(rows) + 1.3 for *_, rows in groups) for groups in panels.values())
-    lines = -(-len(panels) // 2)
-    size = (14, lines * (0.27 * most + 1.1) + 1.0)
+    lengths = [sum(len(rows) + 1.3 for *_, rows in groups) for groups in panels.values()]
+    lines = [max(lengths[i : i + columns]) for i in range(0, len(lengths), columns)]
     figure, grid = plt.subplots(
-        lines, min(2, len(panels)), figsize=size, layout="constrained", squeeze=False
+        len(lines),
+        columns,
+        figsize=(9, 0.24 * sum(lines) + len(lines) + 1.5),  # a page's column shows 9 inches
+        height_ratios=lines,
+        layout="constrained",
+        squeeze=False,
     )
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for axes, (title, groups) in zip(grid.flat, panels.items(), strict=False):
         panel(axes, groups)
-        axes.set_title(title, loc="left", weight="bold", fontsize=10.5)
+        axes.set_title(title, loc="left", weight="bold")
     machines = " and ".join(dict.fromkeys(report.machine(result) for result in results.values()))
-    figure.suptitle(f"{heading}, float32 · {machines} · shorter is better", fontsize=14)
+    figure.suptitle(f"{heading}, float32; shorter is better\n{machines}")
     colours = {
         "keras_decoupled": plt.Rectangle((0, 0), 1, 1, color=OURS),
         "others": plt.Rectangle((0, 0), 1, 1, color=PEER),
         "copying as many bytes as the step must move": plt.Line2D([], [], color=LIMIT, ls="--"),
         "quartiles": plt.Line2D([], [], color="black", linewidth=1),
     }
-    figure.legend(colours.values(), colours.keys(), loc="outside lower center", ncols=4)
+    figure.legend(colours.values(), colours.keys(), loc="outside lower center", ncols=2)
     figure.savefig(out, dpi=130)
     plt.close(figure)
 

@@ -14,7 +14,7 @@ import keras
 
 import fashion
 import report
-from drawing import DOCS, plt, save
+from drawing import DOCS, WIDTH, plt, save
 from keras_decoupled import AdamW, no_decay
 from keras_decoupled.callbacks import WatchUpdates
 from one_run import network
@@ -61,7 +61,7 @@ def settled(rows):
 
 def draw(runs):
     """A line for each kernel before a normalization: its size and its turn, beside what is expected."""
-    figure, (sizes, turns) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    figure, (sizes, turns) = plt.subplots(1, 2, figsize=(WIDTH, 4.4), layout="constrained")
     for i, ((rate, decay), rows) in enumerate(runs.items()):
         colour = f"C{i}"
         for ax, name, level in zip(

@@ -14,7 +14,7 @@ import experiments
 import figures_of_kinds
 import report
 from analysis import Estimate, Runs
-from drawing import DOCS, SCORES, plt, save
+from drawing import DOCS, SCORES, WIDTH, plt, save
 from results import Cell, Results
 from run import arguments, folder
 from summary import summary
@@ -33,13 +33,13 @@ TITLES = {
     "sgdw": "keras_decoupled.SGDW",
 }
 DECAYS = {
-    "adam-l2": "w, of the penalty w/2·‖θ‖²",
+    "adam-l2": "w: penalty w/2·‖θ‖²",
     "keras-adamw": "weight_decay: a step removes α·η·w",
     "adamw": "weight_decay: a step removes η·λ",
     "adamw-eta0": "λ: a step removes λ",
     "adamw-eta2": "λ: a step removes η²·λ",
     "adamw-cautious": "λ: a step removes η·λ, or nothing",
-    "sgd-l2": "w, of the penalty w/2·‖θ‖²",
+    "sgd-l2": "w: penalty w/2·‖θ‖²",
     "sgdw": "weight_decay: a step removes η·λ",
 }
 LINES = {  # colour and label
@@ -66,7 +66,11 @@ def heat_maps(grids, numbers, names, score, out):
     columns = len(names) if len(names) < 4 else 2
     rows = len(names) // columns
     figure, panels = plt.subplots(
-        rows, columns, figsize=(4.6 * columns + 1, 4.5 * rows + 0.4), layout="constrained"
+        rows,
+        columns,
+        figsize=(WIDTH, (7.5 / columns + 1.2) * rows + 0.5),
+        layout="constrained",
+        sharey=True,
     )
     for axes, name in zip(panels.flat, names, strict=True):
         grid, told = grids[name], numbers[name][score]
@@ -81,11 +85,10 @@ def heat_maps(grids, numbers, names, score, out):
         line = [best[f"{rate:g}"] for rate in rates]
         axes.plot(line, rates, color="white", linewidth=1.5, marker="|", markersize=9)
         ten_rates, ten_decays = np.transpose(told["ten best"])
-        axes.plot(ten_decays, ten_rates, "o", color="black", markersize=7)
-        axes.set(xscale="log", yscale="log", xlabel=DECAYS[name])
+        axes.plot(ten_decays, ten_rates, "o", color="black", markersize=5)
+        axes.set(xscale="log", yscale="log", xlabel=DECAYS[name].replace(": ", ":\n"))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_title(f"{TITLES[name]}\nbest decay ~ α^s,  s = {Estimate(*told['slope'])}")
-        axes.title.set_size(11)
+        axes.set_title(f"{TITLES[name]}\nbest decay ~ α^s,\ns = {Estimate(*told['slope'])}")
     for axes in panels.reshape(rows, columns)[:, 0]:
         axes.set_ylabel("base learning rate α")
     bar = figure.colorbar(shown, ax=panels, pad=0.01)
@@ -115,13 +118,13 @@ def budgets(grids, numbers, out):
     if not np.isfinite(losses["epochs"]).any():
         return
     figure, rows = plt.subplots(
-        len(grids), 2, figsize=(12, 3.5 * len(grids)), layout="constrained", sharey=True
+        len(grids), 2, figsize=(WIDTH, 3.2 * len(grids)), layout="constrained", sharey=True
     )
     for (left, right), (what, grid) in zip(rows, grids.items(), strict=True):
         told = numbers[what]
         for k, row in enumerate(told["rows"]):
             colour = plt.cm.viridis(k / len(told["rows"]))
-            label = f"{row[what]}: T = {row['T']}"
+            label = f"{row[what]}:\nT = {row['T']}"
             for axes, factor, best in (
                 (left, 1, row["best λ"]),
                 (right, np.sqrt(row["T"]), row["best λ_norm"]),
@@ -130,10 +133,10 @@ def budgets(grids, numbers, out):
                 axes.axvline(best, color=colour, ls="--", linewidth=1)
         exponent = Estimate(*told["best λ by loss ~ T^p, p"])
         left.set(xlabel="λ, per update", ylabel=SCORES["loss"])
-        left.set_title(f"{BUDGET_TITLES[what]}: best λ ~ T^p,  p = {exponent}", fontsize=11)
+        left.set_title(f"{BUDGET_TITLES[what]}: \nbest λ ~ T^p,  p = {exponent}")
         right.set(xlabel="λ_norm = λ·√T")
-        right.set_title("over λ_norm: the dashed lines coincide if p = −0.5", fontsize=11)
-        right.legend(fontsize=9, title=what, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        right.set_title("over λ_norm: dashed lines\ncoincide if p = −0.5")
+        right.legend(title=what, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         for axes in (left, right):
             axes.set_xscale("log")
     lowest = np.nanmin(losses["epochs"])
@@ -145,7 +148,7 @@ def restarts(curves, numbers, out):
     """Draw the test loss over the run under each schedule."""
     if not curves:
         return
-    figure, row = plt.subplots(1, len(curves), figsize=(11, 4.8), layout="constrained")
+    figure, row = plt.subplots(1, len(curves), figsize=(WIDTH, 4.8), layout="constrained")
     for axes, (name, schedules) in zip(np.atleast_1d(row), curves.items(), strict=True):
         for schedule in (known for known in LINES if known in schedules):
             decay = numbers[name][schedule]["λ"]
@@ -161,9 +164,7 @@ def restarts(curves, numbers, out):
         axes.set_title(TITLES[name])
         axes.set_ylim(0.2, 0.8)
         axes.legend(loc="lower left")
-    figure.suptitle(
-        "Mean, least and most of three seeds; λ is the best for the last epoch", fontsize=11
-    )
+    figure.suptitle("Mean, least and most of three seeds; λ is the best for the last epoch")
     save(figure, out / "restarts.png")
 
 

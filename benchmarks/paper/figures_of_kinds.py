@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from analysis import mean
-from drawing import SCORES, plt, save
+from drawing import SCORES, WIDTH, plt, save
 
 WAYS = {  # what makes T larger: colour and label
     "epochs": ("tab:red", "more epochs over the same images"),
@@ -53,7 +53,7 @@ def timescale(numbers, out):
     axes.set(xscale="log", yscale="log", xlabel="T, updates of a run", ylabel="best λ by the loss")
     axes.set_xticks(T, labels=map(str, T))
     axes.xaxis.minorticks_off()
-    axes.set_title("AdamW at α = 0.016; bars: bootstrap intervals of 95%", fontsize=11)
+    axes.set_title("AdamW at α = 0.016; bars: bootstrap intervals of 95%")
     axes.legend()
     save(figure, out / "timescale.png")
 
@@ -65,7 +65,7 @@ def gradients(file, out):
     rows = json.loads(file.read_text(encoding="utf-8"))
     decays = sorted({row["λ"] for row in rows})
     figure, panels = plt.subplots(
-        1, len(decays), figsize=(11, 4.6), layout="constrained", sharey=True
+        1, len(decays), figsize=(WIDTH, 4.6), layout="constrained", sharey=True
     )
     for axes, decay in zip(panels, decays, strict=True):
         for row in rows:
@@ -94,7 +94,7 @@ def fine_tuning(grids, numbers, out):
     """Draw the test error over λ, at the learning rate that is best by validation for each λ."""
     if not np.isfinite(next(iter(grids.values()))["adamw"].mean("test_error")).all():
         return
-    figure, panels = plt.subplots(1, len(grids), figsize=(13, 4.4), layout="constrained")
+    figure, panels = plt.subplots(1, len(grids), figsize=(WIDTH, 4.4), layout="constrained")
     for axes, (images, kinds) in zip(panels, grids.items(), strict=True):
         for name, (colour, label) in GOALS.items():
             grid = kinds[name]
@@ -114,8 +114,7 @@ def fine_tuning(grids, numbers, out):
         told = numbers[str(images)]["towards the start − towards zero"]
         apart, low, high = (100 * number for number in told)
         axes.set_title(
-            f"{images} images\nbest of each: start − zero = {apart:.1f} [{low:.1f}, {high:.1f}]",
-            fontsize=11,
+            f"{images} images\nbest of each: start − zero\n= {apart:.1f} [{low:.1f}, {high:.1f}]"
         )
         axes.set(xscale="log", xlabel="λ of the pretrained weights")
     panels[0].set_ylabel(f"{SCORES['error']}, mean of {errors.shape[1]} seeds ± standard error")
@@ -138,7 +137,7 @@ def sparsity(numbers, out):
                     axes.annotate(f"{row['l1']:g}", (x, y), **place)
     axes.set_ylim(*SHOWN)
     axes.set(xlabel="weights of the kernels that are exactly 0 (%)", ylabel=SCORES["error"])
-    axes.set_title("Numbers: l1 of soft_threshold; mean of three seeds", fontsize=11)
+    axes.set_title("Numbers: l1 of soft_threshold; mean of three seeds")
     axes.legend(loc="upper center")
     if np.isfinite(zeros).all():
         save(figure, out / "sparsity.png")

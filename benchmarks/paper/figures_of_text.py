@@ -13,7 +13,7 @@ from matplotlib.ticker import NullLocator
 
 import experiments
 from analysis import difference
-from drawing import DOCS, plt, save
+from drawing import DOCS, WIDTH, plt, save
 from results import Results
 
 FIRST_LOSS = math.log(63)  # of a guess among the characters
@@ -129,7 +129,7 @@ def widths(done, quick, out):
             str(width): c.told() | {"test loss at the carried rate": seeds(c.test[base])}
             for width, c in panels[form].items()
         }
-    figure, grid = plt.subplots(2, 2, figsize=(11, 7.4), layout="constrained", sharey=True)
+    figure, grid = plt.subplots(2, 2, figsize=(WIDTH, 7.4), layout="constrained", sharey=True)
     for axes, (form, title) in zip(grid.flat, WIDTH_TITLES.items(), strict=True):
         for i, (width, c) in enumerate(panels[form].items()):
             c.draw(axes, plt.cm.viridis(i / len(panels[form])), f"width {width}")

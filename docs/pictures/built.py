@@ -5,8 +5,9 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from drawing import BLUE, GRAY, GREEN, ORANGE, RED, plt, save
 
 
-def page(width, height):
-    figure, ax = plt.subplots(figsize=(width, height))
+def page(width, height, inches):
+    """An empty picture of 9 inches, as wide as a page's column, with coordinates of its own."""
+    figure, ax = plt.subplots(figsize=(9, inches))
     ax.set(xlim=(0, width), ylim=(0, height))
     ax.set_axis_off()
     return figure, ax
@@ -31,12 +32,12 @@ def box(ax, x, y, width, height, title, text="", color=BLUE, title_on_top=False)
             title,
             ha="center",
             va="top",
-            fontsize=10,
+            fontsize=10.5,
             fontweight="bold",
             color=color,
         )
         ax.text(
-            middle, y + height - 0.46, text, ha="center", va="top", fontsize=9, linespacing=1.35
+            middle, y + height - 0.46, text, ha="center", va="top", fontsize=10.5, linespacing=1.35
         )
     else:
         ax.text(
@@ -45,7 +46,7 @@ def box(ax, x, y, width, height, title, text="", color=BLUE, title_on_top=False)
             title,
             ha="center",
             va="center",
-            fontsize=10,
+            fontsize=10.5,
             fontweight="bold",
             color=color,
         )
@@ -69,13 +70,13 @@ def arrow(ax, start, end, text=""):
             (start[0] + end[0]) / 2 + 0.08,
             (start[1] + end[1]) / 2,
             text,
-            fontsize=9,
+            fontsize=10.5,
             color=GRAY,
             va="center",
         )
 
 
-figure, ax = page(10, 8.4)
+figure, ax = page(10, 8.4, 9.2)
 box(
     ax,
     2.6,
@@ -83,7 +84,7 @@ box(
     4.8,
     0.75,
     "optimizer.apply(gradients, variables)",
-    "checks; builds again on new variables; dense gradients",
+    "checks; builds on new variables",
 )
 box(
     ax,
@@ -92,7 +93,7 @@ box(
     4.8,
     0.75,
     "Keras",
-    "asks for the rate, clips, accumulates, divides by the loss scale",
+    "clips, accumulates, divides by the loss scale",
     GRAY,
 )
 box(
@@ -101,8 +102,8 @@ box(
     5.0,
     4.8,
     0.95,
-    "Update.run: the numbers, once for all variables",
-    "rate, each distinct decay with its power of η,\nbias corrections",
+    "Update.run: numbers for all variables",
+    "the rate, each decay times its power of η,\nthe bias corrections",
 )
 box(
     ax,
@@ -110,7 +111,7 @@ box(
     2.4,
     7.0,
     2.0,
-    "update_step(gradient, variable, η·α), which Keras calls for each variable",
+    "Keras calls update_step for each variable",
     color=GRAY,
     title_on_top=True,
 )
@@ -119,15 +120,20 @@ columns = (
         0.1,
         ORANGE,
         "torch",
-        "groups of variables with\none multiplier and decay;\nfused kernels, 1 or 2 a group",
+        "1 or 2 fused kernels\nfor all variables with\nthe same rules",
     ),
-    (3.05, BLUE, "JAX, or XLA", "step and decay in\nkeras.ops, which the\ncompiler makes one loop"),
-    (5.33, GREEN, "TensorFlow, no XLA", "one op for the decay,\n1 or 2 training ops\nfor the step"),
+    (3.05, BLUE, "JAX, or XLA", "step and decay in\nkeras.ops; XLA makes\none loop of them"),
+    (
+        5.33,
+        GREEN,
+        "TensorFlow, no XLA",
+        "one op for the decay,\none or two training\nops for the step",
+    ),
     (
         7.61,
         RED,
         "Lion, Lamb, yours …",
-        "the stock class's step;\nits assignment is caught\nas the step u",
+        "the step u is what\nthe Keras class takes\nfrom the weight",
     ),
 )
 for x, color, title, text in columns:
@@ -135,7 +141,7 @@ for x, color, title, text in columns:
 arrow(ax, (3.0, 5.0), (1.2, 3.8))
 arrow(ax, (6.4, 5.0), (6.4, 4.4))
 arrow(ax, (2.25, 3.15), (2.9, 3.15))
-ax.text(2.55, 3.27, "the rest", ha="center", fontsize=9, color=GRAY)
+ax.text(2.55, 3.27, "rest", ha="center", fontsize=10.5, color=GRAY)
 arrow(ax, (1.2, 2.55), (4.0, 1.8))
 arrow(ax, (6.4, 2.4), (5.9, 1.8))
 box(
@@ -148,43 +154,28 @@ box(
     "the new weight; below float32,\nits float32 copy and then the weight",
 )
 arrow(ax, (5, 7.6), (5, 7.15))
-arrow(ax, (5, 6.4), (5, 5.95), "where weights are to be updated")
+arrow(ax, (5, 6.4), (5, 5.95), "if the weights are updated")
 arrow(ax, (5, 0.9), (5, 0.5))
 box(ax, 2.6, 0.05, 4.8, 0.45, "Keras: moving averages, counts", color=GRAY)
 save(figure, "built")
 
-figure, ax = page(9, 5.9)
+figure, ax = page(9, 6.1, 5.2)
 rows = (
-    (
-        ("callbacks/", "layerwise.py", "width.py", "plots.py"),
-        "what users call beside the optimizers",
-        "",
-        GRAY,
-    ),
-    (("optimizers/",), "the mathematics", "adamw  nadamw  sgdw  muon · ready_made · stock", BLUE),
-    (("core/",), "how Keras calls it", "optimizer  update  registry  build  clock", BLUE),
-    (
-        ("saving/", "fast/"),
-        "what a file keeps · fewer passes over memory",
-        "config  state · torch_update  tensorflow_ops",
-        GREEN,
-    ),
-    (
-        ("decay/", "schedule/"),
-        "what is subtracted, and from whom · when",
-        "kinds  rules  rows · cosine  stable  rates",
-        ORANGE,
-    ),
-    (("paths/",), "which key means which variable", "match  align  blocks  matrices", RED),
-    (("checks.py",), "is this argument right?", "", GRAY),
+    (("callbacks/", "width.py"), "callbacks; rates by width", GRAY),
+    (("layerwise.py", "plots.py"), "rates by layer; pictures of a schedule", GRAY),
+    (("optimizers/",), "the mathematics of each optimizer", BLUE),
+    (("core/",), "how Keras calls an optimizer", BLUE),
+    (("saving/", "fast/"), "what a file holds · fewer passes over memory", GREEN),
+    (("decay/", "schedule/"), "what is subtracted, from which variable · when", ORANGE),
+    (("paths/",), "which variable a key means", RED),
+    (("checks.py", "calls.py"), "is an argument right? · what repr shows", GRAY),
 )
-for place, (names, question, files, color) in enumerate(rows):
-    y = 5.25 - 0.85 * place
-    width = (4.6 - 0.1 * (len(names) - 1)) / len(names)
+for place, (names, question, color) in enumerate(rows):
+    y = 5.5 - 0.77 * place
+    width = (4.2 - 0.1 * (len(names) - 1)) / len(names)
     for column, name in enumerate(names):
-        box(ax, 0.2 + column * (width + 0.1), y, width, 0.55, name, color=color)
-    ax.text(5.1, y + (0.4 if files else 0.28), question, va="center", fontsize=10)
-    ax.text(5.1, y + 0.12, files, va="center", fontsize=8.5, color=GRAY, family="monospace")
+        box(ax, 0.1 + column * (width + 0.1), y, width, 0.5, name, color=color)
+    ax.text(4.5, y + 0.25, question, va="center", fontsize=10.5)
     if place:
-        arrow(ax, (2.5, y + 0.85), (2.5, y + 0.55))
+        arrow(ax, (2.2, y + 0.77), (2.2, y + 0.5))
 save(figure, "tree")

@@ -14,7 +14,7 @@ decays = list(layerwise_weight_decays(model, 1e-5, 0.75, layers=NAMES).values())
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2), sharey=True)
 left.barh(NAMES, multipliers, color=BLUE)
 for place, multiplier in enumerate(multipliers):
-    left.text(multiplier + 0.01, place, f"{multiplier:.2g}", va="center", fontsize=9)
+    left.text(multiplier + 0.01, place, f"{multiplier:.2g}", va="center", fontsize=10.5)
 left.set(
     title="layerwise_lr_multipliers(model, 0.75)", xlabel="multiplier of the step", xlim=(0, 1.12)
 )
@@ -23,7 +23,7 @@ right.barh(
     NAMES, decays, color=ORANGE, height=0.5, label="layerwise_weight_decays(model, 1e-5, 0.75)"
 )
 right.set(title="decay per update at η = 1", xlabel="λ", xlim=(0, 1.12e-5))
-figure.legend(loc="outside lower right", ncols=2, fontsize=10)
+figure.legend(loc="outside lower right", ncols=2, fontsize=10.5)
 right.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
 for ax in (left, right):
     ax.grid(axis="y", visible=False)

@@ -26,6 +26,6 @@ for ax, title, schedules in zip(axes, titles, (LEFT, RIGHT), strict=True):
         ax.lines[-1].set(color=color, linewidth=2, label=label)
     ax.set_title(title)
     ax.set(xlim=(0, UPDATES), ylim=(0, 1.4 * ALPHA))
-    ax.legend(loc="upper left", fontsize=9.5)
+    ax.legend(loc="upper left", fontsize=10.5)
 axes[1].set_ylabel("")
 save(figure, "schedules")

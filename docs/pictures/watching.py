@@ -41,7 +41,7 @@ def data():
 
 def main():
     x, y = data()
-    figure, grid = plt.subplots(2, 2, figsize=(13, 6.4), sharey=True)
+    figure, grid = plt.subplots(2, 2, figsize=(9, 6.4), sharey=True)
     for ax, (title, changed) in zip(grid.flat, RUNS.items(), strict=True):
         keras.utils.set_random_seed(0)
         model = network()
@@ -53,6 +53,7 @@ def main():
         model.fit(x, y, batch_size=BATCH, epochs=4, verbose=0, callbacks=[watch])
         watch.plot(ax)
         ax.set_title(title)
+        ax.set_xlabel("weight update (dot: mostly decay)")
         ax.grid(visible=False)
     save(figure, "watching")
 

@@ -29,7 +29,7 @@ left.set(
 )
 left.xaxis.set_major_formatter("{x:,.0f}")
 left.set_xticks(range(0, 20_001, 5_000))
-left.legend(loc="lower right", bbox_to_anchor=(1, 0.5), ncols=2, fontsize=10)
+left.legend(loc="lower right", bbox_to_anchor=(1, 0.5), ncols=2, fontsize=10.5)
 
 for place, (decay, color) in enumerate(DECAYS.items()):
     right.barh(place, 1 / decay, color=color, height=0.6, left=1)

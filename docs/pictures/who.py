@@ -23,14 +23,14 @@ figure, ax = plt.subplots(figsize=(9, 4.4))
 ax.barh(paths, [row["decay_per_update"] for row in rows], color=colors)
 for place, (row, color) in enumerate(zip(rows, colors, strict=True)):
     text = {BLUE: "weight_decay", GREEN: f'key "{row["rule"]}"', GRAY: "decay_vectors=False"}[color]
-    ax.text(row["decay_per_update"] + 1e-6, place, text, va="center", fontsize=9, color=color)
+    ax.text(row["decay_per_update"] + 1e-6, place, text, va="center", fontsize=10.5, color=color)
 ax.set(xlabel="decay per update at η = 1", xlim=(0, 1.25e-4))
 figure.suptitle(
     'AdamW(1e-3, weight_decay=1e-4, weight_decays={"encoder": 3e-5}, decay_vectors=False)',
-    fontsize=10,
+    fontsize=10.5,
 )
 ax.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
 ax.grid(axis="y", visible=False)
-ax.tick_params(axis="y", labelsize=9)
+ax.tick_params(axis="y", labelsize=10.5)
 ax.invert_yaxis()
 save(figure, "who")
