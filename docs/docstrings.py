@@ -11,7 +11,9 @@ import griffe
 
 EXAMPLE = re.compile(r"^Example:\n(>>> .*?)(?=\n\n|\Z)", re.MULTILINE | re.DOTALL)
 DEFAULT = re.compile(r"\s+Defaults\s+to\s+`[^`]*`\.(?=\n|\Z)")
-SHARED = re.compile(r"(?<=\*\*shared: )the arguments that all optimizers share(; see below)?\.")
+SHARED = re.compile(
+    r"(?<=\*\*shared: )the arguments that all optimizers share(; see below)?\."
+)
 
 
 class ForThePage(griffe.Extension):
@@ -20,6 +22,8 @@ class ForThePage(griffe.Extension):
     def on_object(self, *, obj, loader, **kwargs):
         """Change one object's docstring."""
         if obj.docstring:
-            text = EXAMPLE.sub(r"**Example:**\n\n```pycon\n\1\n```", obj.docstring.value)
+            text = EXAMPLE.sub(
+                r"**Example:**\n\n```pycon\n\1\n```", obj.docstring.value
+            )
             text = SHARED.sub("the [shared arguments](#shared-arguments).", text)
             obj.docstring.value = DEFAULT.sub("", text)

@@ -20,7 +20,10 @@ from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}  # of the repository
+PAGES = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+}  # of the repository
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
 PICTURE = re.compile(r'<img [^>]*?src="([^"]+)"[^>]*>')
 LINK = re.compile(r"(\]\()(?!\w+:|#)([^)#\s]+)")
@@ -39,7 +42,9 @@ def on_config(config):
 def on_files(files, config):
     """Add the repository's pages, and a page for each example."""
     for source, name in PAGES.items():
-        files.append(File.generated(config, name, abs_src_path=str(REPOSITORY / source)))
+        files.append(
+            File.generated(config, name, abs_src_path=str(REPOSITORY / source))
+        )
     for path in EXAMPLES:
         code = path.read_text(encoding="utf-8")
         page = f"# {path.name}\n\n```python\n{code}```\n"
@@ -100,7 +105,9 @@ def on_post_page(output, page, config):
 
 def version():
     """Return the package's version, without importing it."""
-    pyproject = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    pyproject = tomllib.loads(
+        (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    )
     return pyproject["project"]["version"]
 
 

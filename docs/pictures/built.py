@@ -37,7 +37,13 @@ def box(ax, x, y, width, height, title, text="", color=BLUE, title_on_top=False)
             color=color,
         )
         ax.text(
-            middle, y + height - 0.46, text, ha="center", va="top", fontsize=10.5, linespacing=1.35
+            middle,
+            y + height - 0.46,
+            text,
+            ha="center",
+            va="top",
+            fontsize=10.5,
+            linespacing=1.35,
         )
     else:
         ax.text(
@@ -122,7 +128,12 @@ columns = (
         "torch",
         "1 or 2 fused kernels\nfor all variables with\nthe same rules",
     ),
-    (3.05, BLUE, "JAX, or XLA", "step and decay in\nkeras.ops; XLA makes\none loop of them"),
+    (
+        3.05,
+        BLUE,
+        "JAX, or XLA",
+        "step and decay in\nkeras.ops; XLA makes\none loop of them",
+    ),
     (
         5.33,
         GREEN,

@@ -36,6 +36,11 @@ for name, (decay, color) in KINDS.items():
 ax.axvspan(0, UPDATES / 3, color="0.93", zorder=0)
 ax.text(UPDATES / 6, -0.1, "steps go up", ha="center", color=GRAY)
 ax.text(2 * UPDATES / 3, -0.1, "steps go down", ha="center", color=GRAY)
-ax.set(xlabel="update, under one cosine", ylabel="weight", xlim=(0, UPDATES), ylim=(-0.15, 1.65))
+ax.set(
+    xlabel="update, under one cosine",
+    ylabel="weight",
+    xlim=(0, UPDATES),
+    ylim=(-0.15, 1.65),
+)
 figure.legend(loc="outside lower center", ncols=3, fontsize=10.5)
 save(figure, "kinds")

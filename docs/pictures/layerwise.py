@@ -16,11 +16,17 @@ left.barh(NAMES, multipliers, color=BLUE)
 for place, multiplier in enumerate(multipliers):
     left.text(multiplier + 0.01, place, f"{multiplier:.2g}", va="center", fontsize=10.5)
 left.set(
-    title="layerwise_lr_multipliers(model, 0.75)", xlabel="multiplier of the step", xlim=(0, 1.12)
+    title="layerwise_lr_multipliers(model, 0.75)",
+    xlabel="multiplier of the step",
+    xlim=(0, 1.12),
 )
 right.barh(NAMES, [1e-5] * len(NAMES), color="0.85", label="weight_decay=1e-5")
 right.barh(
-    NAMES, decays, color=ORANGE, height=0.5, label="layerwise_weight_decays(model, 1e-5, 0.75)"
+    NAMES,
+    decays,
+    color=ORANGE,
+    height=0.5,
+    label="layerwise_weight_decays(model, 1e-5, 0.75)",
 )
 right.set(title="decay per update at η = 1", xlabel="λ", xlim=(0, 1.12e-5))
 figure.legend(loc="outside lower right", ncols=2, fontsize=10.5)

@@ -14,7 +14,10 @@ def moved(optimizer, dtype):
     found = [0.0]
     for _ in range(UPDATES):
         optimizer.apply([keras.ops.ones((1,), dtype)], [variable])
-        found.append(1 - float(keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32"))[0]))
+        found.append(
+            1
+            - float(keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32"))[0])
+        )
     return found
 
 

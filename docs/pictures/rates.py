@@ -25,7 +25,11 @@ def draw(name, stock, ours):
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     title = stock.__module__.split(".")[0] + f".optimizers.{stock.__name__}"
     for ax, make, head in (
-        (axes[0], lambda rate: stock(rate, weight_decay=1.0), f"{title}\nweight_decay=1"),
+        (
+            axes[0],
+            lambda rate: stock(rate, weight_decay=1.0),
+            f"{title}\nweight_decay=1",
+        ),
         (
             axes[1],
             lambda rate: ours(rate, weight_decay=1e-3),
@@ -35,7 +39,10 @@ def draw(name, stock, ours):
         for width, (rate, color) in zip((9, 5, 2), RATES.items(), strict=True):
             width = width if ax is axes[1] else 2.5
             ax.plot(
-                lengths(make(rate)), color=color, linewidth=width, label=f"learning rate {rate:g}"
+                lengths(make(rate)),
+                color=color,
+                linewidth=width,
+                label=f"learning rate {rate:g}",
             )
         ax.set(title=head, xlabel="weight update", ylim=(0, 1.02), xlim=(0, UPDATES))
         ax.legend()

@@ -15,7 +15,10 @@ LEFT = {
     ),
 }
 RIGHT = {
-    f'shape="{shape}"': (WarmupStableDecay(ALPHA, 600, 300, warmup_steps=100, shape=shape), color)
+    f'shape="{shape}"': (
+        WarmupStableDecay(ALPHA, 600, 300, warmup_steps=100, shape=shape),
+        color,
+    )
     for shape, color in (("1-sqrt", BLUE), ("linear", GREEN), ("cosine", RED))
 }
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)

@@ -11,7 +11,9 @@ from keras_decoupled.callbacks import WatchUpdates
 UPDATES, BATCH, WIDTH = 1500, 32, 48
 RUNS = {
     "Well: later on, every matrix turns as fast": {},
-    "hidden_2 hardly learns: its multiplier is 0.001": {"lr_multipliers": {"hidden_2": 1e-3}},
+    "hidden_2 hardly learns: its multiplier is 0.001": {
+        "lr_multipliers": {"hidden_2": 1e-3}
+    },
     "The decay is too strong: weight_decay=0.1": {"weight_decay": 0.1},
     "The rate is too high: 0.3": {"learning_rate": 0.3},
 }

@@ -17,7 +17,11 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
 updates = np.arange(20_001)
 for decay, color in DECAYS.items():
     left.plot(
-        updates, (1 - decay) ** updates, color=color, linewidth=2, label=f"λ = {power(decay)}"
+        updates,
+        (1 - decay) ** updates,
+        color=color,
+        linewidth=2,
+        label=f"λ = {power(decay)}",
     )
 left.axhline(0.5, color=GRAY, linewidth=1, linestyle=":")
 left.text(19_800, 0.45, "half-life: the weight is ½", color=GRAY, ha="right")
@@ -33,10 +37,18 @@ left.legend(loc="lower right", bbox_to_anchor=(1, 0.5), ncols=2, fontsize=10.5)
 
 for place, (decay, color) in enumerate(DECAYS.items()):
     right.barh(place, 1 / decay, color=color, height=0.6, left=1)
-    right.text(1.6, place, f"λ = {power(decay)}", color="white", va="center", fontweight="bold")
+    right.text(
+        1.6, place, f"λ = {power(decay)}", color="white", va="center", fontweight="bold"
+    )
     right.plot(20 / decay, place, "D", color=color, markersize=8)
 right.text(
-    2e6, -0.45, "◆ is 20/T\nfor a run of T", color=GRAY, ha="center", va="bottom", fontsize=10
+    2e6,
+    -0.45,
+    "◆ is 20/T\nfor a run of T",
+    color=GRAY,
+    ha="center",
+    va="bottom",
+    fontsize=10,
 )
 right.set(
     xscale="log",
