@@ -107,7 +107,9 @@ class Inside:
 
     def decays(self, variable: Any) -> bool:
         """Tell whether a stock optimizer decays a variable: nobody has excluded it."""
-        return bool(self.optimizer._use_weight_decay(variable))
+        # On TensorFlow, Keras asks with the tf.Variable, whose name is the path, and keeps the answer.
+        asked = variable.value if keras.backend.backend() == "tensorflow" else variable
+        return bool(self.optimizer._use_weight_decay(asked))
 
     def part(self, variable: Any) -> str:
         """Return which part of a stock Muon steps a variable, "adam" or "muon"; else ""."""
