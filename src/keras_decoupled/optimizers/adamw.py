@@ -104,8 +104,8 @@ class AdamW(Decoupled):
         v ← v + (1−β2)·(g² − v)
         θ ← θ − η·(l2·θ + l1·sign θ) − η·α·m_v · √(1−β2^i)/(1−β1^i) · m/(√v + ε)
 
-    with θ on the right the value before the update, η = (learning rate now)/α, and m_v the
-    variable's learning-rate multiplier. With `amsgrad`, v in the step is its maximum over time.
+    with θ on the right the value before the update, η = (learning rate now)/α, m_v the variable's
+    learning-rate multiplier and (l1, l2) its decay. With `amsgrad`, the step uses the largest v.
     `keras.optimizers.AdamW(α, weight_decay=w)` is this with weight_decay = α·w. `Decay` has other
     kinds of decay. If a β changes, 1−β^i uses the β of this update, as in torch and optax.
 

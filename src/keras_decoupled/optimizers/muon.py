@@ -223,8 +223,9 @@ class Muon(Decoupled):
         u = η·α·m_v · rms_rate·√max(rows, columns) · orthogonalized(g + momentum·m)
         θ ← θ − η·(l2·θ + l1·sign θ) − u
 
-    With nesterov=False, m itself is orthogonalized; with rms_rate=None, the factor rms_rate·√max is
-    left out. Vectors, embeddings, depthwise kernels and what `exclude_layers` finds are updated by
+    with θ on the right the value before the update, η = (learning rate now)/α, m_v the variable's
+    learning-rate multiplier and (l1, l2) its decay. With nesterov=False, m itself is
+    orthogonalized. With rms_rate=None, the factor rms_rate·√max is left out. Vectors, embeddings, depthwise kernels and what `exclude_layers` finds are updated by
     Adam, at adam_lr_ratio times the rate. Both parts have one λ, unless `weight_decays` says
     otherwise.
 

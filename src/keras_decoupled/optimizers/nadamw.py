@@ -112,8 +112,8 @@ class NadamW(Decoupled):
         θ ← θ − η·(l2·θ + l1·sign θ)
               − η·α·m_v · [ μ_(i+1)·m/(1−Π_(i+1)) + (1−μ_i)·g/(1−Π_i) ] / (√(v/(1−β2^i)) + ε)
 
-    with θ on the right the value before the update, η = (learning rate now)/α, and m_v the
-    variable's learning-rate multiplier. `Decay` has other kinds of decay. If β1 or momentum_decay
+    with θ on the right the value before the update, η = (learning rate now)/α, m_v the variable's
+    learning-rate multiplier, (l1, l2) its decay. `Decay` has other kinds. If β1 or momentum_decay
     changes, Π keeps its earlier factors, and μ_i and μ_(i+1) use the numbers of this update.
 
     Args:

@@ -53,9 +53,9 @@ class SGDW(Decoupled):
         buf ← momentum·buf − η·α·m_v·g
         θ ← θ − η·(l2·θ + l1·sign θ) + buf
 
-    With `nesterov`, the last term is + momentum·buf − η·α·m_v·g instead. θ on the right is the
-    value before the update, η = (learning rate now)/α, and m_v the variable's learning-rate
-    multiplier. As in Algorithm 1, the buffer includes the learning rate, and not the decay: when η
+    With `nesterov`, the last term is + momentum·buf − η·α·m_v·g instead. g is the gradient, θ on
+    the right the value before the update, η = (learning rate now)/α, m_v the variable's
+    learning-rate multiplier and (l1, l2) its decay. As in Algorithm 1, the buffer includes the learning rate, and not the decay: when η
     falls to 0, momentum still moves the weights. `Decay` has other kinds of decay.
 
     Args:
