@@ -107,7 +107,7 @@ class Inside:
 
     def decays(self, variable: Any) -> bool:
         """Tell whether a stock optimizer decays a variable: nobody has excluded it."""
-        # On TensorFlow, Keras asks with the tf.Variable, whose name is the path, and keeps the answer.
+        # On TensorFlow, Keras asks with the tf.Variable, whose name is the path, and caches it.
         asked = variable.value if keras.backend.backend() == "tensorflow" else variable
         return bool(self.optimizer._use_weight_decay(asked))
 

@@ -225,9 +225,10 @@ class Muon(Decoupled):
 
     with θ on the right the value before the update, η = (learning rate now)/α, m_v the variable's
     learning-rate multiplier and (l1, l2) its decay. With nesterov=False, m itself is
-    orthogonalized. With rms_rate=None, the factor rms_rate·√max is left out. Vectors, embeddings, depthwise kernels and what `exclude_layers` finds are updated by
-    Adam, at adam_lr_ratio times the rate. Both parts have one λ, unless `weight_decays` says
-    otherwise.
+    orthogonalized. With rms_rate=None, the factor rms_rate·√max is left out.
+
+    Adam updates vectors, embeddings, depthwise kernels and what `exclude_layers` finds, at
+    adam_lr_ratio times the rate. Both parts have one λ, unless `weight_decays` says otherwise.
 
     The last axis of a kernel is its columns, and the others together are its rows. The kernels of
     an attention's query, key and value have the model's features as rows. `explain()` shows the

@@ -55,8 +55,9 @@ class SGDW(Decoupled):
 
     With `nesterov`, the last term is + momentum·buf − η·α·m_v·g instead. g is the gradient, θ on
     the right the value before the update, η = (learning rate now)/α, m_v the variable's
-    learning-rate multiplier and (l1, l2) its decay. As in Algorithm 1, the buffer includes the learning rate, and not the decay: when η
-    falls to 0, momentum still moves the weights. `Decay` has other kinds of decay.
+    learning-rate multiplier and (l1, l2) its decay. As in Algorithm 1, the
+    buffer includes the learning rate, and not the decay: when η falls to 0, momentum still moves
+    the weights. `Decay` has other kinds of decay.
 
     Args:
         learning_rate: α, or a `LearningRateSchedule`, or a callable. Defaults to `0.01`.
