@@ -288,6 +288,14 @@ def pictures(session: nox.Session) -> None:
 
 
 @nox.session
+def notebook(session: nox.Session) -> None:
+    """Make examples/five_minutes.ipynb of its page, and run it in Jupyter, on JAX."""
+    install(session, "jax", "keras", "notebook")
+    session.run("python", "integration_tests/make_notebook.py")
+    python(session, "jax", "-m", "jupyter", "execute", "examples/five_minutes.ipynb")
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build the sdist, and from it the wheel, into dist/; check both, and try that wheel on JAX."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "release", "jax", "keras", "test"))

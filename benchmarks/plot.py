@@ -74,8 +74,7 @@ def panel(axes, groups):
     left = min(*limits, *(row["ms"] for row in rows))
     right = max(*limits, *(row["ms_quartiles"][1] for row in rows))
     axes.set_xlim(left / 2, right * (right / left) ** 0.2)  # a sixth of the width for numbers
-    subs = (1, 2, 5) if right < 200 * left else (1,)
-    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("ms per step (log scale)")
@@ -99,34 +98,17 @@ def draw(files, out, optimizer="AdamW"):
     save(panels, results, f"One {optimizer} step", out)
 
 
-def draw_stock(files, out):
-    """Draw the stock optimizers: a panel for each backend and model, a group for each class."""
-    results = read(files)
-    panels = {}
-    for backend, result in results.items():
-        for entry in result["results"]:
-            place = f"{backend} ({entry['mode']})" if entry["mode"] else backend
-            title = f"{place}, {entry['title']}"
-            group = entry["optimizer"], entry["limit_ms"], entry["contenders"]
-            panels.setdefault(title, []).append(group)
-    save(panels, results, "One step of decoupled stock optimizers", out, columns=2)
-
-
-def save(panels, results, heading, out, columns=1):
+def save(panels, results, heading, out):
     """Draw these panels, by title, and write the picture."""
     lengths = [sum(len(rows) + 1.3 for *_, rows in groups) for groups in panels.values()]
-    lines = [max(lengths[i : i + columns]) for i in range(0, len(lengths), columns)]
     figure, grid = plt.subplots(
-        len(lines),
-        columns,
-        figsize=(9, 0.24 * sum(lines) + len(lines) + 1.5),  # a page's column shows 9 inches
-        height_ratios=lines,
+        len(panels),
+        figsize=(9, 0.24 * sum(lengths) + len(panels) + 1.5),  # a page's column shows 9 inches
+        height_ratios=lengths,
         layout="constrained",
         squeeze=False,
     )
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    for axes, (title, groups) in zip(grid.flat, panels.items(), strict=False):
+    for axes, (title, groups) in zip(grid.flat, panels.items(), strict=True):
         panel(axes, groups)
         axes.set_title(title, loc="left", weight="bold")
     machines = " and ".join(dict.fromkeys(report.machine(result) for result in results.values()))

@@ -7,8 +7,8 @@ All contenders for the same work are in one process and take turns. Writes JSON 
 beside it, from the results of all backends that lie there. `nox -s benchmark` does all of it.
 A part (--workload, --optimizer) has a file of its own, and draws nothing.
 With --kinds, the contenders are ours with each kind of decay, and the picture is left as it is.
-With --stock, they are the other stock optimizers, as `decouple` makes them and as they are; the
-picture is stock.png. With --eager, on TensorFlow and JAX, nothing is compiled (`run_eagerly=True`).
+With --stock, they are the other stock optimizers, as `decouple` makes them and as they are; nothing
+is drawn. With --eager, on TensorFlow and JAX, nothing is compiled (`run_eagerly=True`).
 """
 
 import argparse
@@ -211,16 +211,10 @@ def main():
     file = report.output(options.out, BACKEND, options.quick, prefix, part)
     report.write(result, file)
     console.print(f"Written: {file}", soft_wrap=True)
-    if options.which in ("kinds", "eager") or low or part:
+    if options.which or low or part:
         return
-    quick = "quick-" if options.quick else ""
-    files = [file, *plot.beside(file, options.quick, prefix)]
-    if stock:
-        picture = file.with_name(f"{quick}stock.png")
-        plot.draw_stock(files, picture)
-    else:
-        picture = file.with_name(f"{quick}step.png")
-        plot.draw(files, picture)
+    picture = file.with_name(f"{'quick-' if options.quick else ''}step.png")
+    plot.draw([file, *plot.beside(file, options.quick, prefix)], picture)
     console.print(f"Drawn: {picture}", soft_wrap=True)
 
 

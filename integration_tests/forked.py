@@ -19,22 +19,27 @@ PROCESSES.set_forkserver_preload(["keras", "keras_decoupled"])
 
 
 def run(script, *arguments, cwd, strict=False, **env):
-    """Run a script to its end; with `strict`, a warning is an error. Raise if the script fails."""
-    log = cwd / f"{script.stem}.log"
-    task = (str(script), [*map(str, arguments)], cwd, log, strict, env)
+    """Run a script to its end, and return what it printed. With `strict`, a warning is an error.
+
+    Raise if the script fails.
+    """
+    printed, log = (cwd / f"{script.stem}.{kind}" for kind in ("out", "log"))
+    task = (str(script), [*map(str, arguments)], cwd, printed, log, strict, env)
     process = PROCESSES.Process(target=_in_the_process, args=task)
     process.start()
     process.join()
-    assert process.exitcode == 0, f"{script.name} failed:\n{log.read_text()[-8000:]}"
+    out, err = (file.read_text(encoding="utf-8") for file in (printed, log))
+    assert process.exitcode == 0, f"{script.name} failed:\n{out[-4000:]}\n{err[-8000:]}"
+    return out
 
 
-def _in_the_process(script, arguments, cwd, log, strict, env):
+def _in_the_process(script, arguments, cwd, printed, log, strict, env):
     faulthandler.dump_traceback_later(SECONDS, exit=True)
     os.chdir(cwd)
     os.environ.update(env)
-    with open(log, "w", encoding="utf-8") as output:
-        os.dup2(output.fileno(), sys.stdout.fileno())
-        os.dup2(output.fileno(), sys.stderr.fileno())
+    for path, stream in ((printed, sys.stdout), (log, sys.stderr)):
+        with open(path, "w", encoding="utf-8") as file:
+            os.dup2(file.fileno(), stream.fileno())
     sys.argv = [script, *arguments]
     sys.path.insert(0, os.path.dirname(script))
     if strict:

@@ -4,11 +4,11 @@ The ```python blocks of a page belong together: they run as one script, in order
 and a warning ends it. After the line `<!-- no-run -->` a block only has to compile; another test may run it.
 """
 
+import json
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import keras
@@ -17,12 +17,14 @@ import pytest
 import forked
 import keras_decoupled
 from effort import in_turn
+from make_notebook import NOTEBOOK, ROOT, make_notebook, read_prints
+from make_notebook import PAGE as FIVE_MINUTES
 
-ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 ELSEWHERE = DOCS / "processes"  # their scripts are for several processes: test_many_processes.py
+MILLISECONDS = re.compile(r"\d+ ms")
 NO_RUN = "<!-- no-run -->"
 
 
@@ -91,6 +93,7 @@ def test_the_code_of_a_page(page, tmp_path):
         compile(block.code, str(page), "exec")
     run = [block for block in blocks if block.runs]
     here = page == README or page in in_turn(PAGES)
+    here = here and page != FIVE_MINUTES  # which runs below, on every backend
     if run and here and not page.is_relative_to(ELSEWHERE):
         script = tmp_path / f"{page.stem}.py"
         script.write_text(as_script(run), encoding="utf-8")
@@ -109,6 +112,26 @@ def test_code_fits_its_column(page):
         elif inside and len(line) > 88:
             shown.append((number, line))
     assert not shown
+
+
+def test_five_minutes_prints_what_it_says(tmp_path, backend):
+    text = FIVE_MINUTES.read_text(encoding="utf-8")
+    lines = as_script(read_blocks(text)).splitlines()
+    for block in read_blocks(text):
+        lines[block.first - 2] = r"print('\f')"  # in the place of its fence
+    script = tmp_path / "five_minutes.py"
+    script.write_text("\n".join(lines), encoding="utf-8")
+    printed = forked.run(script, cwd=tmp_path, strict=True).split("\f\n")[1:]
+    times_left_out = [MILLISECONDS.sub("… ms", one) for one in printed]
+    assert times_left_out == [MILLISECONDS.sub("… ms", one) for one in read_prints(text, backend)]
+
+
+def test_the_notebook_is_the_page():
+    text = FIVE_MINUTES.read_text(encoding="utf-8")
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    cells = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert ["".join(cell) for cell in cells] == ["\n".join(b.lines) for b in read_blocks(text)]
+    assert notebook == make_notebook(text), "make it anew: nox -s notebook"
 
 
 if keras.backend.backend() == "jax":  # the backend that the pages name

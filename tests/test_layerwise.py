@@ -428,7 +428,7 @@ def test_wrong_models(function):
     ("arguments", "error", "message"),
     [
         ({"weight_decay": -0.1}, ValueError, r"`weight_decay` must be.*Received: weight_decay="),
-        ({"decay": 0}, ValueError, r"`decay` must be in \(0, 1\]. Received: decay=0\..*start"),
+        ({"decay": 0}, ValueError, r"`decay` must be in \(0, 1\]. Received: decay=0\..*try 0.75"),
         ({"decay": 1.01}, ValueError, r"`decay` must be in \(0, 1\]. Received: decay=1\.01"),
         ({"layers": []}, ValueError, r"`layers` must name at least one.*Received.*layers=\["),
         ({"layers": "head"}, TypeError, r"`layers` must be a list.*'head'.*layers=\["),

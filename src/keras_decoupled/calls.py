@@ -9,13 +9,13 @@ from typing import Any
 import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
-_MOST = 3  # entries of a dict that are shown
-# Every optimizer takes Keras' arguments, and the signatures of ours do not have them.
+_MOST = 3  # entries of a dict: of a longer dict, only their number is shown
+# Every optimizer also takes Keras' arguments, by `**shared`. Their defaults are read here.
 _OF_KERAS = inspect.signature(keras.optimizers.SGD).parameters
 
 
 def call(cls: type[Any], arguments: Mapping[str, Any]) -> str:
-    """Return the call of this class with these arguments, without defaults and the name."""
+    """Return the call of this class with these arguments, without defaults and without `name`."""
     parameters = {**_OF_KERAS, **inspect.signature(cls).parameters}
     shown = [
         f"{name}={written(value)}"

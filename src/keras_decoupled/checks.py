@@ -1,4 +1,4 @@
-"""Checks of arguments: each names the argument, the rule, what it received and the cure."""
+"""Checks of arguments. An error names the argument, the rule, the value received and the cure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def real(
 
 
 def integer(name: str, value: Any, *, minimum: int, below: int | None = None, cure: str) -> int:
-    """Return `value`, an integer or 10.0 with `minimum` ≤ value < `below`, as an int."""
+    """Return `value` as an int. It is an integer (10.0 is one) with `minimum` ≤ value < `below`."""
     rule = f"an integer ≥ {minimum}" + (f" and < {below}" if below is not None else "")
     number = _number(name, value, rule, cure)
     too_high = below is not None and number >= below
@@ -47,16 +47,17 @@ def integer(name: str, value: Any, *, minimum: int, below: int | None = None, cu
 
 
 def flag(name: str, value: Any, *, cure: str) -> bool:
-    """Return `value`, a Python or NumPy bool, as a bool. 0 and 1 are numbers."""
+    """Return `value`, a Python or NumPy bool, as a bool. The numbers 0 and 1 are refused."""
     if not isinstance(value, (bool, np.bool_)):
         refuse(name, value, "must be True or False", cure, TypeError)
     return bool(value)
 
 
-# At these steps a schedule's values are checked, and the peak of a rising one is searched. They
-# grow by 7%.
+# A schedule's values are checked at these steps, and the peak of a rising schedule is searched
+# among them. Each step is about 7% larger than the one before.
 STEPS = sorted({0, *(round(10 ** (6 * i / 199)) for i in range(200))})
-# What a schedule may raise after its end: its table is over, or its formula overflows.
+# The errors that a schedule may raise after its end: its table has no such entry, or its formula
+# overflows.
 _ENDED = (LookupError, ArithmeticError, ValueError)
 
 
@@ -83,7 +84,7 @@ def _is_end(error: Exception) -> bool:
 
 
 def schedule(name: str, value: Any, check: Callable[[str, Any], Any]) -> Any:
-    """Return `value`, a schedule of numbers that the check takes, at 200 steps."""
+    """Return `value`, a schedule whose values at all of `STEPS` pass the check."""
     of_one_number(name, value)
     for step, number in values_of(value, STEPS).items():
         check(f"`{name}` at update {step}", number)
@@ -91,7 +92,7 @@ def schedule(name: str, value: Any, check: Callable[[str, Any], Any]) -> Any:
 
 
 def of_one_number(name: str, schedule: Any) -> None:
-    """Refuse a schedule that returns an array. A schedule that raises an error does so later."""
+    """Refuse a schedule that returns an array. Errors of the schedule itself are left for later."""
     try:
         shape = np.shape(keras.ops.convert_to_numpy(schedule(0)))
     except Exception:
@@ -103,7 +104,7 @@ def of_one_number(name: str, schedule: Any) -> None:
 
 # A file may hold anything, so each part of it is checked before it is used.
 
-OF_A_FILE = "It is part of a saved config or state, and not as this package writes it."
+OF_A_FILE = "It is part of a saved config or state, and it is not as this package writes it."
 
 
 def fields(name: str, value: Any, keys: Sequence[str]) -> list[Any]:
@@ -160,10 +161,10 @@ def refuse(
     cure: str = OF_A_FILE,
     error: type[Exception] = ValueError,
 ) -> NoReturn:
-    """Raise "`name` rule. Received: value. cure". It writes every error of the package.
+    """Raise "`name` rule. Received: value. cure". Nearly all errors of the package come from here.
 
     Args:
-        name: the wrong argument or method, or some words.
+        name: the argument or method that is wrong, or a description of several words.
         value: what was received, or `Seen` words about it.
         rule: what must hold, beginning with a verb: "must be a number".
         cure: a sentence that says what to do.

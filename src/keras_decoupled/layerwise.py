@@ -139,7 +139,7 @@ def layerwise_lr_multipliers(
     """
     variables, names = weights_of(model)
     cure = (
-        "Each layer has `decay` times the next layer's multiplier; 0.75 is a start, 1 changes none."
+        "Each layer has `decay` times the next layer's multiplier; try 0.75, and 1 changes nothing."
     )
     number = checks.real("decay", decay, cure=cure)
     if not 0 < number <= 1:
@@ -206,8 +206,8 @@ def weights_of(model: Any, name: str = "model") -> tuple[list[Any], list[str]]:
     return variables, match.labels([v.path for v in variables])
 
 
-# The next two return the step of each variable, by its id, and the number of the last step. Steps
-# are counted from input to output.
+# The next two functions return the step of each variable, by its id, and the number of the last
+# step. A step here is a place between input and output, counted from 0 at the input.
 
 
 def _steps_of_layers(

@@ -30,8 +30,8 @@ def plot_schedule(
 ) -> Axes:
     """Plot the learning rate of the updates 0 … steps − 1.
 
-    An optimizer is shown as it was made: from update 0 on, without rates that were set later,
-    restarts or `begin_decay`. The axes' first line has the rates. matplotlib comes with
+    An optimizer is shown as it was made: from update 0 on, without restarts, without `begin_decay`
+    and without rates that were set later. The axes' first line has the rates. matplotlib comes with
     `pip install "keras_decoupled[plot]"`.
 
     Args:
@@ -97,7 +97,7 @@ def count_updates(ax: Any) -> None:
 
 def _rates(given: Any, steps: int) -> tuple[np.ndarray, str]:
     """Return the rates of the first updates, and a name for them."""
-    rate, first, name = given, 0, type(given).__name__  # Keras' names of optimizers have numbers
+    rate, first, name = given, 0, type(given).__name__  # `given.name` may be "adam_1"
     if isinstance(given, Decoupled):
         timing = given._kd.timing
         rate, first = getattr(timing.rate, "schedule", timing.rate), timing.t_cur
@@ -127,5 +127,5 @@ def _rates(given: Any, steps: int) -> tuple[np.ndarray, str]:
     # A Keras schedule takes one step at a time. On JAX a call for each step takes many seconds.
     try:
         return ops.convert_to_numpy(ops.vectorized_map(ask, counts)), name
-    except (TypeError, ValueError, RuntimeError):  # it needs the step's value in Python
+    except (TypeError, ValueError, RuntimeError):  # the schedule needs the step as a number
         return np.array([as_number(ask(step)) for step in counts]), name

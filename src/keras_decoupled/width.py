@@ -25,16 +25,16 @@ def width_lr_multipliers(model: keras.Model, base_model: keras.Model) -> dict[st
 
         multiplier = fan_in of the base model's variable / fan_in
 
-    of each matrix: the number of inputs that its outputs are sums of. Embeddings, tables of
-    positions, biases, scales and depthwise kernels have the multiplier 1. The first layer has 1
-    too, as its inputs are as many in both models. λ stays as it is: a multiplier does not scale
+    for each matrix. fan_in is the number of inputs that are summed into one output. Embeddings,
+    tables of positions, biases, scales and depthwise kernels have the multiplier 1. The first layer
+    has 1 too: it has as many inputs in both models. λ stays as it is: a multiplier does not scale
     the decay here.
 
     It is for optimizers whose step does not grow with the gradient: AdamW, NadamW, Lion. You do the
     rest:
 
     - The output kernel starts at zero, or with a deviation ∝ 1/fan_in. Hidden kernels start with a
-      deviation ∝ 1/√fan_in. The first layer and embeddings start with the same one at every width.
+      deviation ∝ 1/√fan_in. The first layer and embeddings start with one deviation at all widths.
       Keras' default, Glorot, does not do this for the first layer and for the 3-D kernels of
       attention.
     - The size of an attention head stays, and the number of heads grows.
@@ -43,7 +43,7 @@ def width_lr_multipliers(model: keras.Model, base_model: keras.Model) -> dict[st
       width in the model.
 
     A kernel of a layer of your own is taken as (inputs…, outputs): its last axis is the outputs. If
-    it is another one, change its entry: `multipliers | {"block/wq": 0.25}`.
+    another axis is the outputs, change the kernel's entry: `multipliers | {"block/wq": 0.25}`.
 
     Args:
         model: a built `keras.Model`.
@@ -52,7 +52,7 @@ def width_lr_multipliers(model: keras.Model, base_model: keras.Model) -> dict[st
     Raises:
         TypeError: an argument is not a `keras.Model`.
         ValueError: a model is not built, or the two do not have the same variables in the same
-            order, but for the lengths of their axes.
+            order, except for the lengths of their axes.
 
     Example:
     >>> import keras
@@ -78,11 +78,11 @@ def width_lr_multipliers(model: keras.Model, base_model: keras.Model) -> dict[st
     return ModelRules({n: multipliers[id(v)] for n, v in zip(names, variables, strict=True)}, names)
 
 
-_Owned: TypeAlias = tuple[Any, keras.Layer | None]  # a variable, and its layer if that matters
+_Owned: TypeAlias = tuple[Any, keras.Layer | None]  # a variable, and its layer if fan_in needs it
 
 
 def _owned(model: keras.Model) -> list[_Owned]:
-    """Return the model's variables."""
+    """Return the model's variables, each with its layer if the kind of layer decides fan_in."""
     owners: dict[int, keras.Layer] = {}
     for layer in regularizers.all_layers(model):
         if isinstance(layer, (layers.EinsumDense, *_TRANSPOSED, *_DEPTHWISE)):
@@ -92,7 +92,7 @@ def _owned(model: keras.Model) -> list[_Owned]:
 
 def _check_pairs(own: list[_Owned], base: list[_Owned]) -> None:
     cure = "Make both by one function, with the width as its argument."
-    rule = "must have the variables of `model`, in the same order, but for the lengths of axes"
+    rule = "must have the variables of `model`, in the same order, except for the lengths of axes"
     for (v, layer), (other, base_layer) in zip(own, base, strict=False):
         alike = len(v.shape) == len(other.shape) and type(layer) is type(base_layer)
         if not alike or v.name != other.name:
@@ -103,7 +103,7 @@ def _check_pairs(own: list[_Owned], base: list[_Owned]) -> None:
 
 
 def _fan_in(variable: Any, layer: keras.Layer | None) -> int:
-    """Return how many inputs an output is the sum of; 1 for what is no matrix."""
+    """Return how many inputs are summed into one output; 1 if the variable is not a matrix."""
     return max(_inputs(tuple(variable.shape), variable.path, layer), 1)
 
 

@@ -93,7 +93,7 @@ def test_each_fit_begins_anew():
 def test_an_epoch_without_the_metric_does_not_count():
     """As with validation_freq=2."""
     with_and_without = [{"val_loss": 1.0}, {"loss": 1.0}] * 2
-    with pytest.warns(UserWarning, match=r"looks at 'val_loss', .* There are: loss\."):
+    with pytest.warns(UserWarning, match=r"looks at 'val_loss', .* The logs have: loss\."):
         assert restarts(RestartOnPlateau(patience=2), with_and_without) == []
     with pytest.warns(UserWarning, match="'val_loss'"):
         assert restarts(RestartOnPlateau(patience=1), with_and_without) == [2]

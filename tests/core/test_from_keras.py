@@ -174,6 +174,23 @@ def test_excluded_variables():
     assert not AdamW.from_keras(stock).weight_decays  # which is what its user wanted: no warning
 
 
+@pytest.mark.parametrize("pattern", ["bias", "one/bias"])
+def test_a_pattern_excludes_what_it_excludes_in_keras(pattern):
+    """Keras searches a variable's name, and on TensorFlow its path. Asked before the first update."""
+    dense = keras.layers.Dense
+    model = keras.Sequential([keras.Input((2,)), dense(2, name="one"), dense(2, name="two")])
+    variables = model.trainable_variables
+    asked, stepped = (make_stock("adamw", weight_decay=0.5) for _ in range(2))
+    for stock in (asked, stepped):
+        stock.exclude_from_weight_decay(var_names=[pattern])
+        stock.build(variables)
+    new = AdamW.from_keras(asked)
+    for v in variables:
+        v.assign(keras.ops.ones(v.shape))
+    stepped.apply([keras.ops.zeros(v.shape) for v in variables], variables)
+    assert set(new.weight_decays) == {v.path for v in variables if (numpy(v) != 1).all()}
+
+
 def test_a_moved_rate():
     _, new = went_on("adamw", rate_now=0.02)
     assert new.get_config()["base_learning_rate"] == 0.02

@@ -111,7 +111,11 @@ MESSAGES = [  # key, variables, words
     ("lstm_1/kernal", LAYERS, ["Received: 'lstm_1/kernal'", "The nearest paths: 'lstm_1"]),
     ("HEADS", LAYERS, ["The nearest paths: 'head/kernel', 'head/kernel#2'."]),
     ("model/lstm_1/cell/kernel", LAYERS, ["The nearest paths: 'lstm_1/cell/kernel'"]),
-    ("qqq", LAYERS, ["No path is near it; there are: 'lstm_1/c", ", …. Correct", "leave it out"]),
+    (
+        "qqq",
+        LAYERS,
+        ["No path is like it. The paths are: 'lstm_1/c", ", …. Correct", "leave it out"],
+    ),
     ("denes", [f"dense/{i}" for i in range(9)], ["The nearest paths: ", "'dense/4', …. Correct"]),
     # A frozen layer, or a nested model, whose name is in no variable's path.
     ("backbone", LAYERS, ["take the object as the key", "{model.get_layer('backbone'): …}"]),

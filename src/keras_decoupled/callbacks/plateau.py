@@ -23,7 +23,7 @@ class RestartOnPlateau(keras.callbacks.Callback):
     The schedule's position is saved with the optimizer. As with Keras' callbacks, the best value
     and the count of epochs are lost when `fit` ends. A run that `BackupAndRestore` resumes
     continues at its position and counts from 0. Put this callback before `BackupAndRestore`, so
-    that a backup has the restart.
+    that a backup includes the restart.
 
     Args:
         monitor: name of the metric in the logs. Default "val_loss".
@@ -68,10 +68,10 @@ class RestartOnPlateau(keras.callbacks.Callback):
         self.cooldown = checks.integer("cooldown", cooldown, minimum=0, cure=epochs)
         self.verbose = verbose
         if not isinstance(mode, str) or mode not in ("auto", "min", "max"):
-            cure = "It says whether the metric gets better downwards or upwards."
+            cure = "It says whether lower or higher values of the metric are better."
             checks.refuse("mode", mode, 'must be "auto", "min" or "max"', cure)
-        min_delta = checks.real("min_delta", min_delta, minimum=0, cure="0 takes any gain.")
-        # Keras' callback knows in which direction a metric gets better. This one never stops.
+        min_delta = checks.real("min_delta", min_delta, minimum=0, cure="0 counts any improvement.")
+        # Keras' callback finds out whether lower or higher is better. Here it never stops training.
         self._watch = keras.callbacks.EarlyStopping(
             monitor, min_delta=min_delta, mode=mode, patience=math.inf
         )
@@ -82,7 +82,7 @@ class RestartOnPlateau(keras.callbacks.Callback):
         check_schedule(optimizer_of(self.model))
         self._watch.set_model(self.model)
         self._watch.on_train_begin()
-        self._watch.best = None  # Keras 3.12 keeps that of the last `fit`
+        self._watch.best = None  # Keras 3.12 keeps the value of the last `fit`
         self._waited = self._cooling = 0
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
@@ -90,7 +90,7 @@ class RestartOnPlateau(keras.callbacks.Callback):
         if logs.get(self.monitor) is None:
             warnings.warn(
                 f"`RestartOnPlateau` looks at '{self.monitor}', which is not in this epoch's logs. "
-                f"There are: {', '.join(logs)}. The epoch does not count.",
+                f"The logs have: {', '.join(logs)}. The epoch does not count.",
                 UserWarning,
                 stacklevel=2,
             )

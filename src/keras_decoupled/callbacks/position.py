@@ -1,4 +1,4 @@
-"""What the callbacks read of an optimizer of this package. No other file here looks inside one."""
+"""What the callbacks read from our optimizers. No other file in this folder looks inside one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def is_ours(optimizer: Any) -> bool:
 
 
 def moving_settings(optimizer: Any, names: Collection[str] = ()) -> dict[str, float]:
-    """Return the settings that are scheduled or were set, and those of these names."""
+    """Return the settings that are scheduled or were set, and the settings with these names."""
     return optimizer._kd.update.moving(names)
 
 
@@ -44,7 +44,7 @@ def check_schedule(optimizer: Any) -> None:
         rule = "needs an optimizer of keras_decoupled with a schedule"
         cure = "Compile the model with AdamW(CosineWarmRestarts(...)), say."
         refuse("RestartOnPlateau", Seen(f"optimizer={optimizer!r}"), rule, cure)
-    optimizer._kd.timing.step_at(0)  # restart() asks this too; the error says what is missing
+    optimizer._kd.timing.step_at(0)  # raises the error of restart(), which says what is missing
 
 
 def check_cosine(optimizer: Any) -> None:
@@ -85,13 +85,13 @@ def _updates_left(optimizer: Any) -> float:
 
 
 class Ahead(NamedTuple):
-    """What the next update has for one variable: float, and an array of the variable's shape."""
+    """What the next update uses for one variable: numbers, and arrays of the variable's shape."""
 
     path: str
-    theta: np.ndarray  # before it, of the float32 copy where there is one
-    reference: np.ndarray | None  # what the decay goes towards, where that is not 0
-    decay: Decay  # its kind
-    l2: float  # h·l2: the fraction of the weight that it removes
+    theta: np.ndarray  # before the update; the value of the float32 copy if there is one
+    reference: np.ndarray | None  # the value that the decay goes towards; None for 0
+    decay: Decay  # only its kind is used: l2 and l1 below are the amounts
+    l2: float  # h·l2, with h as in `Decay`: the fraction of the weight that is removed
     l1: float
     rate: float  # with the multiplier
 
@@ -102,7 +102,7 @@ def updates_seen(optimizer: Any) -> int:
 
 
 def batches_until(optimizer: Any, update: int) -> int:
-    """Return how many batches come before the first one that belongs to an update."""
+    """Return how many batches come before the first batch of this update."""
     return update * (optimizer.gradient_accumulation_steps or 1) - batches_seen(optimizer)
 
 
@@ -133,17 +133,17 @@ def trained(optimizer: Any, keys: Sequence[Any] | None) -> list[Any]:
     records = [record for record in records if record.row.path in chosen]
     if not records:
         rule, cure = "must hit a variable that is trained", "Leave it out to watch all of them."
-        refuse("variables", Seen(f"{list(keys)!r}, which hit frozen ones alone"), rule, cure)
+        refuse("variables", Seen(f"{list(keys)!r}, which hit only frozen variables"), rule, cure)
     return records
 
 
 def value_of(record: Any) -> np.ndarray:
-    """Return a variable's value, or that of its float32 copy. An update may change the array."""
+    """Return the value of a variable or of its float32 copy. An update may overwrite the array."""
     return np.asarray(ops.convert_to_numpy(read(record.variable, record.master)))
 
 
 def ahead(optimizer: Any, records: Sequence[Any]) -> list[Ahead]:
-    """Return what the next update has for these variables."""
+    """Return what the next update uses for these variables."""
     numbers = optimizer._kd.update.ahead()
     decays, schedules = (list(map(as_number, x)) for x in (numbers.decays, numbers.multipliers))
     rate, found = as_number(numbers.rate), []

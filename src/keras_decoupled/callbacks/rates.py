@@ -13,7 +13,7 @@ from keras_decoupled.checks import Seen, refuse
 
 from .position import as_number, is_ours, moving_settings, optimizer_of
 
-_WRITERS = (keras.callbacks.CSVLogger, keras.callbacks.TensorBoard)  # of the logs, to files
+_WRITERS = (keras.callbacks.CSVLogger, keras.callbacks.TensorBoard)  # they write logs to files
 
 
 class LogRates(keras.callbacks.Callback):
@@ -21,8 +21,8 @@ class LogRates(keras.callbacks.Callback):
 
     History, `CSVLogger`, `TensorBoard` and the progress bar then show `learning_rate`, `eta` (η,
     which also scales the decay), `t_cur` (the position in the cycle) and `weight_decay` (the
-    uniform λ, before η; absent if the optimizer has none). An argument such as `beta_1` is there
-    from when it was set, or if it is a schedule. A stock Keras optimizer has only `learning_rate`.
+    uniform λ, before η; absent if the optimizer has none). An argument such as `beta_1` is shown
+    once it was set, or if it is a schedule. A stock Keras optimizer has only `learning_rate`.
     All are read once an epoch, when it ends.
 
     In the list of callbacks, put `LogRates` before `CSVLogger` and `TensorBoard`, which write the
@@ -55,7 +55,8 @@ class LogRates(keras.callbacks.Callback):
         self._warn_of_writers_before()
 
     def _warn_of_writers_before(self) -> None:
-        # No callback is told of the others. The list that holds this one is found by Python.
+        # Keras tells a callback nothing of the others. So Python's garbage collector is asked for
+        # the list that holds this one.
         for callbacks in gc.get_referrers(self):
             if not isinstance(callbacks, list):
                 continue

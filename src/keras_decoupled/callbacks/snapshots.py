@@ -177,7 +177,7 @@ def _rounded(mean: np.ndarray, output: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _kept(variables: Sequence[Any]) -> Iterator[None]:
-    """Give variables their values back afterwards."""
+    """Restore the values of these variables when the block ends."""
     before = [np.array(variable.numpy()) for variable in variables]
     try:
         yield

@@ -34,7 +34,7 @@ _LOGGED = ("relative_update", "turn", "decay_share")
 
 
 class _Before(NamedTuple):
-    """What was there before an update."""
+    """The state before a watched update."""
 
     optimizer: Any
     k: int
@@ -48,22 +48,23 @@ class WatchUpdates(keras.callbacks.Callback):
 
     `rows` has a dict for each variable of each watched update:
 
-    - `update` (k), `epoch` (None by hand), `path`
+    - `update` (k), `epoch` (None outside `fit`), `path`
     - `weight_rms`: root mean square of θ before the update
     - `update_rms`: of the whole change Δθ
     - `step_rms`: of the optimizer's step u = −Δθ − c, where c is what the decay took
     - `relative_update`: ‖Δθ‖/‖θ‖
     - `decay_share`: ‖c‖/(‖c‖ + ‖u‖)
     - `turn`: the angle between θ before and after, in radians
-    - `rate` (with the multiplier), `eta` and `decay_per_update`, as this update had them
+    - `rate` (with the multiplier), `eta` and `decay_per_update`, as this update used them
 
-    A ratio with zero is NaN. Where weights have less than float32, θ is the float32 copy. If a
-    constraint or an average changes the weights after the step, that counts as part of u.
+    `relative_update` and `turn` are NaN if θ was 0, and `turn` also if θ becomes 0. `decay_share`
+    is 0 if nothing changed. Where weights have less precision than float32, θ is the float32 copy.
+    If a constraint or an average changes the weights after the step, that counts as part of u.
     Gradients are not watched.
 
-    A watched update takes two copies of the watched variables, and other updates take nothing. On
-    JAX `fit` brings the state back only there. An update that `LossScaleOptimizer` skips has no
-    row. With gradient accumulation, one row is one update, not one batch.
+    A watched update needs two copies of the watched variables, and other updates cost nothing. On
+    JAX `fit` brings the state back only for watched updates. An update that `LossScaleOptimizer`
+    skips has no row. With gradient accumulation, one row is one update, not one batch.
 
     In the list of callbacks, put it after those that set the rate before a batch, and before those
     that change the weights when an epoch ends, such as `SwapEMAWeights`. Use one `WatchUpdates` for
@@ -76,19 +77,21 @@ class WatchUpdates(keras.callbacks.Callback):
         watch.after(optimizer)
 
     Args:
-        every: watch update 0 and each so many updates after it. Defaults to `None`: the first
+        every: watch the updates 0, `every`, 2·`every` and so on. Defaults to `None`: the first
             update of each epoch.
         variables: which variables to watch: a list of keys as in `weight_decays` (parts of paths,
             layers). Defaults to `None`: all that are trained.
-        log: whether the logs of an epoch get median and maximum of `relative_update`, `turn` and
-            `decay_share` in its last watched update: `relative_update_median` and so on, NaN if it
-            had none. Put `WatchUpdates` before `CSVLogger` then. Defaults to `False`.
+        log: whether to add the median and maximum of `relative_update`, `turn` and `decay_share` to
+            the logs of each epoch, from its last watched update: `relative_update_median` and so
+            on. They are NaN if no update of the epoch was watched. With `log`, put `WatchUpdates`
+            before `CSVLogger`. Defaults to `False`.
 
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: `every` is below 1, or a key hits no variable that is trained. When `fit`
             begins: the optimizer is not of this package, `steps_per_execution` is not 1, or, on
-            TensorFlow, the model is not built. Between two looks there were several updates.
+            TensorFlow, the model is not built. In training: more than one update ran since the
+            variables were copied.
 
     Example:
     >>> import keras, numpy as np
@@ -125,9 +128,9 @@ class WatchUpdates(keras.callbacks.Callback):
         self._log = checks.flag("log", log, cure="True adds six numbers to the logs.")
         self._before: _Before | None = None
         self._epoch: int | None = None
-        self._next = 0.0  # the batch of the epoch before which there is something to do
+        self._next = 0.0  # the next batch of the epoch at whose start there is work
 
-    # By hand.
+    # In a loop of your own.
 
     def before(self, optimizer: keras.Optimizer) -> None:
         """Take a copy of the variables: the next update is watched."""
@@ -195,14 +198,15 @@ class WatchUpdates(keras.callbacks.Callback):
         _draw(ax, paths, updates, *figures)
         return ax
 
-    # In `fit`. Not in `on_train_batch_end`: if a callback has one, then on JAX and torch each batch
-    # waits for its metrics.
+    # Called by `fit`. There is no `on_train_batch_end`: with one, each batch would wait for its
+    # metrics on JAX and torch.
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Check the model and its optimizer."""
         optimizer, variables = self.model.optimizer, self.model.trainable_variables
-        # Else it is built in the first update, which is to be watched: on TensorFlow the first
-        # time, and on torch too after layers were unfrozen.
+        # Build the optimizer now. The first update would build it too late: it is to be watched.
+        # That happens on TensorFlow in the first `fit`, and on TensorFlow and torch after layers
+        # were unfrozen.
         if self.model.built and not (
             optimizer.built and knows(optimizer_of(self.model), variables)
         ):
@@ -210,7 +214,7 @@ class WatchUpdates(keras.callbacks.Callback):
         _checked(optimizer)
         steps = self.model.steps_per_execution
         if steps != 1:
-            rule = "must be 1: the weights between updates that run together are not there"
+            rule = "must be 1: the weights between updates that run together cannot be read"
             cure = "Compile without it, or leave WatchUpdates out."
             refuse("steps_per_execution", steps, rule, cure)
         self._before = None
@@ -240,7 +244,7 @@ class WatchUpdates(keras.callbacks.Callback):
         self._plan(batch)
 
     def _plan(self, batch: int) -> None:
-        """Find the next batch before which there is something to do; so many are done."""
+        """Find the next batch before which there is something to do; `batch` batches are done."""
         optimizer = optimizer_of(self.model)
         if self._before is not None:
             left = batches_until(optimizer, self._before.k + 1)
@@ -253,15 +257,15 @@ class WatchUpdates(keras.callbacks.Callback):
         if self._every is None:
             return 0 if batch == 0 else np.inf
         update = -(-updates_seen(optimizer) // self._every) * self._every
-        return max(batches_until(optimizer, update), 0)  # below 0, it is accumulating already
+        return max(batches_until(optimizer, update), 0)  # below 0 while it accumulates gradients
 
 
 def _checked(optimizer: Any) -> Any:
-    """Return the optimizer of this package that this is or contains, built."""
+    """Return our built optimizer, taken out of a `LossScaleOptimizer`; refuse any other."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
     if not is_ours(optimizer):
-        rule = "needs an optimizer of keras_decoupled: of others it does not know the decay"
+        rule = "needs an optimizer of keras_decoupled: it does not know the decay of others"
         cure = "Compile the model with AdamW(...) of this package, say."
         refuse("WatchUpdates", Seen(f"optimizer={optimizer!r}"), rule, cure)
     if not optimizer.built:
@@ -275,7 +279,7 @@ def _checked(optimizer: Any) -> Any:
 
 def measured(was: Ahead, after: np.ndarray) -> dict[str, float]:
     """Return what an update has changed, in float64."""
-    # Without a change the variable had no gradient, or a multiplier of 0: no decay either.
+    # If nothing changed, the variable had no gradient or a multiplier of 0. Then nothing decayed.
     still = np.array_equal(was.theta, after)
     arrays = [was.theta, after, *([] if was.reference is None else [was.reference])]
     flat, sums = [array.reshape(-1) for array in arrays], np.zeros(5)
@@ -296,7 +300,7 @@ def measured(was: Ahead, after: np.ndarray) -> dict[str, float]:
         "step_rms": float(stepped / root),
         "relative_update": float(changed / size) if size else np.nan,
         "decay_share": float(decayed / (decayed + stepped)) if decayed or stepped else 0.0,
-        # Exact for small angles, of which an arccos would make 0.
+        # Exact for small angles. An arccos would give 0 for them.
         "turn": float(np.arctan2(across, size**2 + along)) if size and after.any() else np.nan,
     }
 
@@ -311,7 +315,7 @@ def decay_of(
         end = after - reference
         taken += was.l1 * np.sign(end if soft else d)
         taken = np.where(soft & (end == 0), -change, taken)
-    if was.decay.cautious:  # where step and decay agree, their sum has the same sign
+    if was.decay.cautious:  # if step and decay have the same sign, their sum has it too
         taken = np.where(-change * d >= 0, taken, 0.0)
     return taken
 
@@ -340,7 +344,7 @@ def _draw(
     ax.set_yticks(range(len(paths)), [path.split("/", shared)[-1] for path in paths])
     ax.set_ylim(len(paths) - 0.5, -0.5)  # from input to output
     plots.count_updates(ax)
-    ax.set_xlabel(f"{plots.UPDATES}; a dot: the decay is more than half of it")
+    ax.set_xlabel(f"{plots.UPDATES}; a dot: the decay is more than half of the update")
     ax.set_facecolor("0.85")
 
 

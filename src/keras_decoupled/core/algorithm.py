@@ -15,22 +15,23 @@ class Algorithm:
 
     In each method `h` has the optimizer's own arguments as they are now (`h.beta_1`), `on` computes
     scalars (`core/numbers.py`), and i = k + 1 is the number of this update, from 1. In a compiled
-    step, numbers are tensors: use them in no `if`. What loses digits when they are rounded, such as
-    1 − β, belongs into `scalars`, by `h.exactly`.
+    step, numbers are tensors: do not use them in an `if`. A value that loses digits if its number
+    is rounded first, such as 1 − β, is computed in `scalars`, by `h.exactly`.
     """
 
-    # The optimizer's own, and their checks. Those of the type `Real` are settings.
+    # The optimizer's own arguments, and their checks. If the check is a `Real`, the argument is a
+    # setting.
     arguments: ClassVar[Mapping[str, Check]] = {}
     kernel: ClassVar[str | None] = None  # name of the fused kernels in fast/ that do `step`
-    part_slot: ClassVar[str] = ""  # the slot that some of its parts have, and some have not
+    part_slot: ClassVar[str] = ""  # the slot that only some of its parts have
     # Optimizer variables that belong to no variable of the model: name and first value.
     state: ClassVar[Mapping[str, float]] = {}
-    # For `from_keras`, of the class of keras.optimizers whose step this is, too:
-    twin_arguments: ClassVar[Mapping[str, Any]] = {}  # with which the step is the same
-    twin_names: ClassVar[Mapping[str, str]] = {}  # slot or state: the attribute there
+    # For `from_keras`. The twin is the class of keras.optimizers that has the same step:
+    twin_arguments: ClassVar[Mapping[str, Any]] = {}  # our arguments that make it the twin's
+    twin_names: ClassVar[Mapping[str, str]] = {}  # slot or state: attribute of the twin
 
     def slot_names(self, h: Any) -> tuple[str, ...]:
-        """Return the names of the optimizer variables that variables have, of all parts."""
+        """Return the names of the slots that variables may have, in any part."""
         return ()
 
     def parts(
@@ -51,7 +52,7 @@ class Algorithm:
         return self
 
     def scalars(self, h: Any, i: Any, on: Any, state: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Return what `step` needs once per update."""
+        """Return the numbers for `step` that all variables share, computed once per update."""
         return ()
 
     def new_state(self, scalars: tuple[Any, ...]) -> dict[str, Any]:

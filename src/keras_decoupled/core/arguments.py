@@ -21,7 +21,7 @@ Check: TypeAlias = Callable[[str, Any], Any]  # (name, value) → the value as i
 
 @dataclasses.dataclass(frozen=True)
 class Real:
-    """The check of a number ≥ minimum and < below. An optimizer's own argument is a setting."""
+    """The check of a number ≥ minimum and < below. An own argument with this check is a setting."""
 
     cure: str
     minimum: float | None = None
@@ -45,7 +45,7 @@ def flag(cure: str) -> Check:
 _norm = at_least_0("None clips nothing.")
 _count = functools.partial(checks.integer, minimum=1, below=2**31, cure="None leaves it out.")
 KERAS_ARGUMENTS: dict[str, Check] = {
-    "name": functools.partial(checks.text, cure="None takes the class's."),
+    "name": functools.partial(checks.text, cure="None takes the class's name."),
     "clipnorm": _norm,
     "clipvalue": _norm,
     "global_clipnorm": _norm,
@@ -63,14 +63,14 @@ _RENAMED = {
     "decay": "Keras 3 has no `decay`: pass a `LearningRateSchedule` as `learning_rate`.",
     "batch_size": "It is not needed: `total_iterations` is the number of updates.",
     "init_lr": "Pass `base_learning_rate`.",
-    "adam_weight_decay": "Both parts of Muon have one λ, `weight_decay`; `weight_decays` has more.",
+    "adam_weight_decay": "Muon's parts have one λ: `weight_decay`, or `weight_decays` by key.",
     "param_groups": "Rates and decays of groups are `lr_multipliers` and `weight_decays`, by key.",
     "decoupled_weight_decay": "The decay is always decoupled here: leave it out.",
     **dict.fromkeys(
         ("exclude_from_weight_decay", "no_decay", "exclude", "mask", "decay_var_list"),
         'Write `weight_decays={"bias": 0}`, say, or `weight_decays=no_decay(model)`.',
     ),
-    **dict.fromkeys(("fused", "foreach", "capturable"), "The fastest way is taken: leave it out."),
+    **dict.fromkeys(("fused", "foreach", "capturable"), "The fastest way is chosen: leave it out."),
     "maximize": "Minimize the negative loss.",
     "jit_compile": "It is an argument of `model.compile`.",
     **dict.fromkeys(("ema", "ema_decay"), "Write `use_ema=True` and `ema_momentum`."),
@@ -87,7 +87,7 @@ _OF_TORCH = {
 
 
 class Shared(TypedDict, total=False):
-    """The keyword arguments beside `weight_decay` that every optimizer takes; see `Decoupled`."""
+    """The keyword arguments of every optimizer beside `weight_decay`; see SHARED_ARGUMENTS."""
 
     weight_decays: (
         Mapping[str | keras.Layer, float | tuple[float, float] | LearningRateSchedule | Decay]
@@ -122,7 +122,7 @@ OURS = Shared.__annotations__.keys() - KERAS_ARGUMENTS
 
 
 def keras_arguments(cls: type[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return Keras' arguments, of the types that it expects. It checks their ranges itself."""
+    """Return Keras' arguments, with their types checked. Keras checks ranges, too."""
     for name in kwargs.keys() - KERAS_ARGUMENTS.keys():
         rule = "is not recognized as an argument of this optimizer"
         cure = cure_of(cls, name) or "See help() of the class for its arguments."
@@ -139,9 +139,9 @@ def parameters_of(cls: type[Any]) -> set[str]:
 
 
 def cure_of(cls: type[Any], name: str, near: bool = True) -> str | None:
-    """Say what an unknown argument is called here; None if nobody knows.
+    """Return advice about an argument that is unknown here; None if there is none.
 
-    `near`: whether it may be a slip of the pen.
+    `near`: whether the name may be a misspelled one.
     """
     known = parameters_of(cls)
     if name in _RENAMED:
@@ -159,8 +159,8 @@ def cure_of(cls: type[Any], name: str, near: bool = True) -> str | None:
 def shared_docstring(own: str, name: str) -> str:
     """Return a class's docstring, completed by what the docstrings of all optimizers share.
 
-    A ready-made class writes its step, its own arguments and its source, and may have an example.
-    Other docstrings, with an entry for `weight_decay`, get the shared arguments alone.
+    The docstring of a ready-made class has its step, its own arguments and its source, and may have
+    an example. Others have an entry for `weight_decay`, and get only the shared arguments.
     """
     own = inspect.cleandoc(own)  # up to Python 3.12 it is indented
     parts = _PARTS.fullmatch(own)
@@ -216,7 +216,7 @@ _EXAMPLE = """\
 SHARED_ARGUMENTS = """\
 Each real number among the arguments above may also be a `LearningRateSchedule` of the number of
 updates, and may be set at any time: `optimizer.beta_1 = 0.85`, say, counts from the next update on.
-Flags, counts, and numbers that are called fixed above can be set before the build only.
+Flags, counts, and numbers that are called fixed above can be set only before the build.
 
 Shared arguments, by keyword:
     weight_decays: `{key: decay}`. A decay is a number l2, a pair (l1, l2), a schedule or a `Decay`.
@@ -226,7 +226,7 @@ Shared arguments, by keyword:
         Variables that no key matches get `weight_decay`.
     lr_multipliers: `{key: multiplier}` of the learning rate, not of the decay; 0 freezes. A
         multiplier may be a `LearningRateSchedule` of the number of updates: while it is 0, the
-        variable stays as it is, and its moments go on.
+        variable stays as it is, and its moments are still updated.
     decay_vectors: False leaves variables of fewer than two dimensions (biases, scales of
         normalization layers) and biases of attention layers without decay, except where a key
         names them by their own name. Defaults to `True`.

@@ -10,8 +10,8 @@ from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.core.arguments import cure_of, parameters_of
 
 _CONSTRUCTOR = (
-    "Give it to the constructor. Of a running optimizer, from_keras(optimizer, ...) of its class "
-    "makes a new one with other arguments and all state."
+    "Give it to the constructor. For a running optimizer, from_keras(optimizer, ...) of its class "
+    "makes a new one with other arguments and all of its state."
 )
 
 
@@ -22,7 +22,7 @@ class Attribute:
 
     Args:
         name: the attribute's name.
-        strict: whether what is no setting can be set until the optimizer is built only.
+        strict: whether an argument that is not a setting can be set only before the build.
     """
 
     def __init__(self, name: str, strict: bool = True) -> None:
@@ -51,7 +51,7 @@ class Attribute:
 
 
 class ReadOnly(dict[Any, Any]):
-    """A copy that a user looks at. To change it would change nothing."""
+    """A copy for a user to read. A change of it would not reach the optimizer, so it is refused."""
 
     def __init__(self, name: str, values: Any) -> None:
         super().__init__(values)
@@ -85,8 +85,8 @@ def check_set(optimizer: Any, name: str, value: Any) -> None:
             refuse(name, value, rule, f"Make a new optimizer with {name}={value!r}.")
     elif in_class is None and name not in attributes:
         if name in parameters_of(cls):
-            refuse(name, value, "is an argument of the constructor, and no attribute", _CONSTRUCTOR)
-        # A slip of the pen is a number. Keras' own classes set lists, at build.
+            refuse(name, value, "is a constructor argument, and not an attribute", _CONSTRUCTOR)
+        # Only a number may be a misspelled argument: Keras' own classes set lists at build.
         cure = cure_of(cls, name, near=isinstance(value, Real))
         cure = "Write `learning_rate`." if name == "lr" else cure
         if cure is not None:

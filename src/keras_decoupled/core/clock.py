@@ -32,22 +32,22 @@ from keras_decoupled.schedule.stable import NEVER
 from keras_decoupled.schedule.timing import Timing
 
 _NOT_HERE = (
-    "The optimizer's state is not here. Inside an epoch, Keras' `fit` on JAX keeps it outside the "
-    "optimizer. In a callback go through `self.model.optimizer`, which brings it back first. A "
-    "loss or a metric cannot read it on JAX: log it from a callback, in on_epoch_end or "
-    "on_train_batch_end."
+    "The optimizer's state is not here. Inside an epoch, Keras' `fit` on JAX keeps the state "
+    "outside the optimizer. In a callback go through `self.model.optimizer`, which brings the "
+    "state back first. On JAX, a loss or a metric cannot read the state: log it from a callback, "
+    "in on_epoch_end or on_train_batch_end."
 )
 
 
 class Clock:
-    """The count of updates, and the rate and η that a schedule and the user make of it.
+    """The count of updates, the position in the schedule, the rate and η.
 
     Args:
         timing: what the arguments about time mean.
         counter: Keras' variable that counts calls of `apply`.
         accumulated: returns how many calls make one update.
         add_scalar: makes an optimizer variable of a name, value and dtype.
-        dtype: of r.
+        dtype: the type of the variable of r.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class Clock:
             name, value = "learning_rate_factor", timing.rate_factor
         self.rate = Setting(name, value, add_scalar(name, value, dtype), at_least_0(""))
         self._cycle_start = add_scalar("cycle_start", -timing.t_cur, "int")
-        # The schedule's step at which `begin_decay` said that the decay starts.
+        # The step s at which `begin_decay` lets the decay start.
         self._decay_start: Any = None
         if isinstance(timing.rate, StableRate):
             self._decay_start = add_scalar("decay_start", NEVER, "int")
-        self._warned = False  # that a rate which was set strengthens the decay
+        self._warned = False  # whether it has warned that a higher rate strengthens the decay
 
     # Reading.
 
@@ -84,7 +84,7 @@ class Clock:
         return k, r * rate, r * multiplier, normalization
 
     def _unmoved(self, on: Any) -> tuple[Any, Any, Any, Any]:
-        """Return the same at r = 1."""
+        """Return what `now` returns, at r = 1."""
         k, step = self.counts(on)
         rate: Any = self.timing.rate
         if self._decay_start is not None:
@@ -136,7 +136,7 @@ class Clock:
         if self.constant:
             if value > 0 and self.timing.rate.known_base is None:
                 rule = "cannot be set above 0 on an optimizer that was made with 0: η is the rate "
-                rule += "over the one that it was made with"
+                rule += "divided by the rate that the optimizer was made with"
                 cure = "Make it with base_learning_rate= the rate at which the decay acts in full."
                 checks.refuse("learning_rate", value, rule, cure)
             self._warn_of_eta(value)
@@ -150,19 +150,19 @@ class Clock:
                 checks.refuse(
                     "learning_rate",
                     value,
-                    "cannot be set while the schedule is at 0: it is stored as a factor over the "
-                    "schedule",
+                    "cannot be set while the schedule is at 0: it is stored as a factor of the "
+                    "schedule's value",
                     "restart() starts the schedule again. from_keras(optimizer, learning_rate=...) "
-                    "of its class makes one that goes on at another rate.",
+                    "of its class makes an optimizer that continues at another rate.",
                 )
             return
         if abs(value - as_number(self.learning_rate(on))) <= 5e-7 * value:
-            return  # the rate as it was read, rounded: written back, it must not move r
+            return  # this is the rate that was read, rounded: to set it must not change r
         factor = value / now
         if factor > 1 + 1e-6 and isinstance(schedule, ScheduleRate) and not self._warned:
             self._warned = True
             warnings.warn(
-                f"`learning_rate` was set to {factor:g} times what its schedule says here. The "
+                f"`learning_rate` was set to {factor:g} times its schedule's value here. The "
                 f"factor stays: the rate will peak at {factor * self.timing.rate.peak:g} at the "
                 "schedule's top (after a restart, say), and η and the decays scale with it.",
                 UserWarning,
@@ -184,7 +184,7 @@ class Clock:
             )
 
     def set_factor(self, factor: float) -> None:
-        """Set r, of a file."""
+        """Set r to the number of a file."""
         self.rate.variable.assign(factor * self._unit)
 
     def restart(self, position: int, on: Any) -> None:
@@ -227,5 +227,5 @@ class Clock:
 
     @property
     def given(self) -> float | None:
-        """What a file says that the rate was made with."""
+        """The number that the rate was made with, for a file; None if it was not a number."""
         return self.timing.rate.base if self.constant else None

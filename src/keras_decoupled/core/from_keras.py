@@ -77,9 +77,9 @@ def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:
 def _with_changes(optimizer: Any, changes: Mapping[str, Any]) -> Any:
     """Return one of our optimizers with other arguments, and with its state."""
     config = optimizer.get_config()
-    if "learning_rate" in changes:  # η stays what it is; its α is the new one
+    if "learning_rate" in changes:  # the new rate is the new α; η stays as it is
         config.pop("base_learning_rate")
-    if _RULES & changes.keys():  # variables are asked about anew
+    if _RULES & changes.keys():  # the rules are read anew
         config["resolved"] |= {"table": [], "waiting": []}
     new = type(optimizer).from_config(config | dict(changes))
     before = optimizer._kd.registry
@@ -165,7 +165,7 @@ def _carry_state(stock: Inside, new: Any) -> None:
 
 
 def twin_state(new: Any, stock: Any) -> list[tuple[Any, Any]]:
-    """Return pairs of an optimizer variable of the algorithm and of its stock twin."""
+    """Return pairs: an optimizer variable of the algorithm, and that of its stock twin."""
     kd, pairs = new._kd, []
     for name, attribute in kd.algorithm.twin_names.items():
         own: Any = kd.registry.scalars.get(name)

@@ -11,7 +11,7 @@ from keras import ops
 from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.paths.match import path_of
 
-LOW_PRECISION = ("bfloat16", "float16")  # of such a variable all state is float32
+LOW_PRECISION = ("bfloat16", "float16")  # variables of these types have float32 state
 
 _TORCH = keras.backend.backend() == "torch"
 # By type of gradient: whether it has to be made a dense tensor. Asked once, not per variable.
@@ -22,8 +22,8 @@ def check_variables(variables: Sequence[Any], key_of: Callable[[Any], Any]) -> l
     """Return the variables' keys.
 
     Raises:
-        TypeError: an item is not a Keras variable. A raw `tf.Variable` will do, too.
-        ValueError: a variable is there twice.
+        TypeError: an item is not a Keras variable. A raw `tf.Variable` is accepted too.
+        ValueError: a variable is listed twice.
     """
     for variable in variables:
         if not (hasattr(variable, "assign") and hasattr(variable, "trainable")):
@@ -47,7 +47,7 @@ def check_variables(variables: Sequence[Any], key_of: Callable[[Any], Any]) -> l
 
 
 class GradientSpec:
-    """What a variable's gradient has to be: of its shape, and of its slots' dtype."""
+    """What a gradient must have: its variable's shape, and the dtype of the variable's slots."""
 
     __slots__ = ("as_expected", "dtype", "shape")
 
@@ -111,5 +111,5 @@ def _check_shape(gradient: Any, variable: Any, shape: tuple[int, ...]) -> None:
 
 
 def _dtype_name(dtype: Any) -> str:
-    # Not cached: `torch.compile` warns of a cache, and of most gradients this is asked once.
+    # Not cached: `torch.compile` warns of a cache, and for most gradients this is called once.
     return str(keras.backend.standardize_dtype(dtype))

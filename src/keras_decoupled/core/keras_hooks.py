@@ -1,4 +1,4 @@
-"""The border to Keras: each underscore name of its optimizer that is used here, and why.
+"""The border to Keras: every underscore name of its optimizer that this package uses, and why.
 
 Keras has no public way for these. When Keras moves one, this is the file to change. (fast/ also
 reads a variable's `_value`, for speed, and says so there.)
@@ -31,12 +31,12 @@ class KerasHooks(keras.optimizers.Optimizer):
     def _backend_increment_gradient_accumulators(
         self, grads: Sequence[Any], acc_grads: Sequence[Any]
     ) -> None:
-        """Keras adds many torch tensors at once in its own classes alone."""
+        """On torch, Keras adds many tensors at once only in its own classes."""
         if not self._kd.update.accumulate(grads, acc_grads):
             super()._backend_increment_gradient_accumulators(grads, acc_grads)
 
     def _backend_reset_gradient_accumulators(self) -> None:
-        """As above."""
+        """On torch, Keras sets many tensors to 0 at once only in its own classes."""
         if not self._kd.update.empty(self._accumulated_gradients):
             super()._backend_reset_gradient_accumulators()
 
@@ -51,7 +51,7 @@ class KerasHooks(keras.optimizers.Optimizer):
         self._kd.update.overwrite_with_averages(trainable_variables)
 
     def _get_variable_index(self, variable: Any) -> int:
-        """Stock classes ask where their state of a variable stands, also of what stands for it."""
+        """Stock classes ask for the position of a variable. A stand-in has that of its variable."""
         if isinstance(variable, StandIn):
             return variable.position
         return super()._get_variable_index(self._kd.stands_for.get(id(variable), variable))
@@ -68,7 +68,7 @@ class Inside:
 
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
-        self.key_of = optimizer._var_key  # Keras' identity; replicas and their container have one
+        self.key_of = optimizer._var_key  # Keras' identity of a variable; replicas share it
 
     @property
     def variables(self) -> list[Any]:
@@ -107,7 +107,9 @@ class Inside:
 
     def decays(self, variable: Any) -> bool:
         """Tell whether a stock optimizer decays a variable: nobody has excluded it."""
-        return bool(self.optimizer._use_weight_decay(variable))
+        # On TensorFlow, Keras asks with the tf.Variable, whose name is the path, and keeps the answer.
+        asked = variable.value if keras.backend.backend() == "tensorflow" else variable
+        return bool(self.optimizer._use_weight_decay(asked))
 
     def part(self, variable: Any) -> str:
         """Return which part of a stock Muon steps a variable, "adam" or "muon"; else ""."""
@@ -129,7 +131,7 @@ class Inside:
         `variables`, `set_weights` and `tf.train.Checkpoint` go by position. TensorFlow refuses to
         save a list from which something was removed, so the list is made anew, as Keras' own
         constructor makes it: without Keras' tracker, which is told afterwards. Keras' own way to
-        forget a variable looks through all of them for each.
+        forget variables searches the whole list for each of them.
         """
         optimizer, before = self.optimizer, self.optimizer.variables
         out = set(map(id, forgotten))
@@ -145,7 +147,7 @@ class Inside:
         tracker.stored_ids["variables"] -= out
 
     def config_of(self, stock: type[Any]) -> dict[str, Any]:
-        """Return the config that a stock class writes; its way with our rate would be slow."""
+        """Return a stock class's config, without our rate: writing that rate would be slow."""
         attributes = self.optimizer.__dict__
         rate, attributes["_learning_rate"] = attributes["_learning_rate"], 0.0
         try:
@@ -155,9 +157,9 @@ class Inside:
 
     @staticmethod
     def foreach_step(stock: Any) -> Any:
-        """Return Keras' torch code for many variables at once, None where a class has none.
+        """Return Keras' torch code for many variables at once, None if a class has none.
 
-        Keras has it in a class of its own, which stands in for the stock one, and for no other.
+        The code is in another class, of which Keras makes the objects in place of the stock class.
         """
         return getattr(type(stock.__new__(stock)), "_parallel_update_step", None)
 

@@ -15,7 +15,7 @@ class Own:
 
     Args:
         values: the arguments by name.
-        exactly: what computes a function of an argument.
+        exactly: computes a function of an argument before the argument is rounded.
     """
 
     def __init__(self, values: Mapping[str, Any], exactly: Callable[..., Any]) -> None:
@@ -34,13 +34,13 @@ class Own:
 
 
 class Watched(Own):
-    """Arguments of which is noted which are read."""
+    """Arguments that take note of which of them are read."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values, self.names = values, set[str]()
 
     def cast(self, dtype: Any) -> Own:
-        """Return the same: a trial is about no type."""
+        """Return the same: in a trial, types do not matter."""
         return self
 
     def __getattr__(self, name: str) -> Any:
@@ -67,7 +67,7 @@ class Numbers(NamedTuple):
 
 
 class OnTensors:
-    """Computes them with tensors, inside a compiled step too.
+    """Computes the numbers of an update with tensors, inside a compiled step too.
 
     `fast/torch_host_copy.py` has the same methods for floats of the host.
     """
@@ -94,7 +94,7 @@ class OnTensors:
         return tuple(map(self.number, function(count)))
 
     def number(self, value: Any) -> Any:
-        """Return a tensor of the step's precision. A Python float stays one: it is exact in any."""
+        """Return a tensor of the step's precision. A Python float stays a float, which is exact."""
         # TensorFlow's cast of a Python number to float64 goes through float32.
         return value if isinstance(value, float) else ops.cast(value, self.dtype)
 
@@ -125,12 +125,12 @@ def log(x: Any) -> Any:
 
 
 def cast(x: Any, dtype: Any) -> Any:
-    """Return x in this type. Keras' own cast takes its time where there is nothing to do."""
+    """Return x in this type. Keras' own cast is slow even if there is nothing to do."""
     return x if getattr(x, "dtype", None) == dtype else ops.cast(x, dtype)
 
 
 def has_value(variable: Any) -> bool:
-    """Tell whether a variable holds a value: in `fit`, JAX keeps many outside of them."""
+    """Tell whether a variable holds a value: `fit` on JAX keeps most values elsewhere."""
     try:
         ops.convert_to_tensor(variable)
     except (TypeError, AttributeError):

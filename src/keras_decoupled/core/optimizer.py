@@ -44,18 +44,18 @@ from keras_decoupled.saving.config import read_config
 
 
 class Decoupled(KerasHooks):
-    """Base of the optimizers with independent weight decay; users take `AdamW` and its kin.
+    """Base of all optimizers with independent weight decay; users make an `AdamW`, a `Lion`, ….
 
     `own` are the class's own arguments; the shared ones are described in `core/arguments.py`.
     """
 
     _kd_algorithm: ClassVar[Algorithm]
-    _kd_twins: ClassVar[tuple[type[Any], ...]] = ()  # the stock classes whose step is this one
-    _kd_kind: ClassVar[str] = ""  # the name of the class that has the step: files say it
+    _kd_twins: ClassVar[tuple[type[Any], ...]] = ()  # the stock classes with the same step
+    _kd_kind: ClassVar[str] = ""  # name of the class that has the step; saved in files
     _kd_own: ClassVar[Mapping[str, Check]] = {}  # the class's own arguments, and their checks
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Give the class's help all of its arguments, and the class their attributes."""
+        """Complete the class's docstring, and add an attribute for each of its own arguments."""
         super().__init_subclass__(**kwargs)
         if "_kd_algorithm" in vars(cls):
             cls._kd_own, cls._kd_kind = cls._kd_algorithm.arguments, cls.__name__
@@ -147,7 +147,7 @@ class Decoupled(KerasHooks):
         """Add a variable's slot of that name, or return the one that an earlier build made."""
         registry = self._kd.registry
         record = registry.record(reference_variable)
-        known_as = registry.name_of_request(record, name or "var")  # as Keras calls it without one
+        known_as = registry.name_of_request(record, name or "var")  # "var" is Keras' default
         if known_as == AVERAGE and self.use_ema:  # Keras' own request comes first
             return self._kd_add_own_slot(record, AVERAGE)
         if not (known_as == ACCUMULATOR and self.gradient_accumulation_steps):
@@ -162,7 +162,7 @@ class Decoupled(KerasHooks):
         slot = record.slots.get(name)
         if slot is None:
             make, variable = super().add_variable_from_reference, record.variable
-            if name == MASTER:  # it is used only while it rounds to the variable
+            if name == MASTER:  # may start at 0: it is used only while it rounds to the variable
                 slot = make(variable, name)
             else:
                 # Keras sets an average to its variable in update 0 only; one made later would stay
@@ -220,7 +220,7 @@ class Decoupled(KerasHooks):
 
     @property
     def fast(self) -> bool:
-        """False: each variable is stepped by `update_step`, for those who look into the numbers."""
+        """Whether faster ways than `update_step` are used. False helps to look into the numbers."""
         return self._kd.fast
 
     @fast.setter
@@ -230,10 +230,10 @@ class Decoupled(KerasHooks):
 
     @property
     def learning_rate(self) -> Any:
-        """The rate that the next update uses, before layer multipliers; in an update, its own.
+        """The rate of the next update, or of the update that runs, before layer multipliers.
 
-        Where a number was given, a `keras.Variable`, as in stock Keras. Under a schedule, a tensor;
-        setting it scales all later rates of the schedule.
+        It is a `keras.Variable` if a number was given, as in stock Keras. Under a schedule it is a
+        tensor, and setting it scales all later rates of the schedule.
         """
         return self._kd.update.learning_rate()
 
@@ -300,7 +300,7 @@ class Decoupled(KerasHooks):
     def weight_decay(self) -> Any:
         """The uniform decay λ: a `keras.Variable` where a number was given, else as given.
 
-        Setting it moves the decay of the variables that it reaches, and of no others.
+        Setting it changes the decay only of the variables that get the uniform decay.
         """
         decay, uniform = self._kd.registry.decay, self._kd.registry.rules.weight_decay
         if decay is None:
@@ -320,7 +320,7 @@ class Decoupled(KerasHooks):
         """As given; after build `{variable.path: (l1, l2)}` of all that are not (0, 0).
 
         The numbers are those before normalization; `explain()` has what an update removes. A decay
-        that is more than (l1, l2) is there as a `Decay`.
+        with other fields than l1 and l2 is listed as a `Decay`.
         """
         registry = self._kd.registry
         if not self.built:
@@ -354,7 +354,7 @@ class Decoupled(KerasHooks):
             var_names: regular expressions, searched in each variable's path.
 
         Raises:
-            ValueError: the optimizer is built already, or a pattern is no regular expression.
+            ValueError: the optimizer is built already, or a pattern is not a regular expression.
         """
         if self.built:
             checks.refuse(
@@ -374,7 +374,7 @@ class Decoupled(KerasHooks):
         model_or_variables: keras.Model | Sequence[keras.Variable] | None = None,
         steps_per_epoch: int | None = None,
     ) -> Explanation:
-        """Return a table of who is decayed by how much and by which rule, and warnings.
+        """Return a table of each variable's decay and the rule that gives it, with warnings.
 
         Nothing is built. `print` the table, or let a notebook show it; `rows` has it as dicts.
 
@@ -385,8 +385,8 @@ class Decoupled(KerasHooks):
 
         Raises:
             ValueError: the optimizer is not built and nothing is given, or the model has no
-                variables yet; a rule that the build would refuse.
-            TypeError: what is given is no model and no list of variables.
+                variables yet, or the build would refuse a rule.
+            TypeError: the argument is neither a model nor a list of variables.
 
         Example:
         >>> import keras
@@ -401,13 +401,13 @@ class Decoupled(KerasHooks):
 
     @classmethod
     def from_keras(cls, optimizer: keras.Optimizer, **changes: Any) -> keras.Optimizer:
-        """Return an optimizer that goes on where one of `keras.optimizers` stands.
+        """Return an optimizer that continues the training of one of `keras.optimizers`.
 
         Arguments, moments, averages, the number of updates and the position in a schedule are
-        carried over, so that training goes on along the same way, to rounding. The decay is
+        carried over, so that training continues as before, except for rounding. The decay is
         λ = α·w, for the same variables, with α the rate now, or the base rate of a schedule. The
-        step of Lamb and of Adafactor reads the weight, which Keras decays before it: there the
-        two differ by about a thousandth of a step.
+        step of Lamb and of Adafactor reads the weight, which Keras decays before the step. For
+        these two, our step differs from Keras' by about a thousandth.
 
         Args:
             optimizer: an optimizer of the class that this one stands for, or of this class, or a
@@ -418,7 +418,7 @@ class Decoupled(KerasHooks):
             An optimizer of this class; for a `LossScaleOptimizer`, one around it.
 
         Raises:
-            TypeError: it is of another class.
+            TypeError: `optimizer` is of another class.
             ValueError: it cannot be continued: it has a schedule and gradient accumulation
                 (Keras counts micro-batches there), or it has exclusions and is not built.
 
@@ -434,7 +434,7 @@ class Decoupled(KerasHooks):
     # Saving.
 
     def get_config(self) -> dict[str, Any]:
-        """Return the config as JSON: the arguments as they are now, and what they came to."""
+        """Return the config as JSON: the arguments as they are now, and a row per variable."""
         registry, clock = self._kd.registry, self._kd.clock
         clock.check_state()
         uniform, resolved = registry.uniform_now(), registry.get_config()
@@ -470,13 +470,13 @@ class Decoupled(KerasHooks):
         return report.call_of(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle and deepcopy carry the config, as Keras' do; state goes with the model's file."""
+        """Pickle and deepcopy have the config only, as in Keras; the model's file has the state."""
         return type(self).from_config, (self.get_config(),)
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Set all optimizer variables, in the order of `variables`; all are checked first."""
         if not self.built:
-            super().set_weights(weights)  # which says so
+            super().set_weights(weights)  # raises Keras' own error
         weights, variables = list(weights), self.variables
         state.check_weights(weights, variables)
         for variable, weight in zip(variables, weights, strict=True):

@@ -40,7 +40,7 @@ class Parts:
         optimizer: the optimizer that they are parts of.
         algorithm: its mathematics.
         learning_rate: as the user gave it.
-        arguments: the shared arguments, less those of Keras. Those about time are taken out.
+        arguments: the shared arguments without those of Keras. Some of them make `timing`.
     """
 
     # These need optimizer variables, which Keras' constructor makes possible.
@@ -79,7 +79,7 @@ class Parts:
         self.stands_for: dict[int, Any] = {}
 
     def complete(self) -> None:
-        """Make what needs optimizer variables. Every error was raised by now.
+        """Make the parts that need optimizer variables. All arguments have been checked by now.
 
         The optimizer's own arguments lie among its attributes; numbers and schedules become
         settings.
@@ -124,7 +124,7 @@ class Parts:
 
     @property
     def movable(self) -> dict[str, Setting]:
-        """The numbers that a user may set and that a file keeps, but for the rate."""
+        """The numbers that a user may set and that a file has, except the rate."""
         own = {name: s for name, s in self.settings.items() if s.variable is not None}
         decay = self.registry.decay
         return own if decay is None else own | {"weight_decay": decay}
@@ -158,7 +158,7 @@ class Parts:
         """Set an argument of the optimizer's own, by its attribute."""
         optimizer, setting = self._optimizer, self.settings.get(name)
         if self.registry.table and name in OF_SPLIT:
-            rule = "cannot be set on an optimizer from a file, which has the part of each variable"
+            rule = "cannot be set on an optimizer from a file: the file has each variable's part"
             checks.refuse(name, value, rule, f"Make a new optimizer with {name}={value!r}.")
         if setting is None and optimizer.built:
             rule = "can be set only before the optimizer is built"
@@ -184,12 +184,12 @@ class Parts:
         return any(not set(r.algorithm.slot_names(h)) <= set(r.own_names) for r in built)
 
     def add_scalar(self, name: str, value: float, dtype: str) -> Any:
-        """Add a scalar of ours."""
+        """Make a scalar optimizer variable, and keep it in the registry."""
         scalar = self.registry.scalars[name] = self.make_scalar(name, value, dtype)
         return scalar
 
     def make_scalar(self, name: str, value: float, dtype: str) -> Any:
-        """Make a scalar. Under tf.distribute every replica computes the same, as `iterations`."""
+        """Make a scalar. Under tf.distribute all replicas compute it alike, as `iterations`."""
         # An array: TensorFlow's cast of a Python number to float64 goes through float32.
         initializer = keras.initializers.Constant(np.array(value))
         return self._optimizer.add_variable(

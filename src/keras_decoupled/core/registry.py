@@ -1,4 +1,4 @@
-"""The one memory of variables: a record for each, through builds, saves and loads.
+"""All that is known of each variable: one record, through builds, saves and loads.
 
 A variable's row comes from the first of these that has one: an earlier build, a saved file, the
 user's rules. Once made, a row stays with its variable.
@@ -40,7 +40,7 @@ class Record:
     key: Any  # Keras' identity of the variable
     variable: Any
     row: Row | None = None  # None before the first build
-    inherited: bool = False  # whether the registry held rows of a file when this row was made
+    inherited: bool = False  # whether a file or another optimizer came before this row
     slots: dict[str, Any] = dataclasses.field(default_factory=dict)  # optimizer variables, by name
     # As of the last build:
     algorithm: Any = None  # the `Algorithm` that steps the variable
@@ -63,8 +63,8 @@ class Record:
         value = copied(self.variable, dtype)
         if tuple(value.shape) == tuple(shape):
             return value
-        # TensorFlow: the trace that builds has just made the variable, which has no value yet.
-        # The first update sets an average in any case, and then the reference.
+        # On TensorFlow, a trace that builds has just made the variable, so it has no value yet. The
+        # first update sets an average in any case. If the record is `late`, it sets the reference.
         self.late = True
         return ops.zeros(shape, dtype)
 
@@ -74,11 +74,11 @@ class Record:
         slot.assign(copied(self.variable, slot.dtype))
 
 
-OUR_SLOTS = (AVERAGE, ACCUMULATOR, MASTER, REFERENCE)  # and Keras'
+OUR_SLOTS = (AVERAGE, ACCUMULATOR, MASTER, REFERENCE)  # the first two are Keras'
 
 
 def name_of_user(name: str, ours: Sequence[str] = OUR_SLOTS) -> str:
-    """Return under which name something is known that a user's class makes: not one of ours."""
+    """Return the name for a variable that a user's class makes: never one of our names."""
     return f"{name}#0" if name in ours else name
 
 
@@ -98,15 +98,15 @@ class Registry:
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
-        self.decay: Setting | None = None  # λ, where it was given as a number: uniform rows follow
+        self.decay: Setting | None = None  # λ, if it was given as a number; uniform rows use it
         self._records: dict[Any, Record] = {}  # by key; of variables that left too
         self.builds = 0
         self.built: list[Record] = []  # of the last build, in its order
         self.variables: list[Any] = []  # the same variables
         self.amounts: tuple[Amount, ...] = ()  # the distinct decays of the last build
         self.multipliers: tuple[Any, ...] = ()  # the distinct schedules among its multipliers
-        self.scalars: dict[str, Any] = {}  # our optimizer variables of no variable, by name
-        self.adopted: dict[str, Any] = {}  # and a stock class's own
+        self.scalars: dict[str, Any] = {}  # our optimizer variables that all variables share
+        self.adopted: dict[str, Any] = {}  # those of a stock class, by name
         # From a file: rows that no variable has claimed yet. Those of `table` are lined up by
         # order; those of `waiting` (of variables that were frozen, say) by their paths alone.
         self.table: tuple[Row, ...] = ()
@@ -132,7 +132,7 @@ class Registry:
         return len(variables) == len(mine) and all(map(operator.is_, variables, mine))
 
     def check_values(self, values: Sequence[Any]) -> None:
-        """Refuse values that are not of the variables built on. Count and shapes can be checked."""
+        """Refuse values of other variables than those built on. Only count and shapes can tell."""
         same = len(values) == len(self.built) and all(
             tuple(value.shape) == tuple(variable.shape)
             for value, variable in zip(values, self.variables, strict=True)
@@ -193,7 +193,7 @@ class Registry:
     def build(
         self, variables: Sequence[Any], rows: Sequence[Row], unclaimed: Sequence[Row]
     ) -> None:
-        """Take note of a build on what `resolve` returned."""
+        """Save the rows that `resolve` returned, for a build on these variables."""
         amounts, multipliers = _Distinct(), _Distinct()
         self.builds += 1
         self.built = list(map(self.record, variables))
@@ -280,7 +280,7 @@ class Registry:
         self._requests.clear()
 
     def name_of_request(self, record: Record, name: str) -> str:
-        """Return under which name a slot is known that is asked for: "velocity#1" is the second."""
+        """Return the name of a requested slot: "velocity#1" if it is the second "velocity"."""
         key = record.key, name
         place = self._requests[key]
         self._requests[key] += 1
@@ -323,7 +323,7 @@ class Registry:
         return {"built": entries[:count], "left": entries[count:], "variables": variables}
 
     def begin_anew(self, slots: Sequence[tuple[Any, str, Any]]) -> None:
-        """Start the averages and references among these at their variables: a file has none.
+        """Set the averages and references among these slots to their variables: the file has none.
 
         `slots` are (optimizer variable, name, label in `layout`).
         """
@@ -337,7 +337,7 @@ class Registry:
         return dict(zip(labels([path_of(r.variable) for r in records]), records, strict=True))
 
     def get_config(self) -> dict[str, Any]:
-        """Return what the rules came to, as JSON."""
+        """Return the rows of all variables, and the exclusions, as JSON."""
         rules, key_of = self.rules, self.rules.key_of
         rows, waiting = [r.row for r in self.built if r.row], self.waiting
         built = {r.key for r in self.built}
@@ -397,7 +397,7 @@ def _claim(
     new: Sequence[tuple[str, tuple[int, ...]]],
     by_order: bool,
 ) -> list[Row]:
-    """Fill the open rows with the source's rows of their variables; return those left over."""
+    """Fill each missing row with the source's row of its variable; return the unused ones."""
     places = [i for i, row in enumerate(rows) if row is None]
     saved = [(row.path, row.shape) for row in source]
     what = "the saved weight decay table"

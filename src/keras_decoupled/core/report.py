@@ -1,4 +1,4 @@
-"""What an optimizer tells of itself: `explain()`, and the warnings of its first build."""
+"""What an optimizer tells about itself: `explain()`, and the warnings of its first build."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from keras_decoupled.decay.rows import Row, at_start
 from keras_decoupled.decay.rules import Rules
 from keras_decoupled.paths.match import first, path_of
 
-# A plain number that removes this share of the weight per update looks like a decay of torch's.
+# A plain number that removes this share of the weight or more per update looks like torch's decay.
 _COPIED = 0.01
 _CONVERT = (
     "In torch and keras.optimizers the learning rate multiplies the decay, here it does not: "
@@ -82,7 +82,7 @@ def call_of(optimizer: Any) -> str:
             rate = float(f"{now:.6g}")  # 1e-4, where float32 makes it 1.0000000474974513e-4
         uniform = kd.registry.uniform_now()
         own = {name: getattr(optimizer, name) for name in optimizer._kd_own_config()}
-    except Exception:  # each backend raises another one, and a repr must not raise
+    except Exception:  # each backend raises another error, and a repr must not raise
         return f"{cls.__name__}(…)"
     base, names = timing.rate.known_base, ("initial_learning_rate", "warmup_target")
     usual = [rate, *(getattr(rate, name, None) for name in names)]
@@ -105,7 +105,7 @@ def call_of(optimizer: Any) -> str:
 
 
 def warnings_of(optimizer: Any, variables: Sequence[Any], rows: Sequence[Row]) -> list[str]:
-    """Return what a build on these variables tells: a first one that no file preceded."""
+    """Return the warnings of a build on these variables, if it is the first, without a file."""
     kd = optimizer._kd
     if optimizer.built or kd.registry.table:
         return []

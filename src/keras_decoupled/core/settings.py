@@ -32,9 +32,9 @@ class Setting:
     Args:
         name: the attribute's name, also in a file.
         given: what the optimizer was made with, a number or a schedule of k.
-        variable: an optimizer variable that holds the number as it is now. It rounds. None for
-            what cannot be moved.
-        check: refuses what is out of its range.
+        variable: an optimizer variable that holds the number as it is now, rounded to its type.
+            None if the setting cannot be changed.
+        check: refuses a number that is out of its range.
     """
 
     def __init__(self, name: str, given: Any, variable: Any, check: Real) -> None:
@@ -43,7 +43,7 @@ class Setting:
         self._unmoved = None if variable is None else self._rounded(given)
 
     def _rounded(self, number: float) -> float:
-        with np.errstate(over="ignore"):  # what becomes infinite is refused, or was given
+        with np.errstate(over="ignore"):  # an infinite number is refused later, or was given
             return float(np.asarray(number, self.variable.dtype))
 
     def read(self, on: Any, k: Any = None) -> Any:
@@ -55,7 +55,7 @@ class Setting:
     def exactly(self, function: Callable[[Any], Any], on: Any) -> Any:
         """Return function(number), with the number before it is rounded.
 
-        1 − β2 is one: of 0.999 in float32 it has an error of 5e-5.
+        Example: 1 − β2. With 0.999 rounded to float32, it has a relative error of 1.3e-5.
         """
         now = on.read(self.variable)
         return on.where(now == self._unmoved, function(self.given), function(now))
@@ -76,7 +76,7 @@ class Setting:
         return variable
 
     def now(self) -> Any:
-        """Return the number, to the digit as it was given if nobody moved it; or the schedule."""
+        """Return the schedule, or the number: exactly as given if nobody moved it."""
         if self.variable is None:
             return self.given
         with eager():  # TensorFlow builds an optimizer in a traced step
@@ -101,9 +101,10 @@ class Setting:
         return self._check(self.name, self._rounded(number))
 
     def loaded(self, given: float, now: float) -> float:
-        """Return the number to go on with after a load.
+        """Return the number to continue with after a load.
 
-        It is the file's, if that run was made with the same number as this one.
+        It is the number of the file, if the saved optimizer was made with the same number as this
+        one. Otherwise this optimizer's number stays.
         """
         if given != self.given:
             return float(as_number(self.variable))
@@ -112,7 +113,7 @@ class Setting:
 
 
 def check_own(name: str, value: Any, check: Check) -> Any:
-    """Return an argument of an optimizer's own, checked; of a schedule, many values are."""
+    """Return an optimizer's own argument, checked. Many values of a schedule are checked."""
     if value is None and isinstance(check, Real) and check.or_none:
         return None
     if not isinstance(value, LearningRateSchedule):

@@ -8,7 +8,7 @@ from typing import Any
 from keras_decoupled.core.algorithm import Algorithm
 from keras_decoupled.core.keras_hooks import part_of
 
-# The arguments of Muon that decide it. A first build reads them.
+# The arguments of Muon that decide which part steps a variable. The first build reads them.
 ARGUMENTS = ("matrix_axes", "exclude_layers", "exclude_embeddings")
 
 

@@ -39,7 +39,7 @@ class Update:
         self._now: Numbers | None = None
         self._rate: Any = None
         self._updated = False  # whether an update has run
-        # While `apply` runs: what the clock says, from when Keras asks for the rate.
+        # While `apply` runs: the clock's answer, once Keras has asked for the rate.
         self._applying = False
         self._asked: tuple[Any, tuple[Any, ...]] | None = None
 
@@ -133,14 +133,14 @@ class Update:
         self.keep(numbers, self.on)
 
     def _usable(self) -> Any:
-        """Return what updates all variables together, None where it is not to be used here."""
+        """Return the fast update of all variables, None if it cannot be used here."""
         fast = self.fast
         return fast if fast and self._optimizer._kd.fast and fast.usable() else None
 
     def begin(self, on: Any) -> Numbers:
         """Compute what the update shares, with tensors or, on torch, with floats of the host.
 
-        Until the update is over, `optimizer.learning_rate` and the settings are those of it.
+        Until the update is over, `optimizer.learning_rate` and the settings have its numbers.
         """
         kd = self._optimizer._kd
         clock, algorithm, registry = kd.clock, kd.algorithm, kd.registry
@@ -201,7 +201,7 @@ class Update:
     def moving(self, names: Collection[str] = ()) -> dict[str, float]:
         """Return the settings that are scheduled or were moved, as the next update uses them.
 
-        Those of these names are returned in any case.
+        The settings with these names are always returned.
         """
         kd = self._optimizer._kd
         k, _ = kd.clock.counts(self.on)
@@ -225,7 +225,7 @@ class Update:
         return number if isinstance(number, float) else on.evaluate(number, k)
 
     def keep(self, numbers: Numbers, on: Any) -> None:
-        """Keep the optimizer's own state that belongs to no variable: an update is over."""
+        """At the end of an update, save the optimizer's state that belongs to no variable."""
         kd = self._optimizer._kd
         if kd.algorithm.state:
             for name, value in kd.algorithm.new_state(numbers.scalars).items():
@@ -282,7 +282,7 @@ class Update:
         if reference is not None:
             reference = cast(ops.convert_to_tensor(reference), dtype)
         new = decayed(theta, step, decay, l2, l1, reference)
-        # While the multiplier is 0, the weight stays as it is, and its moments go on.
+        # While the multiplier is 0, the weight stays as it is, and its moments are updated.
         theta = ops.where(multiplier == 0, theta, new) if scheduled else new
         if master is not None:
             optimizer.assign(master, theta)
@@ -291,7 +291,7 @@ class Update:
 
     @contextlib.contextmanager
     def at_rate(self, rate: Any, numbers: Numbers, dtype: Any) -> Iterator[None]:
-        """While a stock step runs, have its rate and the settings in the type of its variable."""
+        """While a stock step runs, use its rate, and the settings in its variable's type."""
         before = self._rate, self._now
         self._rate, self._now = rate, numbers._replace(own=numbers.of(dtype)[0])
         try:
@@ -302,7 +302,7 @@ class Update:
     # Moving averages and accumulated gradients.
 
     def average(self) -> None:
-        """Average in float32 what has less precision, from its float32 copy."""
+        """Update the moving averages, of variables below float32 from their float32 copies."""
         each = [r for r in self._optimizer._kd.registry.built if AVERAGE in r.slots]
         fast = self._usable()
         if fast:
@@ -361,7 +361,7 @@ def read(variable: Any, master: Any) -> Any:
     """Return θ, outside any gradient tape.
 
     A variable below float32 has a float32 copy. The copy is used only while it still rounds to the
-    variable's value: whoever assigns to the variable (a load, a constraint) is obeyed.
+    variable's value. So a value that a load or a constraint assigned to the variable counts.
     """
     theta = ops.stop_gradient(variable)
     if master is None:

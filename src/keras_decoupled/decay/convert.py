@@ -51,7 +51,7 @@ def convert_weight_decay(
     cure = "It is the base learning rate, the peak of a schedule."
     rate = checks.real("learning_rate", learning_rate, minimum=1e-38, cure=cure)
     for name, library in (("source", source), ("target", target)):
-        cure = "For others: 'torch' if the learning rate multiplies the decay, else 'composer'."
+        cure = "For other libraries: 'torch' if the rate multiplies the decay, else 'composer'."
         checks.text(name, library, cure=cure)
         if library not in _LIBRARIES:
             checks.refuse(name, library, f"must be one of {', '.join(map(repr, _LIBRARIES))}", cure)
@@ -83,7 +83,7 @@ def decay_from_timescale(epochs: float, steps_per_epoch: int) -> float:
 
     Source: Wang & Aitchison, arXiv 2405.13698; Bergsma et al., arXiv 2505.13738.
     """
-    epochs = checks.real("epochs", epochs, minimum=1e-30, cure="It is a number of epochs, as 50.")
+    epochs = checks.real("epochs", epochs, minimum=1e-30, cure="It is a number, such as 50 epochs.")
     steps = checks.integer(
         "steps_per_epoch", steps_per_epoch, minimum=1, cure="It counts weight updates per epoch."
     )

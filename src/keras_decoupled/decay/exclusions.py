@@ -52,7 +52,7 @@ class Exclusions:
         )
 
     def check(self, labels: Iterable[str]) -> None:
-        """Refuse a path from a config that several variables have: it stood for one of them."""
+        """Refuse a path of a config that several variables have: only one of them was excluded."""
         labels = set(labels)
         for path in self.paths:
             if f"{path}#2" in labels:
@@ -65,7 +65,7 @@ class Exclusions:
                 )
 
     def warn_of_missed(self, labels: Sequence[str]) -> None:
-        """Give one warning of all patterns that match no variable's path."""
+        """Give one warning about all patterns that match no variable's path."""
         missed = [
             f"{pattern!r}. {nearest(_SYNTAX.sub('', pattern), labels)}"
             for pattern, search in zip(self.patterns, self._searches, strict=True)

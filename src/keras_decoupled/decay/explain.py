@@ -61,7 +61,7 @@ _LEGEND = "(decay: share removed per update; half-life: updates, if no gradient 
 class Explanation:
     """What each variable gets, with warnings. `print` it, or show it in a notebook.
 
-    A line stands for all variables that get the same; `table()` prints a line for each of them.
+    A line stands for all variables that get the same; `table()` prints a line for each variable.
 
     Attributes:
         title: the first line, which names the optimizer.
@@ -101,7 +101,7 @@ class Explanation:
         )
 
     def _lines(self) -> tuple[list[list[str]], list[str]]:
-        """The numbers of each group, under their titles, and what follows them."""
+        """Return the titles and the numbers of each group, and a text about each group."""
         groups = self._groups
         head, *lines = self._numbers([group[0] for group in groups])
         head += ["variables", "weights"]

@@ -228,7 +228,7 @@ def decayed(
     """
     d = theta if reference is None else theta - reference
     decaying = using.agreeing(d, step) if decay.cautious else d
-    # The decay is added to the step, not to θ: there a small decay would be lost to rounding.
+    # The decay is added to the step, not to θ. In θ, a small decay would be lost to rounding.
     change = step if l2 is None else using.add(step, decaying, l2)
     if l1 is not None and not decay.soft_threshold:
         change = using.add(change, ops.sign(decaying), l1)
@@ -245,8 +245,8 @@ def checked_l2(name: str, value: Any) -> Number:
     if isinstance(value, LearningRateSchedule):
         checks.of_one_number(name, value)
         return value
-    cure = "It is the fraction of the weight removed per update at η = 1, and 0 is no decay: a "
-    cure += "number or a `LearningRateSchedule`."
+    cure = "It is the fraction of the weight removed per update at η = 1: a number or a "
+    cure += "`LearningRateSchedule`. 0 is no decay."
     if name == "weight_decay":
         cure += " Decays per variable go into `weight_decays`."
     if isinstance(value, keras.regularizers.Regularizer):

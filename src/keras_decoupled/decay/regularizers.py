@@ -169,7 +169,7 @@ def remove_penalties(model: keras.Model) -> None:
             try:
                 layer.get_config()
             except (AttributeError, TypeError, NotImplementedError):
-                # It may read `self.regularizer.l2`: then it needs an object there.
+                # `get_config` may read `self.regularizer.l2`: then it needs an object there.
                 for name, value in emptied.items():
                     setattr(layer, name, type(value)(0.0))
 

@@ -42,7 +42,7 @@ class Row:
 
 
 def at_start(numbers: Sequence[Number]) -> list[float]:
-    """Return the numbers at the first update. A schedule that comes again is asked once."""
+    """Return the numbers at the first update. Each schedule is evaluated only once."""
     values = {
         key: checks.values_of(number, [0])[0]
         if isinstance(number, LearningRateSchedule)
@@ -53,10 +53,10 @@ def at_start(numbers: Sequence[Number]) -> list[float]:
 
 
 class CheckMultiplier:
-    """Checks learning-rate multipliers. A schedule that comes again is asked once."""
+    """Checks learning-rate multipliers. Each schedule is checked only once."""
 
     def __init__(self) -> None:
-        self._checked: dict[int, LearningRateSchedule] = {}  # which keeps them, and their ids
+        self._checked: dict[int, LearningRateSchedule] = {}  # so that ids stay valid
 
     def __call__(self, name: str, value: Any) -> Number:
         """Return a multiplier as a float or a schedule."""
@@ -120,7 +120,7 @@ def _read_row(
         field("axes", "", matrices.checked_axes, shape=shape, **of_a_file),
     )
     if part == "muon" and len(shape) == 2:
-        axes = axes or "rc"  # 0.2 had plain matrices alone
+        axes = axes or "rc"  # version 0.2 had only plain matrices
     return Row(
         path=checks.text(f"{name}['path']", path),
         shape=shape,

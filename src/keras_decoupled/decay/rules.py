@@ -33,7 +33,7 @@ class Rules:
         weight_decay: the uniform decay, in any form that a user may give.
         weight_decays: decays by key.
         lr_multipliers: multipliers by key.
-        decay_vectors: False: vectors and biases get no uniform decay.
+        decay_vectors: False: vectors and biases get no decay, unless a key has their own name.
         key_of: returns Keras' identity of a variable.
         split: which part of the optimizer steps a variable; see `core/split.py`.
     """
@@ -68,7 +68,7 @@ class Rules:
             for given in (weight_decays, lr_multipliers)
             for path in getattr(given, "paths", ())
         }
-        self.from_file = False  # if so, paths may have changed
+        self.from_file = False  # whether they are from a file: then paths may have changed
         # From `model=`: the variables, trainable ones first, and the decays of their regularizers.
         self.model: tuple[Any, ...] = ()
         self.trainable = 0  # how many of them are trainable
@@ -260,7 +260,7 @@ def _as_trained(name: str, trained: tuple[str, str], given: str) -> tuple[str, s
 def _fitting(
     given: Sequence[tuple[Any, Any]], variables: Sequence[tuple[str, Any]], strict: bool
 ) -> list[str]:
-    """Return each variable's axes, "" where the user's have not one letter for each axis.
+    """Return each variable's axes, "" if the given ones do not have one letter for each axis.
 
     A key such as "attention" hits arrays of several shapes. If strict, it has to fit one of them.
     """

@@ -1,4 +1,4 @@
-"""What knows a backend: the same numbers in fewer passes over memory, a scope of TensorFlow."""
+"""Code for single backends: the same numbers in fewer passes over memory; a TensorFlow scope."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class StandIn(NamedTuple):
 
 
 def eager() -> Any:
-    """Return a scope in which tensors have values, although TensorFlow builds in a traced step."""
+    """Return a scope in which tensors have values, even if TensorFlow builds in a traced step."""
     if keras.backend.backend() != "tensorflow":
         return contextlib.nullcontext()
     from keras_decoupled.fast import tensorflow_ops  # needs TensorFlow
@@ -30,7 +30,7 @@ def eager() -> Any:
 
 
 def on_host() -> Any:
-    """Return what computes the numbers of an update with floats, on torch; None elsewhere."""
+    """On torch, return an `OnHost`, which computes an update's numbers with floats; else None."""
     if keras.backend.backend() != "torch":
         return None
     from keras_decoupled.fast import torch_host_copy  # needs torch
@@ -61,10 +61,10 @@ def traces(function: Callable[..., None], numbers: Sequence[float]) -> bool:
 
 
 def paths_of(optimizer: Any) -> tuple[Any, Any]:
-    """Return what updates all variables of a built optimizer, and what steps a single variable.
+    """Return a built optimizer's fast update of all variables, and its fast step of one variable.
 
-    Each is None where there is none. A user's derived class has them too, unless it overrides a
-    method that they would skip.
+    Each is None if the optimizer has none. A user's derived class has them too, unless it overrides
+    a method that they would skip.
     """
     backend, cls = keras.backend.backend(), type(optimizer)
     kernel, stock = optimizer._kd.algorithm.kernel, getattr(cls, "_kd_stock", None)

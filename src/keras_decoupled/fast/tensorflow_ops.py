@@ -50,7 +50,7 @@ def eager() -> Any:
 
 
 def trace(function: Any, count: int) -> None:
-    """Trace a function of so many scalars, as `fit` traces an update."""
+    """Trace a function of `count` scalars, as `fit` traces an update."""
     scalars = [tf.TensorSpec((), tf.float32)] * count
     tf.function(function, autograph=False).get_concrete_function(*scalars)
 

@@ -1,7 +1,7 @@
 """Keras' own torch code for many tensors at once, for the stock optimizers that have it.
 
-It changes the weights in place, with one learning rate for all. So the decay is a separate pass
-before it, and it is called once for each learning rate.
+That code changes the weights in place, with one learning rate for all. So the decay is a separate
+pass before the step, and Keras' code is called once for each learning rate.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Foreach(Kernel):
         self._afterwards.clear()
 
     def _restore_scalars(self) -> None:
-        """Undo a part's change of the scalars: Nadam's product, say, changes once per update."""
+        """Undo one call's change of the scalars: Nadam's product changes only once per update."""
         for tensor, before in self._scalars:
             tensor.copy_(before)
 
@@ -83,7 +83,7 @@ class ForeachGroup(Group):
                 single = self.theta[0].dtype == torch.float32
                 factor = as_float32(1 - l2, kernel.i) if single else 1 - l2
                 torch._foreach_mul_(self.theta, factor)
-            if self._stand_ins is None:  # they give their tensor faster than a variable
+            if self._stand_ins is None:  # faster to read than variables
                 self._stand_ins = kernel.stand_ins(self.variables, self.theta)
             kernel.add(self._stand_ins, gradients, rate)
             return

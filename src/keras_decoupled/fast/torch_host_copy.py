@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import torch
 
-# Keras exports the scope, but not the question whether code runs in one. In a scope, an assignment
-# does not reach the tensor.
+# Keras exports the scope, but not the function that tells whether code runs in one. In a scope, an
+# assignment does not reach the tensor.
 in_stateless_scope = sys.modules[keras.StatelessScope.__module__].in_stateless_scope
 
 
@@ -26,7 +26,7 @@ class HostCopy:
 
     def read(self) -> float:
         """Return the value."""
-        if in_stateless_scope():  # which holds the value
+        if in_stateless_scope():  # the scope holds the value
             return float(self._variable.value.item())
         tensor = self._variable._value
         version = version_of(tensor)

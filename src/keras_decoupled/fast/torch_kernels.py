@@ -13,7 +13,7 @@ import torch
 Tensors = list[torch.Tensor]
 Slots = tuple[Tensors, ...]
 TINY = 1e-20  # below this rate, decay / rate may overflow float32
-_FOR_DAMPENING = 1e-6  # below this rate, 1 − (1 + rate) has fewer correct digits than a float32
+_FOR_DAMPENING = 1e-6  # far below this rate, 1 − (1 + rate) has fewer digits than a float32
 
 
 class Kernel:
@@ -172,9 +172,9 @@ def _sgd(
 def as_float32(factor: float, i: int) -> float:
     """Round a factor in [½, 1] to a float32 below or above it, so that the mean is right.
 
-    The nearest float32 to 1 − 1e-6 is 1 − 0.954e-6, in every update. Here the number of the update
-    decides: multiples of the golden ratio are spread evenly. So a resumed run rounds as the run
-    would have without the break.
+    The nearest float32 to 1 − 1e-6 is 1 − 1.013e-6, in every update. Here the number of the update
+    decides whether to round down or up: multiples of the golden ratio are spread evenly. So a
+    resumed run rounds as the run would have without the break.
     """
     if not 0.5 <= factor <= 1.0:  # or NaN
         return factor

@@ -21,7 +21,7 @@ class LowPrecision:
         self.thetas: Tensors = []
         self.copies: Tensors = []
         self._batches: list[tuple[Tensors, Tensors]] = []  # the same tensors
-        self._room = 0  # in the last batch
+        self._room = 0  # how many elements the last batch can still take
 
     def add(self, theta: torch.Tensor, copy: torch.Tensor) -> None:
         """Take a variable's tensor and its copy's tensor."""
@@ -35,9 +35,9 @@ class LowPrecision:
         self.copies.append(copy)
 
     def read(self) -> None:
-        """Bring the copies up to date: whoever assigns to a variable is obeyed."""
+        """Bring the copies up to date: a value that was assigned to a variable counts."""
         for thetas, copies in self._batches:
-            # An answer from a GPU would have to be waited for.
+            # On a GPU, the host would have to wait for the comparison.
             if thetas[0].device.type == "cpu" and _same_bits(thetas, copies):
                 continue
             for theta, copy in zip(thetas, copies, strict=True):

@@ -19,7 +19,7 @@ class Muon(Adam):
     def step(
         self, theta: Tensors, g: Tensors, slots: Slots, rate: float, l2: float, sign: float = 1.0
     ) -> None:
-        """Adam's step; the rate has adam_lr_ratio already."""
+        """Adam's step; the rate already includes adam_lr_ratio."""
         h, (_, root, *_) = self.h, self.scalars
         betas = h.adam_beta_1, h.adam_beta_2
         self.adam(theta, g, slots, rate, l2, sign, *betas, h.epsilon / root)
@@ -78,7 +78,7 @@ class MuonGroup(Group):
 def orthogonalized(
     x: torch.Tensor, coefficients: tuple[float, float, float], steps: int, dtype: str | None
 ) -> torch.Tensor:
-    """Return what `orthogonalized` of `muon.py` does, in the type of the products."""
+    """Return the same as `orthogonalized` of `muon.py`, but in the type of the products."""
     a, b, c = coefficients
     x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + 1e-7)
     if dtype is not None:

@@ -70,7 +70,8 @@ class Pieces:
         self, theta: Tensors, slots: tuple[Tensors, ...], reference: Tensors | None
     ) -> None:
         limit = _ELEMENTS[theta[0].device.type]
-        # Short ones are collected until they pass the limit. The last adds at most `limit`.
+        # Short tensors are collected until they pass the limit. The last one adds at most `limit`
+        # elements, so a piece has less than twice the limit.
         buffer = theta[0].new_zeros(min(sum(map(torch.numel, theta)), 2 * limit))
         lists = [theta, *slots, *([] if reference is None else [reference])]
         self._pieces = [
@@ -108,7 +109,7 @@ def cuts(tensors: Tensors, limit: int) -> Iterator[tuple[list[int], slice | None
 def decay_and_step(
     theta: torch.Tensor, step: torch.Tensor, decay: Decay, l2: Any, l1: Any, reference: Any
 ) -> None:
-    """θ ← decayed(θ, step), with numbers of the host as they are; the step is not kept."""
+    """θ ← decayed(θ, step), with l2 and l1 as floats of the host; `step` is overwritten."""
     new = decayed(theta, step, decay, l2, l1, reference, using=_InPlace)
     if new is not theta:
         theta.copy_(new)

@@ -35,7 +35,7 @@ _DEVICES = ("cpu", "cuda")
 _SMALL = 2**12
 # Only with OpenMP may the number of threads change.
 _OPENMP = "ATen parallel backend: OpenMP" in torch.__config__.parallel_info()
-_PLANS = 8  # at most: where gradients are missing, an update has another list of variables
+_PLANS = 8  # at most. If gradients are missing, an update has another list of variables
 
 
 class Group:
@@ -95,7 +95,7 @@ class Plan:
     ) -> None:
         self._holders: list[Any] = []  # variables and slots
         self._tensors: Tensors = []  # what they hold
-        # Of each variable, None where no kernel can update it:
+        # One entry for each variable, None if no kernel can update the variable:
         self._expected: list[Any] = [None] * len(variables)  # the signature of its gradient
         self._thetas: list[Any] = [None] * len(variables)
         low: defaultdict[Any, LowPrecision] = defaultdict(LowPrecision)
@@ -111,8 +111,8 @@ class Plan:
             if row.decay.towards == "initial":
                 holders.append(record.reference)
             # The attribute and not `.value`, which costs a microsecond per variable. The two differ
-            # only in a stateless scope, which `usable` refuses, and in an autocast, which an update
-            # has not.
+            # only in a stateless scope, which `usable` refuses, and in an autocast scope, in which
+            # no update runs.
             tensors = [holder._value for holder in holders]
             self._holders += holders
             self._tensors += tensors
@@ -232,7 +232,7 @@ class FastUpdate:
         torch._foreach_zero_([a._value for a in accumulators])
 
     def _plan(self, variables: Sequence[Any]) -> Plan:
-        key = tuple(map(id, variables))  # the optimizer keeps them, and their ids
+        key = tuple(map(id, variables))  # the ids stay valid: the optimizer keeps the variables
         plan = self._plans.get(key)
         if plan is None or not plan.valid():
             if len(self._plans) >= _PLANS:
@@ -277,9 +277,9 @@ def _small(tensor: torch.Tensor) -> bool:
 class _OneThread:
     """A context in which torch uses one thread.
 
-    Several threads may train at the same time. A thread that begins to use torch takes the
-    process's number of threads, which may be 1 already. So the first thread to come here notes the
-    usual number, and every thread goes back to that.
+    Several Python threads may train at the same time. A Python thread that begins to use torch
+    starts with the process's number of torch threads, which another one may have set to 1. So the
+    first Python thread to enter saves the usual number, and every one restores that number.
     """
 
     def __init__(self) -> None:
@@ -302,7 +302,7 @@ _one_thread = _OneThread()
 
 
 def _plain(tensor: torch.Tensor) -> bool:
-    """Tell whether a kernel may walk the memory of this tensor: it is as it looks, without gaps."""
+    """Tell whether a kernel may read this tensor's memory as it lies: dense and in order."""
     return (
         type(tensor) in _PLAIN
         and tensor.layout is torch.strided

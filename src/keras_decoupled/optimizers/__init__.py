@@ -1,1 +1,1 @@
-"""The mathematics, one optimizer a file: `adamw.py` shows the form. `stock.py`: Keras' classes."""
+"""The mathematics, one file per optimizer. Read `adamw.py` first; `stock.py` wraps others."""

@@ -53,7 +53,7 @@ def adam_scalars(h: Any, i: Any, on: Any, beta_1: str, beta_2: str) -> tuple[Any
 
 
 class Adam(Algorithm):
-    """m, v, and with amsgrad the largest v."""
+    """Adam's step. The slots are m and v, and with amsgrad the largest v."""
 
     arguments: ClassVar = {
         "beta_1": fraction("0.9 is usual."),
@@ -107,7 +107,7 @@ class AdamW(Decoupled):
     with θ on the right the value before the update, η = (learning rate now)/α, and m_v the
     variable's learning-rate multiplier. With `amsgrad`, v in the step is its maximum over time.
     `keras.optimizers.AdamW(α, weight_decay=w)` is this with weight_decay = α·w. `Decay` has other
-    kinds of decay. If a β moves, 1−β^i has the β of this update, as in torch and optax.
+    kinds of decay. If a β changes, 1−β^i uses the β of this update, as in torch and optax.
 
     Args:
         learning_rate: α, or a `LearningRateSchedule`, or a callable. Defaults to `0.001`.

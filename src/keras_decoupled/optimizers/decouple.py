@@ -48,8 +48,8 @@ def decouple(optimizer_class: type[keras.Optimizer]) -> type[keras.Optimizer]:
     m_v the variable's learning-rate multiplier. The class takes the stock class's arguments in
     their order, and by keyword the arguments that all optimizers of this package share.
 
-    `Adam` and `AdamW` give `keras_decoupled.AdamW`, `SGD` gives `SGDW`, `Muon` gives
-    `keras_decoupled.Muon`, with their own signatures.
+    `Adam` and `AdamW` give `keras_decoupled.AdamW`, `SGD` gives `SGDW`, and `Muon` gives
+    `keras_decoupled.Muon`: these take the arguments of our classes.
     `Nadam` gives the step of Keras' Nadam, which is `NadamW(momentum_decay=1.0)`. An optimizer of
     your own works too, if its `update_step` changes the variable through `self.assign`,
     `self.assign_add` or `self.assign_sub`. Before you load a model that was saved with it, call
@@ -79,7 +79,9 @@ def decouple(optimizer_class: type[keras.Optimizer]) -> type[keras.Optimizer]:
     is_class = inspect.isclass(optimizer_class)
     if not is_class or not issubclass(optimizer_class, keras.optimizers.Optimizer):
         rule = "needs a class derived from `keras.optimizers.Optimizer`"
-        cure = "Give the class, decouple(keras.optimizers.Lion), and call what comes back."
+        cure = (
+            "Give the class, decouple(keras.optimizers.Lion), and call the class that it returns."
+        )
         refuse("decouple", Seen(repr(optimizer_class)), rule, cure, TypeError)
     if issubclass(optimizer_class, Decoupled):
         return optimizer_class
@@ -102,7 +104,8 @@ def decouple(optimizer_class: type[keras.Optimizer]) -> type[keras.Optimizer]:
 def _make(base: type[Any], stock: bool) -> None:
     """Make the decoupled class.
 
-    Keras' error for a file of an unknown class shows its name, and so "decouple(…)" as the cure.
+    If a file has a class that is unknown, Keras' error shows the class's name. Here the name is
+    also the cure: "decouple(…)".
     """
     registered = keras.saving.get_registered_name(base).replace(">", ".")
     if not stock and hasattr(sys.modules["keras_decoupled"], registered):
@@ -153,7 +156,7 @@ def _signature(base: type[Any]) -> inspect.Signature:
             positional = False  # later arguments do not have the stock class's positions
             continue
         if parameter.name in Shared.__annotations__:
-            rule = "must not name an argument as one that all optimizers of this package share"
+            rule = "must not have an argument that all optimizers of this package share"
             refuse(base.__name__, Seen(parameter.name), rule, "Give it another name.")
         kind = parameter.kind if positional else kinds.KEYWORD_ONLY
         if parameter.name == "weight_decay":
@@ -170,7 +173,7 @@ def _signature(base: type[Any]) -> inspect.Signature:
 
 
 def _arguments(base: type[Any]) -> list[inspect.Parameter]:
-    """Return what a class's constructor takes, and what it hands on to its base class's."""
+    """Return a constructor's parameters, and those of the base classes that it passes on to."""
     found: dict[str, inspect.Parameter] = {}
     for cls in base.__mro__:
         constructor = vars(cls).get("__init__")
@@ -192,5 +195,6 @@ def from_config(stock: type[Any], config: Mapping[str, Any]) -> Any:
     return decouple(stock).from_config(config)
 
 
-# This class has no name at the top level: register it, so that its files can be loaded.
+# The package exports no name for this class. Make it here, so that it is registered and its files
+# can be loaded.
 decouple(keras.optimizers.Nadam)

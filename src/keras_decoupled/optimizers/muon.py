@@ -83,13 +83,13 @@ def _patterns(name: str, value: Any) -> list[str]:
         try:
             re.compile(pattern)
         except re.error as error:
-            checks.refuse(f"{name}[{i}]", pattern, f"is no regular expression: {error}", cure)
+            checks.refuse(f"{name}[{i}]", pattern, f"is not a regular expression: {error}", cure)
     return list(given)
 
 
 def _ns_dtype(name: str, value: Any) -> str | None:
     if value is not None and not (isinstance(value, str) and value == "bfloat16"):
-        checks.refuse(name, value, 'must be None or "bfloat16"', "None is float32 or wider.")
+        checks.refuse(name, value, 'must be None or "bfloat16"', "None uses float32 or wider.")
     return value
 
 
@@ -175,7 +175,7 @@ class MuonAlgorithm(Algorithm):
     _rest = OfRest()
 
     def slot_names(self, h: Any) -> tuple[str, ...]:
-        """Those of the Adam part; a matrix has the first of them."""
+        """The slots of the Adam part; a matrix has only the first one, the momentum."""
         return self._rest.slot_names(h)
 
     def parts(
@@ -194,7 +194,7 @@ class MuonAlgorithm(Algorithm):
         return found
 
     def fits(self, row: Any) -> bool:
-        """Tell whether it is a row of Adam's part, or has a letter for each axis."""
+        """Tell whether a row is of the Adam part, or has a letter for each axis of a matrix."""
         return row.part == "adam" or (row.part == "muon" and len(row.axes) == len(row.shape))
 
     def part(self, row: Any) -> Algorithm:
@@ -204,7 +204,7 @@ class MuonAlgorithm(Algorithm):
         return OfMatrix(matrices.layout(row.axes, tuple(row.shape)))
 
     def scalars(self, h: Any, i: Any, on: Any, state: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Those of the Adam part."""
+        """The scalars of the Adam part; the matrices need none."""
         return adam_scalars(h, i, on, "adam_beta_1", "adam_beta_2")
 
 
@@ -254,12 +254,12 @@ class Muon(Decoupled):
         nesterov: whether to orthogonalize g + momentum·m. Defaults to `True`.
         rms_rate: about the root mean square of a step at rate 1; Adam's is 0.2 to 0.4. None leaves
             the orthogonalized matrix as it is. Defaults to `0.2`.
-        matrix_axes: `{key: letters}` where a kernel is another matrix. There is one letter for each
-            axis: r for rows, c for columns, b if each index is a matrix of its own. With "rbc",
+        matrix_axes: `{key: letters}` for kernels with other rows and columns. Each axis has one
+            letter: r for rows, c for columns, b if each index is a matrix of its own. With "rbc",
             each head of a query is a matrix; with "brc", each expert. A variable that a key hits
             is a matrix, also an embedding, unless `exclude_layers` finds it. Defaults to `None`.
         ns_dtype: "bfloat16" computes the products of the iteration in that type, which is faster
-            where the machine has it. Defaults to `None`, the variable's float32 or wider.
+            if the hardware supports it. Defaults to `None`: float32, or float64 if the variable is.
         **shared: the arguments that all optimizers share; see below.
 
     Raises:

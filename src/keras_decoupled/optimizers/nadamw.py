@@ -42,7 +42,7 @@ def nadam(
 
 
 class Nadam(Algorithm):
-    """m, v, and Π, the product of all μ so far, which has no closed form in k."""
+    """Nadam's step. The slots are m and v. Π, the product of all μ so far, is saved beside them."""
 
     arguments: ClassVar = {
         "beta_1": fraction("0.9 is usual."),
@@ -113,15 +113,15 @@ class NadamW(Decoupled):
               − η·α·m_v · [ μ_(i+1)·m/(1−Π_(i+1)) + (1−μ_i)·g/(1−Π_i) ] / (√(v/(1−β2^i)) + ε)
 
     with θ on the right the value before the update, η = (learning rate now)/α, and m_v the
-    variable's learning-rate multiplier. `Decay` has other kinds of decay. If β1 or ψ moves, Π keeps
-    its earlier factors, and μ_i and μ_(i+1) have the numbers of this update.
+    variable's learning-rate multiplier. `Decay` has other kinds of decay. If β1 or momentum_decay
+    changes, Π keeps its earlier factors, and μ_i and μ_(i+1) use the numbers of this update.
 
     Args:
         learning_rate: α, or a `LearningRateSchedule`, or a callable. Defaults to `0.001`.
         beta_1: β1, decay rate of m, in [0, 1). Defaults to `0.9`.
         beta_2: β2, decay rate of v, in [0, 1). Defaults to `0.999`.
         epsilon: ε ≥ 0, added to √v after its bias correction. Defaults to `1e-7`.
-        momentum_decay: ψ ≥ 0 in μ_i. `0.004` is Dozat's and `torch.optim.NAdam`'s; `1.0` is
+        momentum_decay: ≥ 0, in μ_i. `0.004` is Dozat's and `torch.optim.NAdam`'s; `1.0` is
             `keras.optimizers.Nadam`. Defaults to `0.004`.
         weight_decay: λ, the fraction of the weight removed per update at η = 1: a number, a
             schedule, a `Decay` or None. Defaults to `None`, no decay.

@@ -25,8 +25,8 @@ Constructor = TypeVar("Constructor", bound=Callable[..., None])
 def passes_all_on(declared: Constructor) -> Constructor:
     """Return a constructor that passes all its arguments on to `Stock`.
 
-    It has the same signature: the object itself, `learning_rate`, `weight_decay`, `**shared`, and
-    the stock class's own arguments.
+    The constructor keeps the signature of `declared`: the object itself, `learning_rate`,
+    `weight_decay`, `**shared`, and the stock class's own arguments.
     """
     signature = inspect.signature(declared)
 
@@ -36,7 +36,7 @@ def passes_all_on(declared: Constructor) -> Constructor:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         own = dict(bound.arguments)
-        self = own.pop(next(iter(own)))  # a user's class may call it otherwise
+        self = own.pop(next(iter(own)))  # a user's class may not call it `self`
         names = ("learning_rate", "weight_decay", "shared")
         learning_rate, decay, shared = map(own.pop, names)
         Stock.__init__(self, learning_rate, own, weight_decay=decay, **shared)
@@ -129,7 +129,7 @@ class Adafactor(Stock, keras.optimizers.Adafactor):
 
 @registered
 class Adagrad(Stock, keras.optimizers.Adagrad):
-    r"""Adagrad with independent weight decay: steps over the root of the sum of squared gradients.
+    r"""Adagrad with independent weight decay: gradients over the root of the sum of their squares.
 
     With gradient g and the sum v of its squares, which starts at initial_accumulator_value:
 
@@ -263,7 +263,7 @@ class Lion(Stock, keras.optimizers.Lion):
 
 @registered
 class RMSprop(Stock, keras.optimizers.RMSprop):
-    r"""RMSprop with independent weight decay: steps over the root of the mean squared gradient.
+    r"""RMSprop with independent weight decay: gradients divided by their root mean square.
 
     With gradient g, its mean square v and momentum b:
 

@@ -25,7 +25,7 @@ def sgd(
 
 
 class SGD(Algorithm):
-    """The buffer, if there is momentum."""
+    """SGD's step. Its one slot is the buffer, if there is momentum."""
 
     arguments: ClassVar = {
         "momentum": fraction("0 is none, 0.9 is usual."),

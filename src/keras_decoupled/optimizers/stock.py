@@ -34,7 +34,7 @@ _A_NUMBER = Real("See help() of the class.")
 
 
 class Stock(Decoupled):
-    """The base of what `decouple` returns."""
+    """The base of the classes that take their step from a class of Keras or of a user."""
 
     _kd_algorithm = Algorithm()  # the stock class has the mathematics
     _kd_stock: ClassVar[type[Any]]  # that class
@@ -60,14 +60,14 @@ class Stock(Decoupled):
     ) -> None:
         super().__init__(learning_rate, own, name=name, **shared)
         if name is not None:
-            self.name = name  # a user's class may take none
+            self.name = name  # a user's constructor may not take it
 
     def _kd_arguments(
         self, own: Mapping[str, Any], shared: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the stock class's own arguments, and all that it takes.
+        """Return the stock class's own arguments, and all arguments for its constructor.
 
-        The class checks their ranges, if anyone does.
+        The ranges of numbers are checked only by the stock class, if at all.
         """
         own = {name: plain(value) for name, value in own.items()}
         numbers = dict(own)
@@ -77,7 +77,8 @@ class Stock(Decoupled):
                 check_own(argument, value, check)
                 numbers[argument] = checks.values_of(value, [0])[0]  # for its constructor
             elif value is not None and isinstance(check, Real) and self._kd_keras_own:
-                # Not `check`: Keras takes a β1 of 1, say, and it computes something. NaN does not.
+                # Not `check`: Keras accepts a β1 of 1, for example, and can compute with it. NaN is
+                # refused.
                 own[argument] = numbers[argument] = _A_NUMBER(argument, value)
         taken = inspect.signature(self._kd_stock.__init__).parameters
         # 0, because Keras' AdamW refuses None.
@@ -167,10 +168,10 @@ class Stock(Decoupled):
         return True
 
     def _kd_catch(self, step: Any) -> None:
-        """Note all that the class has subtracted so far.
+        """Save the total that the class has subtracted so far.
 
-        No class of Keras reads the variable after its step. A user's class may, and finds what it
-        wrote.
+        No class of Keras reads the variable after its step. A user's class may read it, so there
+        the variable gets the new value.
         """
         change = self._kd.change
         change.step = step

@@ -21,7 +21,7 @@ from keras_decoupled.core.arguments import (
 from keras_decoupled.core.attributes import Attribute
 from keras_decoupled.core.settings import FIXED
 
-OWN_DECAYS = ("weight_decay", "adam_weight_decay")  # arguments of stock classes that are ours here
+OWN_DECAYS = ("weight_decay", "adam_weight_decay")  # of stock classes; our `weight_decay` acts here
 _SEE_HELP = "See help() of the class."
 # The ranges of the settings of Keras' own classes.
 _RANGES: dict[str, Real] = {
@@ -30,14 +30,14 @@ _RANGES: dict[str, Real] = {
     "clip_threshold": Real(_SEE_HELP, minimum=1e-30),
     "beta_2_decay": Real(_SEE_HELP, below=0.0),
 }
-# These numbers Keras uses at build, or in Python: `if self.momentum > 0`.
+# Keras uses these numbers at build, or in Python: `if self.momentum > 0`.
 _IN_PYTHON = {"initial_accumulator_value", ("RMSprop", "momentum")}
 
 
 def own_arguments(stock: type[Any], keras_own: bool) -> dict[str, Check]:
     """Return the stock class's own arguments that become attributes of ours, and their checks.
 
-    Of a user's class these are the numbers that may be settings.
+    For a user's class, only the numbers that may be settings are returned.
     """
     own: dict[str, Check] = {}
     shared = {*KERAS_ARGUMENTS, *OWN_DECAYS, *OURS, "learning_rate", "self"}
@@ -63,8 +63,9 @@ def _as_it_is(name: str, value: Any) -> Any:
 def fix(optimizer: Any) -> None:
     """Fix the settings that a user's class does not read in `update_step`, or uses in Python there.
 
-    Such a number cannot move: what the constructor computes from it stays, and a compiled step is
-    made once, with `if self.momentum > 0` decided for good. (On torch, nothing is compiled.)
+    Such a number cannot be changed later. A value that the constructor computed from it would stay
+    as it was. A compiled step has decided `if self.momentum > 0` for good. (On torch, nothing is
+    compiled.)
     """
     kd = optimizer._kd
     if _moves(optimizer, list(kd.settings)):

@@ -25,7 +25,7 @@ Parts: TypeAlias = tuple[str, ...]  # components
 # In "block_1_expand" a layer's name follows the block. In "block_1_2" the block has two numbers.
 _BLOCK_IN_NAME = re.compile(r"((?:block|layer)s?_?\d+[a-z]?)_(?=.*[a-zA-Z])")
 _NUMBER = re.compile(r"\d+[a-z]?(?![a-zA-Z])|\d+")  # "2a" too
-# Numbered layers that are no blocks: they are parts of one, or stand beside the blocks.
+# Numbered layers that are not blocks: they are parts of a block, or stand beside the blocks.
 _NO_BLOCK = re.compile(r"(attention|sequential|head|heads)$|downsampl|upsampl|transition")
 _STAGE = re.compile(r"(stage|stack|group|level)s?$")  # holds blocks
 _EMBEDDING = re.compile(r"embed|_emb$|position|tokens?$")
@@ -73,7 +73,7 @@ def depths(paths: Sequence[str]) -> tuple[list[int], int]:
 
 
 def _layers_in(path: str) -> Parts:
-    """Return the names of the layers in a path, outermost first, a block apart from its layer."""
+    """Return the names of the layers in a path, outermost first; a block in a name is split off."""
     return tuple(
         part
         for component in match.components(path)[:-1]

@@ -3,7 +3,7 @@
 A string is tried in three ways. The first way that hits a variable is its meaning:
 
     exact       the label of one variable              "lstm_1/lstm_cell/kernel", "dense/kernel#2"
-    component   whole components of a path in a row    "lstm_1", "bias", "dense/", "cell/kernel"
+    component   consecutive components of a path       "lstm_1", "bias", "dense/", "cell/kernel"
     substring   a part of a path that cuts no number   "conv1d" hits conv1d_0 and conv1d_1;
                 one or two letters must be a word      "bn" hits bn2a_branch
 
@@ -126,7 +126,7 @@ def _hits(
         hits = paths.with_components(key)
         if not hits and not key.endswith("/"):
             hits = paths.with_substring(key)
-        # If not strict, a key that decides nothing now may be ambiguous.
+        # If not strict, an ambiguous key is accepted while it decides nothing.
         elif hits and (strict or hits[0] < count):
             _check_siblings(key, paths, argument)
         if strict and not hits:
@@ -177,7 +177,7 @@ class _Paths:
     def with_substring(self, key: str) -> list[int]:
         """Return the variables whose path has the key, without cutting a number in two.
 
-        One or two letters must be a word: "bn" is one in "bn2a_branch", "l" is none in "kernel".
+        One or two letters must be a word: "bn" is in "bn2a_branch", "l" is not one in "kernel".
         """
         digit, letter = r"\d", r"[^\W\d_]" if key.isalpha() and len(key) < 3 else "(?!)"
         first, last = (digit if c.isdecimal() else letter for c in (key[0], key[-1]))
@@ -198,7 +198,7 @@ class _Paths:
         found = list(dict.fromkeys(label for run in near for label in similar[run]))
         if found:
             return f"The nearest paths: {listed(found)}."
-        return f"No path is near it; there are: {listed(self.labels)}."
+        return f"No path is like it. The paths are: {listed(self.labels)}."
 
 
 def _runs(parts: tuple[str, ...], length: int) -> list[tuple[str, ...]]:
@@ -229,9 +229,9 @@ def _refuse_unknown(key: str, paths: _Paths, argument: str) -> NoReturn:
         Seen(repr(key)),
         "must match the path of at least one variable",
         f"{old}{paths.nearest(key)} Correct this key or leave it out. A key is a path, whole "
-        "components of one, or a part of one: not of a number in it, and of one or two letters "
-        "only as a word. For a frozen layer, or a model inside the model, whose name is in no "
-        "path, take the object as the key: {model.get_layer('backbone'): …}.",
+        "components of a path, or a part of a path. A part must not cut a number, and one or two "
+        "letters must be a word. For a frozen layer, or a model inside the model, whose name is in "
+        "no path, take the object as the key: {model.get_layer('backbone'): …}.",
     )
 
 

@@ -44,12 +44,12 @@ def is_scale(label: str) -> bool:
 
 
 def vectors(labels: Iterable[str]) -> set[int]:
-    """Return the positions of biases, scales and others that by their names are no matrices."""
+    """Return the positions of biases, scales and others whose names say they are not matrices."""
     return {i for i, label in enumerate(labels) if _NO_MATRIX.search(match.components(label)[-1])}
 
 
 def axes_of(label: str, shape: Shape, outputs: Mapping[tuple[str, ...], int]) -> str:
-    """Return the letters of a variable's axes, "" if it is no matrix.
+    """Return the letters of a variable's axes, "" if it is not a matrix.
 
     Args:
         label: the variable's label.
@@ -76,7 +76,7 @@ def attention_outputs(shapes: Iterable[tuple[str, Shape]]) -> dict[tuple[str, ..
 
 
 class Layout(NamedTuple):
-    """How an array becomes a stack of matrices, and a stack the array again."""
+    """How an array is reshaped to a stack of matrices, and back."""
 
     order: tuple[int, ...]  # the axes in the order b, r, c
     ordered: tuple[int, ...]  # the shape in that order
@@ -107,15 +107,17 @@ def newton_schulz(
     polynomial: Callable[[Any], Any],
     turned: Callable[[Any], Any],
 ) -> Any:
-    """Return x after some iterations x ← p·x, where the polynomial p is of the Gram matrix x·xᵀ.
+    """Return x after iterations x ← p·x, where p is a polynomial of the Gram matrix x·xᵀ.
 
-    For a tall x it is x ← x·p with xᵀ·x, the smaller of the two. Powers of one matrix commute. So
-    where x is at least twice as wide as high, some iterations at a time are done on the Gram
-    matrix r alone, which takes less time: r ← p·r·p. Then x is multiplied by all p of them.
+    For a tall x the iteration is x ← x·p, with the smaller Gram matrix xᵀ·x. Powers of one matrix
+    commute. So if one side of x is at least twice the other, several iterations are done on the
+    Gram matrix r alone: r ← p·r·p. This takes less time. Then x is multiplied by the product of
+    their polynomials p.
 
     Rounding makes small eigenvalues of r negative, and each iteration on r alone makes them up to
-    twelve times as large. So their number has a limit: 3 in float32, and 2 if `dtype` is bfloat16.
-    There 3 lead to singular values of 20 now and then, and to infinity if there are more steps.
+    twelve times as large. So the number of iterations on r alone has a limit: 3 in float32, and 2
+    if `dtype` is bfloat16. In bfloat16, 3 of them sometimes give singular values of 20, and
+    infinity if there are more steps.
     """
     rows, columns = x.shape[-2:]
     tall = rows > columns

@@ -1,1 +1,1 @@
-"""What is kept: arrays (`state.py`), and the config that `Decoupled.get_config` writes."""
+"""What a file has: arrays (`state.py`), and the config of `Decoupled.get_config` (`config.py`)."""

@@ -1,9 +1,9 @@
-"""Reading a saved config. It is data, and a file may hold anything.
+"""Reads a saved config, which may hold anything if it comes from a file.
 
-`Decoupled.get_config` writes the arguments and, as `resolved`, what they came to. It writes only
-what differs from the defaults. Everything is checked before it is used, here or by the constructor.
-No function is called, except a user's own callable learning rate if the config has no
-`base_learning_rate`.
+`Decoupled.get_config` writes the arguments and, as `resolved`, the row that each variable got. Of
+rules and rows it writes only the entries that differ from the defaults. Everything is checked
+before it is used, here or by the constructor. No function is called, except a user's own callable
+learning rate if the config has no `base_learning_rate`.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from keras_decoupled.decay.rows import Row, read_rows
 
 
 class Resolved(NamedTuple):
-    """What the arguments had come to when the config was written."""
+    """What the arguments resolved to when the config was written."""
 
     exclusions: Exclusions
     table: tuple[Row, ...]  # of the variables built on
     waiting: tuple[Row, ...]  # of other variables
     paths: set[str]  # of variables that have no row
-    factor: float | None  # r; None if the rate is a number, for that is r·α already
+    factor: float | None  # r; None if the rate is a number, because the number is r·α already
 
 
 def read_config(
     config: Any, custom_objects: Mapping[str, Any] | None, own: Collection[str]
 ) -> tuple[dict[str, Any], Resolved | None]:
-    """Return the constructor's arguments, and what they had come to if the config says so.
+    """Return the constructor's arguments, and the config's `resolved` part, None if it has none.
 
-    `own` are the names of the arguments of the class's own that may be schedules.
+    `own` has the names of the class's own arguments that may be schedules.
     """
     checks.fields("config", config, ())
     for key in config:
@@ -114,8 +114,8 @@ def _deserialize(saved: Any, custom_objects: Any) -> Any:
     """
     try:
         made = keras.saving.deserialize_keras_object(saved, custom_objects)
-        # Keras' own schedules take anything, and fail in the first update. A user's may do what it
-        # likes until then.
+        # Keras' own schedules accept anything, and fail only in the first update. So one is tried
+        # here. A user's schedule is not called before the first update.
         if isinstance(made, LearningRateSchedule) and type(made).__module__.startswith("keras."):
             checks.values_of(made, [0])
         return made

@@ -19,10 +19,10 @@ from keras_decoupled import checks
 from keras_decoupled.paths.align import align
 from keras_decoupled.schedule.exact import INT32_MAX
 
-LAYOUT = "layout"  # a uint8 array with JSON; "a/b" would become a nested HDF5 group
+LAYOUT = "layout"  # key of a uint8 array with JSON; a key "a/b" would become a nested HDF5 group
 VERSION = 1  # of the layout
 ACCUMULATOR = "gradient_accumulator"  # Keras' name of its gradient accumulators
-# Settings that every optimizer has. For each setting but r, the layout has the number that the
+# Settings that every optimizer has. For each setting except r, the layout has the number that the
 # optimizer was made with, as "given".
 SETTINGS = ("learning_rate", "learning_rate_factor", "weight_decay")
 # Names of our optimizer variables that belong to no variable of the model.
@@ -92,11 +92,11 @@ def load(
         _warn_of_nothing(
             optimizer,
             "another optimizer wrote it, or a tool that left out the layout. The optimizer starts "
-            "fresh. To go on from an optimizer of Keras, load that, and give it to `from_keras`.",
+            "fresh. To continue from an optimizer of Keras, load it, and pass it to `from_keras`.",
         )
         return None
     saved = _read_layout(store)
-    mine, theirs = layout["class"], saved.get("class", layout["class"])  # before 0.3 none is named
+    mine, theirs = layout["class"], saved.get("class", layout["class"])  # before 0.3: no name
     if theirs != mine:
         _warn_of_nothing(
             optimizer,
@@ -107,7 +107,7 @@ def load(
     if saved["built"] and not built:
         _warn_of_nothing(
             optimizer,
-            "it is not built, so it has no variables to load into. Call "
+            "it is not built, so the optimizer has no variables to load into. Call "
             "`optimizer.build(model.trainable_variables)` first.",
         )
         return None
@@ -172,10 +172,10 @@ def _warn_of_nothing(optimizer: str, why: str) -> None:
 
 
 def _factor(numbers: Mapping[str, float], given: float | None) -> float | None:
-    """Return r, the factor that callbacks left.
+    """Return r, the factor that the saved optimizer had.
 
-    The rate itself is not taken over, so an optimizer made with another learning rate keeps that
-    one.
+    The rate itself is not loaded, so an optimizer made with another learning rate keeps its own
+    rate.
     """
     rate = numbers.get("learning_rate")
     if rate is None or given is None:
@@ -249,13 +249,13 @@ def _array(
 
 
 def _parts(variable: Any, name: str) -> Sequence[Any]:
-    """Return the replicas' parts of an accumulator under tf.distribute; it stands for their sum.
+    """Return the replicas' parts of an accumulator under tf.distribute; their sum is its value.
 
     All replicas have the same value of every other variable.
     """
     if name != ACCUMULATOR:
         return ()
-    parts = getattr(getattr(variable, "value", None), "values", ())  # torch: a method
+    parts = getattr(getattr(variable, "value", None), "values", ())  # torch has a method `values`
     return parts if isinstance(parts, tuple) else ()
 
 

@@ -1,1 +1,1 @@
-"""When: schedules, and the arguments about time. What moves in training: `core/clock.py`."""
+"""Schedules, and the arguments about time. `core/clock.py` has what changes during training."""

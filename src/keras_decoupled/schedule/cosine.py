@@ -100,7 +100,7 @@ class CosineWarmRestarts(ExactSchedule):
         limit = INT32_MAX - self.warmup_steps
         starts, lengths = self._cycles(limit)
         self._starts, self._lengths = np.array(starts, "int32"), np.array(lengths, "int32")
-        self._equal = self.autorestart and self.t_mul == 1  # then the first length is that of all
+        self._equal = self.autorestart and self.t_mul == 1  # then all cycles have the first length
         last_cycle = max(limit - 1, 0) // lengths[0] if self._equal else len(starts) - 1
         # m_mul^i is a product with one factor for each digit of i. Each factor is a float64 that is
         # rounded once, so the product is right to the last bits, also at cycle 2³¹ − 1. A power

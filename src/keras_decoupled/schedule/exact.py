@@ -88,5 +88,5 @@ def real_tensor(number: float) -> Any:
 
 
 def tensor(array: np.ndarray) -> Any:
-    """Return `array` as a tensor of the same dtype. Under bfloat16, JAX would not keep it."""
+    """Return `array` as a tensor of its dtype, which JAX would change if floatx is bfloat16."""
     return ops.convert_to_tensor(array, str(array.dtype))

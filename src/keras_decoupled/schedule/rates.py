@@ -1,4 +1,4 @@
-"""The kinds of `learning_rate` argument: each gives schedule(s) and the multiplier schedule(s)/α.
+"""The kinds of `learning_rate`: at step s, each gives schedule(s) and its multiplier schedule(s)/α.
 
 The optimizer keeps one factor r that callbacks move. The rate of an update is r·schedule(s), and η
 is r times the multiplier. Our own schedules compute the multiplier themselves: a division of
@@ -31,7 +31,7 @@ _FEW = sorted(checks.STEPS[::-20])  # enough to see whether a schedule rises abo
 
 
 class Rate(LearningRateSchedule):
-    """Base of all kinds. It is a schedule of s because Keras' constructor takes only these."""
+    """Base of all kinds. As a `LearningRateSchedule`, it is accepted by Keras' constructor."""
 
     def __init__(self, base: float | None) -> None:
         self.known_base = base  # α; None until a callable is asked
@@ -168,7 +168,7 @@ def make_rate(learning_rate: Any, base_learning_rate: Any = None) -> tuple[Rate,
         )
         _reference(base, "`base_learning_rate`")
     if isinstance(learning_rate, ExactSchedule):
-        if base is None:  # η is defined as a multiple of it, also if eta_max is not 1
+        if base is None:  # η is 1 at `initial_learning_rate`, also if eta_max is not 1
             own = learning_rate.initial_learning_rate
             base = _reference(own, "the schedule's `initial_learning_rate`")
         kind = CosineRate if isinstance(learning_rate, CosineWarmRestarts) else StableRate
@@ -187,7 +187,7 @@ def make_rate(learning_rate: Any, base_learning_rate: Any = None) -> tuple[Rate,
     cure = "Pass a number, a `LearningRateSchedule` or a callable without arguments."
     if isinstance(learning_rate, list | tuple | Iterator):
         cure += (
-            " Variables do not come first, as in torch: `model.compile(optimizer)` brings them. "
+            " Variables are no first argument as in torch: `model.compile(optimizer)` brings them. "
         )
         cure += "Rates and decays of groups are `lr_multipliers` and `weight_decays`, by key."
     rate = checks.real("learning_rate", learning_rate, minimum=0.0, below=checks.FLOAT32, cure=cure)
@@ -226,7 +226,8 @@ def _top(schedule: LearningRateSchedule) -> tuple[float, str, bool]:
     """Return the rate at which a schedule's η is 1, its source, and whether the schedule rises.
 
     The rate is the end of the warm-up, else the initial rate, else the value at step 0. If the
-    schedule rises far above the last two, the rate is the largest of its values at 200 steps.
+    schedule rises above 2.01 times the initial rate, or above 1.01 times its value at step 0, the
+    rate is the largest of its values at `checks.STEPS`.
     """
     target, own = (getattr(schedule, x, None) for x in ("warmup_target", "initial_learning_rate"))
     if target is not None:
@@ -244,5 +245,6 @@ def _top(schedule: LearningRateSchedule) -> tuple[float, str, bool]:
         asked = checks.values_of(schedule, checks.STEPS)
     best = max(asked, key=lambda step: -math.inf if math.isnan(asked[step]) else asked[step])
     if asked[best] > start:
-        return asked[best], f"the schedule's largest value, at step {best}, of 200 asked", True
+        source = f"the schedule's largest value, at step {best}, of {len(asked)} asked"
+        return asked[best], source, True
     return start, source, True

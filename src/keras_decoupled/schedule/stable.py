@@ -15,8 +15,8 @@ from keras_decoupled.checks import real, refuse
 
 from .exact import INT32_MAX, ExactSchedule, length, real_tensor
 
-# f of (1 − x, x). 1 − x is computed from integers: near the end of the decay it is exact, where 1
-# minus a float32 x is not.
+# f as a function of 1 − x and x. 1 − x is computed from integers, so it is exact near the end of
+# the decay. 1 minus a float32 x would not be exact there.
 SHAPES: dict[str, Callable[[Any, Any], Any]] = {
     "1-sqrt": lambda left, x: left / (1 + ops.sqrt(x)),  # = 1 − √x
     "linear": lambda left, x: left,
@@ -40,8 +40,9 @@ class WarmupStableDecay(ExactSchedule):
     So η is 1 at the first update of the decay, and exactly `eta_min` at the last and from then on.
 
     The stable part can be trained for as long as there is data. A decay from any of its checkpoints
-    gives a finished model. With `stable_steps=None` it lasts until `optimizer.begin_decay()`, which
-    the optimizers of this package have. In other optimizers it then never ends.
+    gives a finished model. With `stable_steps=None` the stable part lasts until
+    `optimizer.begin_decay()`, which only the optimizers of this package have. With other optimizers
+    it never ends.
 
     Every method takes an integer, an array of integers, a variable or a traced tensor, and returns
     a tensor. η and the rate are float32, or float64 if floatx is float64. Positions are int32.

@@ -1,4 +1,4 @@
-"""The arguments about time, which are keras-adamw's: a schedule, where it starts, and a T."""
+"""The arguments about time, as in keras-adamw: a schedule, its start, and T, updates per cycle."""
 
 from __future__ import annotations
 
