@@ -15,7 +15,7 @@ from keras_decoupled.core.optimizer import PUBLIC, Decoupled
 from keras_decoupled.optimizers.stock import Stock
 
 SOURCE = Path(keras_decoupled.__file__).parent
-# From the top down: a folder imports what stands on its own line or below it.
+# From the top down: a folder imports only what stands on a line below its own.
 FLOORS = [
     ["callbacks", "width"],
     ["layerwise", "plots"],

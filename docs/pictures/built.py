@@ -132,7 +132,7 @@ columns = (
         3.05,
         BLUE,
         "JAX, or XLA",
-        "step and decay in\nkeras.ops; XLA makes\none loop of them",
+        "step and decay in\nkeras.ops; XLA makes\na few loops of them",
     ),
     (
         5.33,

@@ -45,8 +45,9 @@ def decouple(optimizer_class: type[keras.Optimizer]) -> type[keras.Optimizer]:
         θ ← θ − u − η·(l2·θ + l1·sign θ),   u = θ − stock(θ; g, rate η·α·m_v)
 
     with θ on the right the value before the update, g the gradient, η = (learning rate now)/α,
-    m_v the variable's learning-rate multiplier and (l1, l2) its decay. The class takes the stock class's arguments in
-    their order, and by keyword the arguments that all optimizers of this package share.
+    m_v the variable's learning-rate multiplier and (l1, l2) its decay. The class takes the
+    stock class's arguments in their order, and by keyword the arguments that all optimizers of this
+    package share.
 
     `Adam` and `AdamW` give `keras_decoupled.AdamW`, `SGD` gives `SGDW`, and `Muon` gives
     `keras_decoupled.Muon`: these take the arguments of our classes.
@@ -128,8 +129,8 @@ def _make(base: type[Any], stock: bool) -> None:
         θ ← θ − u − η·(l2·θ + l1·sign θ),   u = θ − {base.__name__}(θ; g, rate η·α·m_v)
 
     with θ on the right the value before the update, g the gradient, η = (learning rate now)/α,
-    m_v the variable's learning-rate multiplier and (l1, l2) its decay. The base learning rate α never multiplies the
-    decay. `Decay` has other kinds of decay.
+    m_v the variable's learning-rate multiplier and (l1, l2) its decay. The base learning
+    rate α never multiplies the decay. `Decay` has other kinds of decay.
 
     Args:
         learning_rate: α, or a `LearningRateSchedule`, or a callable.
