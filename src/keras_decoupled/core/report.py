@@ -16,7 +16,7 @@ from keras_decoupled.decay import explain, regularizers
 from keras_decoupled.decay.arguments import shown
 from keras_decoupled.decay.explain import Explanation
 from keras_decoupled.decay.kinds import half_life
-from keras_decoupled.decay.rows import Row, at_start
+from keras_decoupled.decay.rows import Row, at_update
 from keras_decoupled.decay.rules import Rules
 from keras_decoupled.paths.match import first, path_of
 
@@ -42,6 +42,7 @@ def explanation(optimizer: Any, given: Any, steps_per_epoch: int | None) -> Expl
         variables = explain.variables_of(given)
         check_variables(variables, registry.rules.key_of)
     clock.check_state()
+    k = int(as_number(clock.counts(optimizer._kd.update.on)[0])) if optimizer.built else 0
     rows, overridden, told = registry.foreseen(variables)
     found = explain.explain(
         f"{optimizer.name} ({type(optimizer).__name__}): each variable's decay at η = 1",
@@ -51,6 +52,7 @@ def explanation(optimizer: Any, given: Any, steps_per_epoch: int | None) -> Expl
         clock.timing.first_normalization(),
         updates_per_epoch,
         overridden,
+        k,
     )
     found.warnings.extend(told)
     found.settings.extend(_of_settings(optimizer))
@@ -130,7 +132,7 @@ def _of_no_decay(optimizer: Any, rows: Sequence[Row]) -> Iterator[str]:
 
 def _of_strong_decays(kd: Any, rows: Sequence[Row]) -> Iterator[str]:
     normalization, strong = kd.timing.first_normalization(), defaultdict(list)
-    for row, l2 in zip(rows, at_start([row.decay.l2 for row in rows]), strict=True):
+    for row, l2 in zip(rows, at_update([row.decay.l2 for row in rows]), strict=True):
         decay = normalization * l2
         least = 1 if kd.registry.rules.meant(row.decay) else _COPIED
         if row.rule != "model" and decay >= least:
@@ -183,7 +185,7 @@ def _of_rates(base: float | None, rules: Rules) -> Iterator[str]:
     """Tell if all multipliers look like learning rates, which the groups of torch have."""
     if base is None:  # the rate is 0
         return
-    values = at_start(list(rules.lr_multipliers.values()))
+    values = at_update(list(rules.lr_multipliers.values()))
     given = {shown(k): m for k, m in zip(rules.lr_multipliers, values, strict=True) if 0 < m != 1}
     most = max(given.values(), default=1.0)
     if most <= 1e-3 or most <= base < 0.01:  # usual multipliers are larger

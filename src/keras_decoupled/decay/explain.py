@@ -14,10 +14,10 @@ from typing import Any
 import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_decoupled import checks
+from keras_decoupled import calls, checks
 from keras_decoupled.decay import kinds, regularizers
 from keras_decoupled.decay.kinds import Decay, Number
-from keras_decoupled.decay.rows import Row, at_start
+from keras_decoupled.decay.rows import Row, at_update
 from keras_decoupled.paths import match, matrices
 
 _WIDTH = 80  # of the summary
@@ -66,9 +66,9 @@ class Explanation:
     Attributes:
         title: the first line, which names the optimizer.
         rows: one dict per variable, with path, shape, dtype, rule, l1, l2, decay_per_update,
-            half_life_updates, half_life_epochs, multiplier (of the first update) and kind; for
-            Muon also part and matrix (rows × columns), and for a multiplier that is a schedule
-            multiplier_schedule.
+            half_life_updates, half_life_epochs, multiplier and kind; for Muon also part and matrix
+            (rows × columns), and for a multiplier that is a schedule multiplier_schedule. A
+            schedule counts with its value at the next update.
         warnings: sentences about what may be a mistake.
         settings: sentences about arguments such as beta_1 that follow a schedule or were set.
     """
@@ -158,7 +158,8 @@ def _shape(row: Mapping[str, Any]) -> str:
 def _words(row: Mapping[str, Any]) -> str:
     """Return what is unusual, and the rule that decides."""
     dtype = "" if row["dtype"] == "float32" else row["dtype"]
-    rate = "rate by a " + row["multiplier_schedule"] if "multiplier_schedule" in row else ""
+    rate = row.get("multiplier_schedule", "").partition("(")[0]
+    rate = f"rate by a {rate}" if rate else ""
     part = " ".join(filter(None, (row.get("part"), row.get("matrix"))))
     words = [row["kind"], rate, part, dtype, row["rule"] or "no rule"]
     return ", ".join(filter(None, words))
@@ -205,6 +206,7 @@ def explain(
     normalization: float,
     updates_per_epoch: float | None,
     overridden: Sequence[tuple[str, str]],
+    k: int,
 ) -> Explanation:
     """Explain the rows of these variables.
 
@@ -216,13 +218,14 @@ def explain(
         normalization: √(1/T) of the first cycle.
         updates_per_epoch: for half-lives in epochs.
         overridden: (argument, key) of each key that hits variables and decides for none.
+        k: the number of the next update, of which the schedules are asked.
     """
     entries = []
-    amounts = at_start([row.decay.l2 for row in rows])
-    multipliers = at_start([row.multiplier for row in rows])
+    amounts = at_update([row.decay.l2 for row in rows], k)
+    multipliers = at_update([row.multiplier for row in rows], k)
     for variable, row, l2, multiplier in zip(variables, rows, amounts, multipliers, strict=True):
-        decay = normalization * l2
-        half_life = kinds.half_life(decay) if decay and row.multiplier != 0 else None
+        decay = 0.0 if row.multiplier == 0 else normalization * l2  # the number 0 freezes
+        half_life = kinds.half_life(decay) if decay else None
         epochs = None
         if half_life is not None and updates_per_epoch is not None:
             epochs = half_life / updates_per_epoch
@@ -249,7 +252,7 @@ def explain(
 
 def _schedule(multiplier: Number) -> dict[str, str]:
     scheduled = isinstance(multiplier, LearningRateSchedule)
-    return {"multiplier_schedule": type(multiplier).__name__} if scheduled else {}
+    return {"multiplier_schedule": calls.written(multiplier)} if scheduled else {}
 
 
 def _warnings(

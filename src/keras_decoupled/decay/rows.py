@@ -41,10 +41,10 @@ class Row:
         return config | {name: text for name, text in texts.items() if text}
 
 
-def at_start(numbers: Sequence[Number]) -> list[float]:
-    """Return the numbers at the first update. Each schedule is evaluated only once."""
+def at_update(numbers: Sequence[Number], k: int = 0) -> list[float]:
+    """Return the numbers at update k. Each schedule is evaluated only once."""
     values = {
-        key: checks.values_of(number, [0])[0]
+        key: checks.values_of(number, [k])[k]
         if isinstance(number, LearningRateSchedule)
         else number
         for key, number in {id(number): number for number in numbers}.items()
