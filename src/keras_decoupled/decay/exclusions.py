@@ -66,19 +66,7 @@ class Exclusions:
 
     def warn_of_missed(self, labels: Sequence[str]) -> None:
         """Give one warning about all patterns that match no variable's path."""
-        missed = [
-            f"{pattern!r}. {nearest(_SYNTAX.sub('', pattern), labels)}"
-            for pattern, search in zip(self.patterns, self._searches, strict=True)
-            if not any(map(search, map(path_in, labels)))
-        ]
-        if missed:
-            warnings.warn(
-                "Each pattern in `exclude_from_weight_decay(var_names=...)` should match a "
-                f"variable's path; these exclude nothing. Received: {' '.join(missed)} Correct "
-                "them or leave them out.",
-                UserWarning,
-                stacklevel=2,
-            )
+        warn_of_missed("exclude_from_weight_decay(var_names=...)", self.patterns, labels)
 
     def get_config(self) -> dict[str, list[str]]:
         """Return the exclusions as JSON, with paths in place of variables."""
@@ -105,3 +93,20 @@ def _compiled(pattern: Any) -> re.Pattern[str]:
     except (re.error, OverflowError, RecursionError) as error:
         cure = f"Escape literal text with re.escape(): {error}."
         checks.refuse("var_names", pattern, rule, cure)
+
+
+def warn_of_missed(argument: str, patterns: Sequence[str], labels: Sequence[str]) -> None:
+    """Give one warning about all patterns of an argument that match no variable's path."""
+    paths = list(map(path_in, labels))
+    missed = [
+        f"{pattern!r}. {nearest(_SYNTAX.sub('', pattern), labels)}"
+        for pattern in patterns
+        if not any(map(re.compile(pattern).search, paths))
+    ]
+    if missed:
+        warnings.warn(
+            f"Each pattern in `{argument}` should match a variable's path; these exclude nothing. "
+            f"Received: {' '.join(missed)} Correct them or leave them out.",
+            UserWarning,
+            stacklevel=2,
+        )

@@ -18,6 +18,7 @@ from keras_decoupled import calls, checks
 from keras_decoupled.decay import kinds, regularizers
 from keras_decoupled.decay.kinds import Decay, Number
 from keras_decoupled.decay.rows import Row, at_update
+from keras_decoupled.decay.rules import BEATEN
 from keras_decoupled.paths import match, matrices
 
 _WIDTH = 80  # of the summary
@@ -66,9 +67,9 @@ class Explanation:
     Attributes:
         title: the first line, which names the optimizer.
         rows: one dict per variable, with path, shape, dtype, rule, l1, l2, decay_per_update,
-            half_life_updates, half_life_epochs, multiplier and kind; for Muon also part and matrix
-            (rows × columns), and for a multiplier that is a schedule multiplier_schedule. A
-            schedule counts with its value at the next update.
+            half_life_updates, half_life_epochs, multiplier and kind. For Muon also part ("muon" or
+            "adam") and matrix (rows × columns, None in the Adam part). For a multiplier that is a
+            schedule also multiplier_schedule. A schedule counts with its value at the next update.
         warnings: sentences about what may be a mistake.
         settings: sentences about arguments such as beta_1 that follow a schedule or were set.
     """
@@ -83,7 +84,7 @@ class Explanation:
         """The rows of each group, the largest group first."""
         groups = defaultdict(list)
         for row in self.rows:
-            groups[tuple(row.get(name) for name in _ALIKE)].append(row)
+            groups[tuple((row | _by_path(row)).get(name) for name in _ALIKE)].append(row)
         return sorted(groups.values(), key=_weights, reverse=True)
 
     def _numbers(self, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -147,6 +148,11 @@ class Explanation:
         return f"{title}<table><thead>{head}</thead><tbody>{body}</tbody></table>{end}"
 
 
+def _by_path(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return one rule for all variables whose own path decides, as after `no_decay`."""
+    return {"rule": "its path"} if row["rule"] == row["path"] else {}
+
+
 def _weights(rows: Sequence[Mapping[str, Any]]) -> int:
     return sum(math.prod(row["shape"]) for row in rows)
 
@@ -161,7 +167,8 @@ def _words(row: Mapping[str, Any]) -> str:
     rate = row.get("multiplier_schedule", "").partition("(")[0]
     rate = f"rate by a {rate}" if rate else ""
     part = " ".join(filter(None, (row.get("part"), row.get("matrix"))))
-    words = [row["kind"], rate, part, dtype, row["rule"] or "no rule"]
+    rule = _by_path(row).get("rule", row["rule"])
+    words = [row["kind"], rate, part, dtype, rule or "no rule"]
     return ", ".join(filter(None, words))
 
 
@@ -242,12 +249,17 @@ def explain(
                 "half_life_epochs": epochs,
                 "multiplier": multiplier,
                 "kind": row.decay.in_words,
-                **({"part": row.part} if row.part else {}),
-                **({"matrix": matrices.in_words(row.axes, row.shape)} if row.axes else {}),
+                **_part(row),
                 **_schedule(row.multiplier),
             }
         )
     return Explanation(title, entries, _warnings(variables, entries, overridden))
+
+
+def _part(row: Row) -> dict[str, str | None]:
+    """Return Muon's part, "muon" or "adam", and its rows × columns, None in the Adam part."""
+    matrix = matrices.in_words(row.axes, row.shape) if row.axes else None
+    return {"part": row.part, "matrix": matrix} if row.part else {}
 
 
 def _schedule(multiplier: Number) -> dict[str, str]:
@@ -282,9 +294,7 @@ def _warnings(
         ),
     ]
     return [sentence.format(match.first(paths)) for sentence, paths in found if paths] + [
-        f"A key of `{argument}` decides for no variable, because other keys or rules beat it for "
-        f"each one: {key}. Of several keys the last one wins, so put exceptions last."
-        for argument, key in overridden
+        BEATEN.format(*beaten) for beaten in overridden
     ]
 
 

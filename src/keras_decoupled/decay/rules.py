@@ -25,6 +25,13 @@ from keras_decoupled.decay.regularizers import Penalty
 from keras_decoupled.decay.rows import CheckMultiplier, Row
 from keras_decoupled.paths import match, matrices
 
+BEATEN = (
+    "A key of `{}` changes nothing, because other keys or rules beat it for each variable: {}. A "
+    "variable's whole path beats all other keys, and of these the last one wins. For a key to beat "
+    "what `no_decay` or a function such as `layerwise_lr_multipliers` gave, write whole paths: "
+    "`given | {{v.path: 10 for v in layer.trainable_variables}}`."
+)
+
 
 class Rules:
     """`weight_decay(s)`, `lr_multipliers`, `decay_vectors`, exclusions, and a model's decays.
@@ -127,7 +134,7 @@ class Rules:
                 nothing is then an error.
 
         Returns:
-            The rows, and (argument, key) of each key that hits variables and decides for none.
+            The rows, and (argument, key) of each key that hits variables and changes none.
         """
         self._check_models(variables, names, first)
         # A key that is a layer's name means that layer, whether it is built on or not.
@@ -146,6 +153,10 @@ class Rules:
         own = [shapes[i] for i in positions]
         given = _fitting(axes, own, first)
         parts = self.split.of(asked, own, given, shapes)
+        if first:
+            self.split.warn_of_missed([*names, *of_model])
+            for beaten in overridden:
+                warnings.warn(BEATEN.format(*beaten), UserWarning, stacklevel=2)
         rows = []
         for i, (variable, name) in enumerate(zip(asked, targets, strict=True)):
             (key, decay), (_, multiplier), (part, letters) = decays[i], multipliers[i], parts[i]
@@ -198,8 +209,13 @@ class Rules:
                 labeled = arguments.after_load(labeled, targets)
             options: Any = {"argument": argument, "strict": strict, "by_own_name": by_own_name}
             keys, beaten = match.decide(labeled, targets, others=others, **options)
-            found.append([(key, None if key is None else labeled[key]) for key in keys])
-            overridden += [(argument, arguments.shown(key)) for key in beaten]
+            pairs = [(key, None if key is None else labeled[key]) for key in keys]
+            found.append(pairs)
+            overridden += [
+                (argument, arguments.shown(key))
+                for key, hits in beaten.items()
+                if any(pairs[i][1] != labeled[key] for i in hits)  # else it would give the same
+            ]
         return found, overridden
 
     def _vectors(self, names: Sequence[str], variables: Sequence[Any]) -> set[int]:

@@ -69,8 +69,8 @@ def decide(
     others: Sequence[str] = (),
     strict: bool = True,
     by_own_name: Container[int] = (),
-) -> tuple[list[K | None], list[K]]:
-    """Return the key that decides for each variable (or None), and the overridden keys.
+) -> tuple[list[K | None], dict[K, list[int]]]:
+    """Return the key that decides for each variable (or None), and what overridden keys hit.
 
     A key is overridden if it hits variables and decides for none of them.
 
@@ -94,11 +94,11 @@ def decide(
     paths = _Paths([*names, *others] if keys else ())  # to index many paths takes time
     exact: dict[int, K] = {}
     general: dict[int, K] = {}
-    hitting: list[K] = []
+    hitting: dict[K, list[int]] = {}
     for key in keys:
         hits, is_path = _hits(key, paths, argument, strict, len(names))
         if hits:
-            hitting.append(key)
+            hitting[key] = hits
         for i in hits:
             if is_path:
                 exact[i] = key
@@ -106,7 +106,7 @@ def decide(
                 general[i] = key
     deciding = general | exact
     won = set(deciding.values())
-    overridden = [key for key in hitting if key not in won]
+    overridden = {key: hits for key, hits in hitting.items() if key not in won}
     return [deciding.get(i) for i in range(len(names))], overridden
 
 
@@ -134,14 +134,17 @@ def _hits(
     return [i for i in hits if i < count], is_path
 
 
+_OF_VECTORS = ("bias", "gamma", "beta", "scale")
+
+
 def is_vector(label: str, shape: Sequence[int]) -> bool:
     """Tell from its shape and name whether a variable is a bias or a scale of a normalization.
 
-    Most of these have fewer than two dimensions. A bias of an attention layer has two, and is
-    known by its name.
+    Most of these have fewer than two dimensions. A bias of an attention layer has two, and so has
+    a scale of a normalization over two axes. Such a variable is known by its name.
     """
     last = components(label)[-1]
-    return len(shape) < 2 or last == "bias" or last.endswith("_bias")
+    return len(shape) < 2 or last in _OF_VECTORS or last.endswith("_bias")
 
 
 def nearest(text: str, names: Iterable[str]) -> str:
