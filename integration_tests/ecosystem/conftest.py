@@ -33,6 +33,7 @@ def page(tmp_path_factory, no_network):
             warnings.simplefilter("error")
             warnings.simplefilter("ignore", DeprecationWarning)  # of the tools
             warnings.filterwarnings("ignore", ".*Any type hint is inferred")  # of mlflow
+            warnings.filterwarnings("ignore", "Sharding info not provided")  # of Orbax
             names = runpy.run_path(str(script))
         return names | {"printed": printed.getvalue().splitlines(), "folder": folder}
     finally:

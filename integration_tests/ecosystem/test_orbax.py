@@ -146,5 +146,9 @@ def test_what_keras_loses_of_a_sequential_model(make, tmp_path):
     assert_no_moments(loaded, model)
 
 
-def test_the_page_goes_on(page):
-    assert int(page["model"].optimizer.iterations) == 8
+def test_the_page_resumes_with_its_moments(page):
+    optimizer = page["model"].optimizer
+    assert int(optimizer.iterations) == 8
+    moments = [v for v in optimizer.variables if v.path.endswith(("_momentum", "_velocity"))]
+    assert len(moments) == 8  # of four variables
+    assert all(np.any(keras.ops.convert_to_numpy(v)) for v in moments)
