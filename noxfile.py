@@ -182,8 +182,10 @@ def integration(session: nox.Session, backend: str) -> None:
 
 @on_each_backend
 def ecosystem(session: nox.Session, backend: str) -> None:
-    """Try it beside keras-hub, keras_tuner, scikit-learn and Orbax. CI does not: it takes minutes."""
-    more = ["tensorboard"] if backend == "tensorflow" else []  # keras-tuner imports it there
+    """Try the other tools, and the code of docs/tools.md. CI does not: it takes minutes."""
+    # wandb's Keras callbacks are tried with TensorFlow beside JAX, and on torch without it.
+    # keras-tuner imports tensorboard where there is TensorFlow.
+    more = [] if backend == "torch" else ["tensorflow", "tensorboard"]
     install(session, backend, "keras", "test", "ecosystem", *more)
     session.install("--no-deps", *GROUPS["keras-hub"])
     python(session, backend, "-m", "pytest", "integration_tests/ecosystem", *session.posargs)

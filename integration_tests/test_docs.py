@@ -134,6 +134,55 @@ def test_the_notebook_is_the_page():
     assert notebook == make_notebook(text), "make it anew: nox -s notebook"
 
 
+LOOPS = DOCS / "custom-loops.md"
+# After the page's code: its first block again, and Keras' own loop in the place of `train`.
+KERAS_LOOP = """
+model.compile(optimizer, loss="mse")
+
+
+def train(batches):
+    for one in batches:
+        model.train_on_batch(*one)
+
+
+"""
+SAME = """
+for other in (by_hand, loaded):
+    pairs = [(model, other), (model.optimizer, other.optimizer)]
+    for a, b in ((a, b) for pair in pairs for a, b in zip(*(m.variables for m in pair))):
+        a, b = keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b)
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+"""
+
+
+ACCUMULATION = {  # half as many updates
+    "first_decay_steps=40": "first_decay_steps=20",
+    "decay_vectors=False)": "decay_vectors=False, gradient_accumulation_steps=2)",
+}
+
+
+@pytest.mark.parametrize("changes", [{}, ACCUMULATION], ids=["plain", "accumulation"])
+def test_a_loop_of_your_own_ends_where_keras_loop_does(changes, tmp_path, backend):
+    text = LOOPS.read_text(encoding="utf-8")
+    made, by_backend, used = [], {"jax": [], "tensorflow": [], "torch": []}, []
+    for block in read_blocks(text):
+        name = block.heading.lower()
+        (made if name == "(top)" else by_backend.get(name, used)).append(block)
+    assert all(len(blocks) == 1 for blocks in (made, used, *by_backend.values()))
+    first, loop, last = (as_script(blocks) for blocks in (made, by_backend[backend], used))
+    for old, new in changes.items():
+        assert first.count(old) == 1
+        first = first.replace(old, new)
+    kept = 'by_hand, loaded = model, keras.models.load_model("run.keras")\n'
+    script = tmp_path / "loop.py"
+    source = "".join([first, loop, last, kept, first, KERAS_LOOP, last, SAME])
+    script.write_text(source, encoding="utf-8")
+    printed = forked.run(script, cwd=tmp_path, strict=True).splitlines()
+    said = re.findall(r"^print\(.*\)  # (.+)$", text, re.MULTILINE)
+    assert printed[:3] == printed[3:]
+    assert printed[:3] == (said if not changes else ["[]", "40 10", "0.2294"])
+
+
 if keras.backend.backend() == "jax":  # the backend that the pages name
 
     @pytest.mark.parametrize("page", [README, DOCS / "index.md"], ids=name_of)

@@ -65,5 +65,6 @@ def test_a_compiled_model_is_cloned_with_its_optimizer(optimizer):
     assert int(made.iterations) == 30  # 15 epochs of 2 batches
     assert int(kept.iterations) == 0
     names = ("weight_decay", "weight_decays", "lr_multipliers", "decay_vectors", "learning_rate")
-    assert [made.get_config()[n] for n in names] == [kept.get_config()[n] for n in names]
+    made_config, kept_config = made.get_config(), kept.get_config()
+    assert {n: made_config.get(n) for n in names} == {n: kept_config.get(n) for n in names}
     assert fitted.score(X, Y) > 0.75
