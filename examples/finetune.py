@@ -17,7 +17,7 @@ BATCH = 25
 FEW = 200  # images to fine-tune on
 CYCLES = (3, 6)  # epochs of each cosine cycle
 RATE = 0.01
-HEAD = ["head"]  # regular expressions: the output layer is for the Adam part of Muon
+HEAD = ["head/"]  # regular expressions: the output layer is for the Adam part of Muon
 
 
 def load_data(digits):

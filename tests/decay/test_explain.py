@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cases import BACKEND, make_variable, numpy
-from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Decay, Muon, decouple
+from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Decay, Muon, decouple, no_decay
 
 schedules = keras.optimizers.schedules
 SHAPES = {
@@ -141,9 +141,12 @@ OVERRIDDEN |= {"lr_multipliers": {"head": 2, "net": 1}}
         ({"weight_decay": 1.0}, ["whole weight.*: net/conv/kernel"]),
         ({"weight_decay": 1.0, "total_iterations": 100}, []),
         ({"excluded": ["gamam"]}, ["'gamam'"]),
-        (OVERRIDDEN, ["`weight_decays` decides .*: conv/kernel", "`lr_multipliers` de.*: head"]),
+        (
+            OVERRIDDEN,
+            ["`weight_decays` changes .*: conv/kernel", "`lr_multipliers` changes.*: head"],
+        ),
         # It hits vectors alone. If these are not decayed, it decides for none.
-        ({"weight_decays": {"norm": 1e-3}}, ["`weight_decays` decides for no variable.*: norm"]),
+        ({"weight_decays": {"norm": 1e-3}}, ["`weight_decays` changes nothing.*: norm"]),
         ({"weight_decays": {"norm": 1e-3}, "decay_vectors": True}, ["Biases"]),
         # Below the resolution of float32. There is a float32 copy of a bfloat16 weight.
         ({"weight_decay": 1e-8}, ["rounding"]),
@@ -298,3 +301,60 @@ def test_other_errors():
         AdamW(weight_decay=0.1).explain(variables(), steps_per_epoch=0)
     with pytest.raises(ValueError, match="nearest"):  # a rule that the build would refuse
         SGDW(weight_decays={"kernle": 0.1}).explain(variables())
+
+
+# --- what newcomers were not told ---
+
+
+def test_a_schedule_counts_with_its_value_at_the_next_update():
+    """Of a decay and of a multiplier; those that move apart later have lines of their own."""
+    own, falling = variables(), schedules.PolynomialDecay(0.25, 10, 0.0)
+    thaws = {
+        name: schedules.PiecewiseConstantDecay([3], [0.0, x])
+        for name, x in (("conv", 0.5), ("head", 0.25))
+    }
+    optimizer = AdamW(0.1, weight_decay=falling, lr_multipliers=thaws)
+    optimizer.build(own)
+    for now in ([0.0, 0.0], [0.5, 0.25]):
+        rows = {row["path"]: row for row in optimizer.explain().rows}
+        kernels = [next(r for p, r in rows.items() if p.endswith(f"{n}/kernel")) for n in thaws]
+        assert [row["multiplier"] for row in kernels] == now
+        k = int(optimizer.iterations)
+        assert kernels[0]["decay_per_update"] == pytest.approx(0.25 * (1 - k / 10))
+        assert str(optimizer.explain()).count("rate by a PiecewiseConstantDecay") == 2
+        for _ in range(5):
+            optimizer.apply([keras.ops.zeros(v.shape) for v in own], own)
+
+
+def test_a_frozen_variable_has_no_decay():
+    rows = AdamW(weight_decay=0.1, lr_multipliers={"head": 0}).explain(variables()).rows
+    assert {row["decay_per_update"] for row in rows if "head" in row["path"]} == {0.0}
+
+
+def test_rules_of_whole_paths_have_one_line():
+    own = variables()
+    rules = {v.path: 0 for v in own}
+    lines = str(AdamW(weight_decay=1e-3, weight_decays=rules).explain(own)).splitlines()
+    assert sum("its path" in line for line in lines) == 1
+
+
+def test_a_beaten_key_that_would_give_the_same_is_not_told():
+    own = variables()
+    rules = {v.path: 0.5 for v in own}
+    warned = [
+        "changes nothing"
+        in " ".join(AdamW(weight_decays=rules | {"head": x}).explain(own).warnings)
+        for x in (0.5, 0.25)
+    ]
+    assert warned == [False, True]
+
+
+def test_scales_of_any_rank_are_no_matrices():
+    """Those of a normalization over two axes, too."""
+    x = keras.Input((3, 4))
+    norm = keras.layers.LayerNormalization(axis=[1, 2], name="norm")
+    model = keras.Model(x, keras.layers.Dense(2, name="head")(norm(x)))
+    assert {v.ndim for v in norm.trainable_variables} == {2}
+    rows = AdamW(weight_decay=1e-3, decay_vectors=False).explain(model).rows
+    assert [row["path"] for row in rows if row["l2"]] == ["head/kernel"]
+    assert no_decay(model).keys() == {row["path"] for row in rows if not row["l2"]}

@@ -440,3 +440,16 @@ def test_decouple_gives_it_and_a_kind_of_decay_works():
         after.append(numpy(variable))
     assert after[1].max() < 0.99
     np.testing.assert_allclose(after[0] - after[1], 0.01, rtol=1e-4)
+
+
+def test_an_exclusion_that_excludes_nothing_is_told():
+    """A slip of the pen, which would have the output layer stepped as a matrix."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
+    with pytest.warns(UserWarning, match=r"`exclude_layers` should match .*'haed/'.*head"):
+        Muon(weight_decay=1e-3, exclude_layers=["haed/"]).build(model.trainable_variables)
+
+
+def test_rows_say_the_part_of_every_variable():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
+    rows = Muon(weight_decay=1e-3).explain(model).rows
+    assert [(row["part"], row["matrix"]) for row in rows] == [("muon", "4×2"), ("adam", None)]

@@ -54,7 +54,7 @@ def explanation(optimizer: Any, given: Any, steps_per_epoch: int | None) -> Expl
         overridden,
         k,
     )
-    found.warnings.extend(text for text in told if text not in found.warnings)
+    found.warnings.extend(told)
     found.settings.extend(_of_settings(optimizer))
     return found
 

@@ -18,7 +18,6 @@ from keras_decoupled import calls, checks
 from keras_decoupled.decay import kinds, regularizers
 from keras_decoupled.decay.kinds import Decay, Number
 from keras_decoupled.decay.rows import Row, at_update
-from keras_decoupled.decay.rules import BEATEN
 from keras_decoupled.paths import match, matrices
 
 _WIDTH = 80  # of the summary
@@ -54,6 +53,12 @@ PENALIZED = (
     "Decayed, and also penalized in the loss by an L1 or L2 regularizer: {}. Remove the "
     "regularizer from the layer. Or give the optimizer `model=` in place of `weight_decay`: that "
     "makes the penalty a decay."
+)
+_BEATEN = (
+    "A key of `{}` changes nothing, because other keys or rules beat it for each variable: {}. A "
+    "variable's whole path beats all other keys, and of these the last one wins. For a key to beat "
+    "what `no_decay` or a function such as `layerwise_lr_multipliers` gave, write whole paths: "
+    "`given | {{v.path: 10 for v in layer.trainable_variables}}`."
 )
 _LEGEND = "(decay: share removed per update; half-life: updates, if no gradient acts)"
 
@@ -294,7 +299,7 @@ def _warnings(
         ),
     ]
     return [sentence.format(match.first(paths)) for sentence, paths in found if paths] + [
-        BEATEN.format(*beaten) for beaten in overridden
+        _BEATEN.format(*beaten) for beaten in overridden
     ]
 
 

@@ -25,13 +25,6 @@ from keras_decoupled.decay.regularizers import Penalty
 from keras_decoupled.decay.rows import CheckMultiplier, Row
 from keras_decoupled.paths import match, matrices
 
-BEATEN = (
-    "A key of `{}` changes nothing, because other keys or rules beat it for each variable: {}. A "
-    "variable's whole path beats all other keys, and of these the last one wins. For a key to beat "
-    "what `no_decay` or a function such as `layerwise_lr_multipliers` gave, write whole paths: "
-    "`given | {{v.path: 10 for v in layer.trainable_variables}}`."
-)
-
 
 class Rules:
     """`weight_decay(s)`, `lr_multipliers`, `decay_vectors`, exclusions, and a model's decays.
@@ -155,8 +148,6 @@ class Rules:
         parts = self.split.of(asked, own, given, shapes)
         if first:
             self.split.warn_of_missed([*names, *of_model])
-            for beaten in overridden:
-                warnings.warn(BEATEN.format(*beaten), UserWarning, stacklevel=2)
         rows = []
         for i, (variable, name) in enumerate(zip(asked, targets, strict=True)):
             (key, decay), (_, multiplier), (part, letters) = decays[i], multipliers[i], parts[i]
