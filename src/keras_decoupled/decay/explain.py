@@ -58,7 +58,7 @@ _BEATEN = (
     "A key of `{}` changes nothing, because other keys or rules beat it for each variable: {}. A "
     "variable's whole path beats all other keys, and of these the last one wins. For a key to beat "
     "what `no_decay` or a function such as `layerwise_lr_multipliers` gave, write whole paths: "
-    "`given | {{v.path: 10 for v in layer.trainable_variables}}`."
+    "`given | {{v.path: value for v in layer.trainable_variables}}`."
 )
 _LEGEND = "(decay: share removed per update; half-life: updates, if no gradient acts)"
 
