@@ -1,5 +1,6 @@
 """A run of benchmarks/paper on text, beside the optimizers as a user writes them."""
 
+import inspect
 from functools import partial
 
 import keras
@@ -30,6 +31,9 @@ AS_WRITTEN = {
     ),
 }
 
+# The experiments compare with the Muon of Keras 3.15. That of 3.12 has another step.
+OF_TODAY = "adam_weight_decay" in inspect.signature(keras.optimizers.Muon).parameters
+
 if BACKEND == "jax":  # what the experiments run on
     import text
     import transformer
@@ -42,7 +46,9 @@ if BACKEND == "jax":  # what the experiments run on
     def cell(form):
         return TextCell(form, width=32, rate=RATE, decay=DECAY, updates=3, batch=2, seed=0)
 
-    @pytest.mark.parametrize("form", transformer.FORMS)
+    @pytest.mark.parametrize(
+        "form", [f for f in transformer.FORMS if OF_TODAY or f != "keras-muon"]
+    )
     def test_a_step_is_that_of_the_optimizer(form, monkeypatch):
         monkeypatch.setattr(transformer, "LENGTH", 8)
         program = transformer.Program(cell(form), DATA)
