@@ -25,5 +25,5 @@ class ForThePage(griffe.Extension):
             text = EXAMPLE.sub(
                 r"**Example:**\n\n```pycon\n\1\n```", obj.docstring.value
             )
-            text = SHARED.sub("the [shared arguments][shared-arguments].", text)
+            text = SHARED.sub("the [shared arguments](#shared-arguments).", text)
             obj.docstring.value = DEFAULT.sub("", text)

@@ -5,6 +5,7 @@
 - An example is a page, too.
 - A picture is a link to itself, in full size.
 - The header shows the version.
+- A link to a place on its own page that is not there is a warning, and so ends a strict build.
 - A name in `keras_decoupled.__all__` that the API page does not describe is a warning, and so ends a strict build.
 """
 
@@ -91,11 +92,22 @@ def on_page_content(content, page, config, files):
         mathml = convert(html.unescape(match[2]).strip(), display=display)
         return f'<{match[1]} class="arithmatex">{mathml}</{match[1]}>'
 
+    # mkdocstrings takes a link of a docstring for one to a heading of the docstring.
+    content = re.sub(
+        r'href="#[\w.]+--shared-arguments"', 'href="#shared-arguments"', content
+    )
     return PICTURE.sub(r'<a href="\1">\g<0></a>', FORMULA.sub(formula, content))
 
 
 def on_post_page(output, page, config):
-    """Look for every public name on the API page."""
+    """Look for every public name on the API page, and for the target of every link within a page."""
+    missing = set(re.findall(r'href="#([^"]+)"', output)) - set(
+        re.findall(r'id="([^"]+)"', output)
+    )
+    for name in sorted(missing):
+        log.warning(
+            "%s links to '#%s', which it does not have.", page.file.src_uri, name
+        )
     if page.file.src_uri == "api.md":
         for name in public_names():
             if f'id="{name}"' not in output:
