@@ -33,7 +33,11 @@ def a_cosine(optimizer, name):
 
 
 def kinds_and_what_was_set(optimizer, name):
-    assert list(optimizer.lr_multipliers.values())[:2] == [0.5, 0.5]
+    assert list(optimizer.lr_multipliers.values()) == [0.5, 0.5]
+    kinds(optimizer)
+
+
+def kinds(optimizer):
     assert float(optimizer.learning_rate) == np.float32(0.01)
     assert float(optimizer.eta_t) == 0.5
     assert float(optimizer.weight_decay) == np.float32(0.05)
@@ -50,15 +54,19 @@ def kinds_and_what_was_set(optimizer, name):
 
 
 def settings(optimizer, name):
-    kinds_and_what_was_set(optimizer, name)
+    kinds(optimizer)
     _, arguments, moved = OPTIMIZERS[name]
     for argument, number in moved.items():
         assert getattr(optimizer, argument) == number
     for argument, given in arguments.items():
         if argument not in moved:
             assert repr(as_config(getattr(optimizer, argument))) == repr(as_config(given))
-    head = list(optimizer.lr_multipliers.values())[2:]
-    assert [multiplier.get_config()["end_learning_rate"] for multiplier in head] == [0.5, 0.5]
+    *first, kernel, bias = optimizer.lr_multipliers.values()
+    assert first == [0.5, 0.5]
+    assert [multiplier.get_config()["end_learning_rate"] for multiplier in (kernel, bias)] == [
+        0.5,
+        0.5,
+    ]
 
 
 def as_config(value):
