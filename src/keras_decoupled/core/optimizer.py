@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Self
 import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_decoupled import checks
 from keras_decoupled.core import from_keras, report
 from keras_decoupled.core.algorithm import Algorithm
 from keras_decoupled.core.arguments import (
@@ -37,6 +36,7 @@ from keras_decoupled.core.registry import (
     name_of_user,
 )
 from keras_decoupled.core.settings import as_number, check_own, plain
+from keras_decoupled.decay.exclusions import check_call
 from keras_decoupled.decay.explain import Explanation
 from keras_decoupled.decay.kinds import Decay, number_to_config
 from keras_decoupled.saving import state
@@ -356,17 +356,7 @@ class Decoupled(KerasHooks):
         Raises:
             ValueError: the optimizer is built already, or a pattern is not a regular expression.
         """
-        if self.built:
-            checks.refuse(
-                "exclude_from_weight_decay()",
-                checks.Seen("a call after build"),
-                "must be called before the optimizer is built: its rules are read then",
-                "Call it right after making the optimizer, before `model.compile` or the first "
-                "update.",
-            )
-        for name, value in (("var_list", var_list), ("var_names", var_names)):
-            if value is not None and not isinstance(value, list | tuple | set):
-                checks.refuse(name, value, "must be a list", f"Write {name}=[...].", TypeError)
+        check_call(self.built, var_list=var_list, var_names=var_names)
         self._kd.registry.rules.exclude(var_list or (), var_names or ())
 
     def explain(

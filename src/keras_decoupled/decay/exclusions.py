@@ -110,3 +110,17 @@ def warn_of_missed(argument: str, patterns: Sequence[str], labels: Sequence[str]
             UserWarning,
             stacklevel=2,
         )
+
+
+def check_call(built: bool, **given: Any) -> None:
+    """Check a call of `exclude_from_weight_decay`, whose arguments are lists or None."""
+    if built:
+        checks.refuse(
+            "exclude_from_weight_decay()",
+            checks.Seen("a call after build"),
+            "must be called before the optimizer is built: its rules are read then",
+            "Call it right after making the optimizer, before `model.compile` or the first update.",
+        )
+    for name, value in given.items():
+        if value is not None and not isinstance(value, list | tuple | set):
+            checks.refuse(name, value, "must be a list", f"Write {name}=[...].", TypeError)
