@@ -6,6 +6,10 @@ Fine-tuning goes on with few images. So the layers near the input take smaller s
 pulls the backbone to its pretrained weights, and not to 0. The learning rate has warm restarts.
 """
 
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "jax")  # the backend that you installed
+
 import keras
 import numpy as np
 from sklearn.datasets import load_digits

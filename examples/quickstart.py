@@ -7,7 +7,10 @@ place in the cycle), digits.keras (the trained model) and training.png.
 """
 
 import argparse
+import os
 from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "jax")  # the backend that you installed
 
 import keras
 import matplotlib

@@ -183,6 +183,19 @@ def test_a_loop_of_your_own_ends_where_keras_loop_does(changes, tmp_path, backen
     assert printed[:3] == (said if not changes else ["[]", "40 10", "0.2294"])
 
 
+CHOOSES_THE_BACKEND = 'os.environ.setdefault("KERAS_BACKEND", "jax")'
+
+
+@pytest.mark.parametrize("page", [*PAGES, *ROOT.glob("examples/*.py")], ids=name_of)
+def test_the_code_chooses_the_backend_before_it_imports_keras(page):
+    """Keras' default is TensorFlow, which is not there for a reader who installed another backend."""
+    text = page.read_text(encoding="utf-8")
+    code = text if page.suffix == ".py" else as_script(b for b in read_blocks(text) if b.runs)
+    imports = re.search(r"^(import|from) keras", code, re.MULTILINE)
+    if imports and not page.is_relative_to(ELSEWHERE):  # where the shell chooses it
+        assert CHOOSES_THE_BACKEND in code[: imports.start()]
+
+
 if keras.backend.backend() == "jax":  # the backend that the pages name
 
     @pytest.mark.parametrize("page", [README, DOCS / "index.md"], ids=name_of)
