@@ -25,5 +25,7 @@ class ForThePage(griffe.Extension):
             text = EXAMPLE.sub(
                 r"**Example:**\n\n```pycon\n\1\n```", obj.docstring.value
             )
+            if ">>>" in text.replace("\n>>>", ""):
+                raise ValueError(f"{obj.path}: write its example without an indent.")
             text = SHARED.sub("the [shared arguments](#shared-arguments).", text)
             obj.docstring.value = DEFAULT.sub("", text)

@@ -49,12 +49,12 @@ def get_weight_decays(model: keras.Model, zero_penalties: bool = False) -> dict[
         ValueError: the model is not built.
 
     Example:
-        >>> import keras
-        >>> from keras_decoupled import get_weight_decays
-        >>> head = keras.layers.Dense(2, kernel_regularizer="l2", name="head")
-        >>> model = keras.Sequential([keras.Input((4,)), head], name="net")
-        >>> get_weight_decays(model)
-        {'net/head/kernel': (0.0, 0.01)}
+    >>> import keras
+    >>> from keras_decoupled import get_weight_decays
+    >>> head = keras.layers.Dense(2, kernel_regularizer="l2", name="head")
+    >>> model = keras.Sequential([keras.Input((4,)), head], name="net")
+    >>> get_weight_decays(model)
+    {'net/head/kernel': (0.0, 0.01)}
     """
     check_model(model)
     cure = "False leaves the penalties in the loss."
@@ -96,10 +96,10 @@ def fill_dict_in_order(
         ValueError: `values` and `wd_dict` differ in length, or a number is negative or not finite.
 
     Example:
-        >>> from keras_decoupled import fill_dict_in_order
-        >>> decays = {"lstm/kernel": (0.0, 0.0), "lstm/bias": (0.0, 0.0)}
-        >>> fill_dict_in_order(decays, [(0, 1e-4), (1e-6, 0)])
-        {'lstm/kernel': (0.0, 0.0001), 'lstm/bias': (1e-06, 0.0)}
+    >>> from keras_decoupled import fill_dict_in_order
+    >>> decays = {"lstm/kernel": (0.0, 0.0), "lstm/bias": (0.0, 0.0)}
+    >>> fill_dict_in_order(decays, [(0, 1e-4), (1e-6, 0)])
+    {'lstm/kernel': (0.0, 0.0001), 'lstm/bias': (1e-06, 0.0)}
     """
     if not isinstance(wd_dict, Mapping):
         cure = "Give what get_weight_decays(model) returned."
