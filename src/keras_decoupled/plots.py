@@ -31,8 +31,8 @@ def plot_schedule(
     """Plot the learning rate of the updates 0 … steps − 1.
 
     An optimizer is shown as it was made: from update 0 on, without restarts, without `begin_decay`
-    and without rates that were set later. The axes' first line has the rates. matplotlib comes with
-    `pip install "keras_decoupled[plot]"`.
+    and without rates that were set later. The axes' first line has the rates. It needs
+    matplotlib.
 
     Args:
         schedule_or_optimizer: a `LearningRateSchedule`, or an optimizer of this package or of
@@ -78,7 +78,7 @@ def axes(name: str, ax: Axes | None, size: tuple[float, float]) -> tuple[Axes, b
         from matplotlib.axes import Axes
     except ImportError as error:
         raise ImportError(
-            f'`{name}` needs matplotlib. Install it: pip install "keras_decoupled[plot]".'
+            f"`{name}` needs matplotlib. Install it: pip install matplotlib."
         ) from error
     if not (ax is None or isinstance(ax, Axes)):
         refuse("ax", ax, "must be matplotlib Axes or None", "Leave it out.", TypeError)

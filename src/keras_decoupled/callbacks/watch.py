@@ -171,8 +171,7 @@ class WatchUpdates(keras.callbacks.Callback):
         """Plot the relative updates as colours: a line for each variable, over the updates.
 
         A dot marks an update of which the decay is more than half. A variable whose weights were
-        all 0 before an update has no colour there. matplotlib comes with
-        `pip install "keras_decoupled[plot]"`.
+        all 0 before an update has no colour there. It needs matplotlib.
 
         Args:
             ax: matplotlib Axes to draw into. Defaults to `None`: a new figure.
