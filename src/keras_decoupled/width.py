@@ -12,7 +12,7 @@ from keras import layers
 from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.decay import regularizers
 from keras_decoupled.layerwise import ModelRules, weights_of
-from keras_decoupled.paths import blocks, match, matrices
+from keras_decoupled.paths import blocks, match
 
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
@@ -109,7 +109,7 @@ def _fan_in(variable: Any, layer: keras.Layer | None) -> int:
 
 def _inputs(shape: tuple[int, ...], path: str, layer: keras.Layer | None) -> int:
     depthwise = isinstance(layer, _DEPTHWISE) or "depthwise" in match.components(path)[-1]
-    if depthwise or len(shape) < 2 or matrices.is_scale(path) or blocks.is_embedding(path):
+    if depthwise or len(shape) < 2 or match.is_scale(path) or blocks.is_embedding(path):
         return 1
     if isinstance(layer, layers.EinsumDense):
         inputs, kernel, outputs = re.split(",|->", layer.equation)

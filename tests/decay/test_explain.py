@@ -350,11 +350,12 @@ def test_a_beaten_key_that_would_give_the_same_is_not_told():
 
 
 def test_scales_of_any_rank_are_no_matrices():
-    """Those of a normalization over two axes, too."""
+    """Those of a normalization over two axes, and of a PReLU, too."""
     x = keras.Input((3, 4))
     norm = keras.layers.LayerNormalization(axis=[1, 2], name="norm")
-    model = keras.Model(x, keras.layers.Dense(2, name="head")(norm(x)))
-    assert {v.ndim for v in norm.trainable_variables} == {2}
+    slope = keras.layers.PReLU(name="slope")
+    model = keras.Model(x, keras.layers.Dense(2, name="head")(slope(norm(x))))
+    assert {v.ndim for v in (*norm.trainable_variables, slope.alpha)} == {2}
     rows = AdamW(weight_decay=1e-3, decay_vectors=False).explain(model).rows
     assert [row["path"] for row in rows if row["l2"]] == ["head/kernel"]
     assert no_decay(model).keys() == {row["path"] for row in rows if not row["l2"]}

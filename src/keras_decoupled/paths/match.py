@@ -27,6 +27,7 @@ K = TypeVar("K", bound=str | tuple[str, ...])
 
 _ORDINAL = re.compile(r"#\d+$")
 _AUTO_NUMBERED = re.compile(r"(.+)_\d+")
+_SCALE = re.compile(r"(^|_)(bias|scale)$|^(gamma|beta|alpha)$")  # alpha: of PReLU
 SHOWN = 5  # paths in a message
 
 
@@ -134,17 +135,18 @@ def _hits(
     return [i for i in hits if i < count], is_path
 
 
-_OF_VECTORS = ("bias", "gamma", "beta", "scale")
-
-
 def is_vector(label: str, shape: Sequence[int]) -> bool:
-    """Tell from its shape and name whether a variable is a bias or a scale of a normalization.
+    """Tell from its shape and name whether a variable is a bias or a scale.
 
     Most of these have fewer than two dimensions. A bias of an attention layer has two, and so has
     a scale of a normalization over two axes. Such a variable is known by its name.
     """
-    last = components(label)[-1]
-    return len(shape) < 2 or last in _OF_VECTORS or last.endswith("_bias")
+    return len(shape) < 2 or is_scale(label)
+
+
+def is_scale(label: str) -> bool:
+    """Tell from its name whether a variable is a bias or a scale, of any shape."""
+    return bool(_SCALE.search(components(label)[-1]))
 
 
 def nearest(text: str, names: Iterable[str]) -> str:

@@ -18,8 +18,7 @@ from keras_decoupled.paths import match
 
 Shape = Sequence[int]
 
-_SCALE = re.compile(r"((^|_)(bias|scale)|^gamma|^beta|^alpha)$")
-_NO_MATRIX = re.compile(rf"{_SCALE.pattern}|^reverse_embeddings$|^lora_")
+_NO_MATRIX = re.compile(r"^reverse_embeddings$|^lora_")
 _PROJECTION = re.compile(r"^(query|key|value|gate|query_key_value)(_dense)?$")
 _OUTPUT = ("attention_output", "kernel")
 _LETTERS = re.compile(r"(?=.*r)(?=.*c)[rcb]+")
@@ -38,14 +37,13 @@ def checked_axes(
     return value
 
 
-def is_scale(label: str) -> bool:
-    """Tell from its name whether a variable is a bias or a scale, of any shape."""
-    return bool(_SCALE.search(match.components(label)[-1]))
-
-
 def vectors(labels: Iterable[str]) -> set[int]:
     """Return the positions of biases, scales and others whose names say they are not matrices."""
-    return {i for i, label in enumerate(labels) if _NO_MATRIX.search(match.components(label)[-1])}
+    return {
+        i
+        for i, label in enumerate(labels)
+        if match.is_scale(label) or _NO_MATRIX.search(match.components(label)[-1])
+    }
 
 
 def axes_of(label: str, shape: Shape, outputs: Mapping[tuple[str, ...], int]) -> str:
