@@ -31,31 +31,31 @@ WIDTH_TITLES = {
 
 
 class Curve:
-    """Losses over learning rates, in (rates, seeds)."""
+    """Losses over learning rates: for each rate an array, with a number for each of its seeds."""
 
-    def __init__(self, done, rates, run, quick):
+    def __init__(self, done, rates, run, quick, seeds_at=lambda rate: experiments.SEEDS):
         def losses(cell):
             found = done.get(experiments.short(cell) if quick else cell)
             return found[max(found)] if found else (math.nan, math.nan)
 
-        seeds = experiments.SEEDS
-        table = np.array([[losses(run(rate, seed)) for seed in seeds] for rate in rates])
-        self.rates, self.validation, self.test = rates, table[..., 0], table[..., 1]
+        tables = [np.array([losses(run(rate, s)) for s in seeds_at(rate)]).T for rate in rates]
+        self.rates = rates
+        self.validation, self.test = ([table[k] for table in tables] for k in (0, 1))
 
     @property
     def complete(self):
         """Whether no run is missing."""
-        return not np.isnan(self.test).any()
+        return not any(np.isnan(losses).any() for losses in self.test)
 
     @property
     def best(self):
         """Position of the rate with the least validation loss."""
-        return int(self.validation.mean(axis=1).argmin())
+        return int(np.argmin([losses.mean() for losses in self.validation]))
 
     @property
     def sensitivity(self):
         """How much is lost on average, over the rates, to the best of them: as in 2309.14322."""
-        losses = np.minimum(self.test.mean(axis=1), FIRST_LOSS)
+        losses = np.minimum([losses.mean() for losses in self.test], FIRST_LOSS)
         return float(losses.mean() - losses.min())
 
     def told(self):
@@ -71,9 +71,9 @@ class Curve:
 
     def draw(self, axes, colour, label):
         """A line through the means, and a band from least to most."""
-        losses = np.minimum(self.test, FIRST_LOSS)
-        axes.plot(self.rates, losses.mean(axis=1), ".-", color=colour, label=label)
-        band = losses.min(axis=1), losses.max(axis=1)
+        losses = [np.minimum(of_rate, FIRST_LOSS) for of_rate in self.test]
+        axes.plot(self.rates, [x.mean() for x in losses], ".-", color=colour, label=label)
+        band = [x.min() for x in losses], [x.max() for x in losses]
         axes.fill_between(self.rates, *band, color=colour, alpha=0.2, linewidth=0)
 
 
@@ -119,6 +119,7 @@ def widths(done, quick, out):
                     form, width, rate, seed
                 ),
                 quick,
+                experiments.seeds_of_width,
             )
             for width in experiments.WIDTHS
         }
