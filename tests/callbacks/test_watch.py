@@ -289,6 +289,17 @@ def test_logs():
     assert {type(x) for values in logs.values() for x in values} == {float}
 
 
+def test_logs_leave_out_what_did_not_move():
+    """A multiplier of 0 may freeze most of the variables."""
+    watch = WatchUpdates(log=True)
+    optimizer = AdamW(0.01, weight_decay=0.1, lr_multipliers={"kernel": 0})
+    logs = fit(compiled(optimizer), watch)
+    rows = [row for row in watch.rows if row["update"] == 3]
+    moved = [row["relative_update"] for row in rows if row["rate"]]
+    assert 0 < len(moved) < len(rows)
+    assert logs["relative_update_median"][1] == pytest.approx(np.median(moved))
+
+
 def test_plot():
     """A line for each variable, in the model's order; a dot where the decay is more than half."""
     model = compiled(AdamW(0.001, weight_decay=0, weight_decays={"b/kernel": 0.5}))

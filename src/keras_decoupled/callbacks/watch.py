@@ -83,7 +83,7 @@ class WatchUpdates(keras.callbacks.Callback):
             layers). Defaults to `None`: all that are trained.
         log: whether to add the median and maximum of `relative_update`, `turn` and `decay_share` to
             the logs of each epoch, from its last watched update: `relative_update_median` and so
-            on. They are NaN if no update of the epoch was watched. With `log`, put `WatchUpdates`
+            on, over the variables that it moved. They are NaN if there is none. With `log`, put `WatchUpdates`
             before `CSVLogger`. Defaults to `False`.
 
     Raises:
@@ -348,8 +348,8 @@ def _draw(
 
 
 def _logs(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return median and maximum over the variables, of the last update in these rows."""
-    last = [row for row in rows if row["update"] == rows[-1]["update"]]
+    """Return median and maximum over the variables that the last update in these rows moved."""
+    last = [row for row in rows if row["update"] == rows[-1]["update"] and row["update_rms"]]
     found = {}
     for name in _LOGGED:
         values = [row[name] for row in last if not np.isnan(row[name])] or [np.nan]
