@@ -83,8 +83,8 @@ class WatchUpdates(keras.callbacks.Callback):
             layers). Defaults to `None`: all that are trained.
         log: whether to add the median and maximum of `relative_update`, `turn` and `decay_share` to
             the logs of each epoch, from its last watched update: `relative_update_median` and so
-            on, over the variables that it moved. They are NaN if there is none. With `log`, put `WatchUpdates`
-            before `CSVLogger`. Defaults to `False`.
+            on, over the variables that it moved. They are NaN if there is none. With `log`, put
+            `WatchUpdates` before `CSVLogger`. Defaults to `False`.
 
     Raises:
         TypeError: an argument has the wrong type.
