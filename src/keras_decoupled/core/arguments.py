@@ -227,9 +227,9 @@ Shared arguments, by keyword:
     lr_multipliers: `{key: multiplier}` of the learning rate, not of the decay; 0 freezes. A
         multiplier may be a `LearningRateSchedule` of the number of updates: while it is 0, the
         variable stays as it is, and its moments are still updated.
-    decay_vectors: False leaves variables of fewer than two dimensions (biases, scales of
-        normalization layers), and biases and scales of any shape, without decay, except where a
-        key names them by their own name. Defaults to `True`.
+    decay_vectors: False leaves variables of fewer than two dimensions, and biases and scales of
+        any shape, without decay, except where a key names them by their own name. Defaults to
+        `True`.
     model: a built model whose L1, L2 and L1L2 regularizers become decays.
     zero_penalties: whether to take these penalties out of the model's loss. A layer that two
         models share loses its penalty in both. Defaults to `True`.
