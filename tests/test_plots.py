@@ -64,6 +64,7 @@ OPTIMIZERS = {
     "number beside a base": lambda: AdamW(0.1, base_learning_rate=0.5, weight_decay=0),
     "restarts": lambda: AdamW(CosineWarmRestarts(0.1, 3, t_mul=2), weight_decay=0),
     "annealing": lambda: SGDW(0.1, weight_decay=0, t_cur=2, **COSINE),
+    "annealing beside a base": lambda: SGDW(0.1, weight_decay=0, base_learning_rate=0.2, **COSINE),
     "stable": lambda: Lion(WarmupStableDecay(0.1, 2, 3, 2), weight_decay=0),
     "Keras'": lambda: AdamW(schedules.ExponentialDecay(0.1, 5, 0.5), weight_decay=0),
     "Keras' warm-up": lambda: keras.optimizers.SGD(

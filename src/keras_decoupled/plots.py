@@ -97,10 +97,11 @@ def count_updates(ax: Any) -> None:
 
 def _rates(given: Any, steps: int) -> tuple[np.ndarray, str]:
     """Return the rates of the first updates, and a name for them."""
-    rate, first, name = given, 0, type(given).__name__  # `given.name` may be "adam_1"
+    rate, first, factor, name = given, 0, 1.0, type(given).__name__  # `given.name`: "adam_1"
     if isinstance(given, Decoupled):
         timing = given._kd.timing
         rate, first = getattr(timing.rate, "schedule", timing.rate), timing.t_cur
+        factor = timing.rate_factor
     elif isinstance(given, LearningRateSchedule):
         name = getattr(given, "name", None) or name
     elif hasattr(given, "inner_optimizer") or hasattr(given, "optimizers"):
@@ -119,13 +120,13 @@ def _rates(given: Any, steps: int) -> tuple[np.ndarray, str]:
         refuse("learning_rate", Seen(repr(given)), rule, "Plot a schedule.")
     counts = ops.convert_to_tensor(np.arange(first, first + steps, dtype="int32"))
     if isinstance(rate, ExactSchedule):
-        return ops.convert_to_numpy(rate(counts)), name
+        return factor * ops.convert_to_numpy(rate(counts)), name
 
     def ask(step: Any) -> Any:
         return ops.cast(rate(step), "float32")
 
     # A Keras schedule takes one step at a time. On JAX a call for each step takes many seconds.
     try:
-        return ops.convert_to_numpy(ops.vectorized_map(ask, counts)), name
+        return factor * ops.convert_to_numpy(ops.vectorized_map(ask, counts)), name
     except (TypeError, ValueError, RuntimeError):  # the schedule needs the step as a number
-        return np.array([as_number(ask(step)) for step in counts]), name
+        return factor * np.array([as_number(ask(step)) for step in counts]), name

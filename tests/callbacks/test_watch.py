@@ -246,6 +246,24 @@ def test_unfrozen_layers_are_watched_from_the_first_update_on():
     assert updates(watch) == [(3, 0)]
 
 
+@pytest.mark.skipif(BACKEND == "jax", reason="fit refuses variables that the optimizer lacks")
+def test_unfrozen_layers_in_a_loss_scale_optimizer_leave_its_scale():
+    optimizer = keras.optimizers.LossScaleOptimizer(AdamW(0.01, weight_decay=0.1), 64.0)
+    model = compiled(optimizer)
+    model.layers[0].trainable = False
+    model.compile(optimizer, "mse", run_eagerly=BACKEND == "tensorflow")
+    fit(model, WatchUpdates(), epochs=1)
+    steps = int(numpy(optimizer.step_counter))
+    count = len(optimizer.variables) - len(optimizer.inner_optimizer.variables)
+    model.layers[0].trainable = True
+    model.compile(optimizer, "mse", run_eagerly=BACKEND == "tensorflow")
+    watch = WatchUpdates()
+    fit(model, watch, epochs=1)
+    assert len(watch.rows) > 0
+    assert int(numpy(optimizer.step_counter)) == 2 * steps > 0
+    assert len(optimizer.variables) - len(optimizer.inner_optimizer.variables) == count
+
+
 def test_several_updates_between_two_looks_are_refused():
     optimizer, variable = AdamW(0.01, weight_decay=0.1), make_variable("w", np.ones(3))
     optimizer.build([variable])

@@ -1,5 +1,6 @@
 """`from_keras`: the stock optimizer and ours go on from one place, and stay together."""
 
+import warnings
 from functools import partial
 
 import keras
@@ -8,7 +9,7 @@ import pytest
 
 import stock as stocks
 from cases import eager, eager_with_cond, make_variable, numpy
-from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Muon, NadamW, decouple
+from keras_decoupled import SGDW, AdamW, CosineWarmRestarts, Muon, NadamW, decouple, no_decay
 from stock import STOCK
 
 schedules = keras.optimizers.schedules
@@ -324,6 +325,106 @@ def test_another_rate_with_all_state(kind):
     assert len(found) == len(wanted) > 8
     for a, b in zip(found.values(), wanted.values(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"learning_rate": 0.1, "base_learning_rate": 0.2}, {"base_learning_rate": 0.2}],
+    ids=["both rates", "the base rate"],
+)
+def test_another_base_rate_leaves_the_rate(changes):
+    after = AdamW.from_keras(ours(0.1), **changes)
+    assert float(numpy(after.learning_rate)) == pytest.approx(0.1, rel=1e-6)
+    assert float(numpy(after.eta_t)) == pytest.approx(0.5, rel=1e-6)
+
+
+def test_a_change_back_to_the_first_number_is_a_change():
+    before = ours(0.1)
+    before.weight_decay, before.beta_1, before.beta_2 = 0.005, 0.75, 0.5
+    after = AdamW.from_keras(before, weight_decay=0.001, beta_1=0.9)
+    assert after.get_config()["weight_decay"] == 0.001
+    assert (after.beta_1, after.beta_2) == (0.9, 0.5)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (3, 1), (3, 2)])
+def test_the_accumulation_changes_and_the_updates_stay(before, after):
+    """Of k, and so of the schedule and of Adam's corrections; from a file too."""
+
+    def make(steps):
+        rate = CosineWarmRestarts(0.1, 10)
+        steps = None if steps == 1 else steps
+        return AdamW(rate, weight_decay=0.01, gradient_accumulation_steps=steps)
+
+    variables = [make_variable("w", np.ones(3, "float32"))]
+    optimizer, store = make(before), {}
+    step = eager(optimizer, variables)
+    for _ in range(3 * before):
+        step([np.ones(3, "float32")])
+    optimizer.save_own_variables(store)
+    loaded = make(after)
+    loaded.build(variables)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the accumulators start fresh
+        loaded.load_own_variables(store)
+        steps = None if after == 1 else after
+        continued = AdamW.from_keras(optimizer, gradient_accumulation_steps=steps)
+    for new in (loaded, continued):
+        assert int(numpy(new.iterations)) == 3
+        assert int(numpy(new.t_cur)) == 3
+    step([np.ones(3, "float32")])
+    if before > 1:
+        optimizer.save_own_variables(store)
+        with pytest.raises(ValueError, match=r"accumulated 1 of 3 gradients"):
+            loaded.load_own_variables(store)
+
+
+def test_the_position_is_what_is_given():
+    stock, _ = trained("adamw", make_variables(), before=3)
+    cosine = {"use_cosine_annealing": True, "total_iterations": 8, "autorestart": False}
+    first = AdamW.from_keras(stock, **cosine, t_cur=5)
+    assert int(numpy(first.t_cur)) == 5
+    assert int(numpy(AdamW.from_keras(first, t_cur=2).t_cur)) == 2
+    assert int(numpy(AdamW.from_keras(first, beta_1=0.8).t_cur)) == 5
+
+
+def network(l2=None):
+    regularizer = l2 and keras.regularizers.L2(l2)
+    dense = partial(keras.layers.Dense, 3, kernel_regularizer=regularizer)
+    frozen = dense(name="frozen", trainable=False)
+    layers = [keras.Input((3,)), frozen, dense(name="a"), keras.layers.BatchNormalization()]
+    return keras.Sequential([*layers, dense(name="b")], name="net")
+
+
+@pytest.mark.parametrize("when", ["not built", "built", "loaded", "unfrozen"])
+def test_other_rules_keep_the_decays_of_the_model(when):
+    model = network(l2=1e-4)
+    before = AdamW(0.1, model=model, weight_decay=0.001, total_iterations=50)
+    if when in ("built", "unfrozen"):
+        before.build(model.trainable_variables)
+    if when == "unfrozen":
+        model.layers[0].trainable = True
+        before.build(model.trainable_variables)
+    if when == "loaded":
+        before = AdamW.from_config(before.get_config())
+    rules = {"lr_multipliers": {"net/b/kernel": 2.0}, "weight_decays": {"net/a": 0.003}}
+    after = AdamW.from_keras(before, **rules)
+    model.layers[0].trainable = True
+    after.build(model.trainable_variables)
+    found = {path.removeprefix("net/"): l2 for path, (_, l2) in after.weight_decays.items()}
+    others = {"bias", "gamma", "beta"}
+    by_model = {path: l2 for path, l2 in found.items() if path.split("/")[-1] not in others}
+    assert by_model == {"frozen/kernel": 1e-4, "a/kernel": 0.003, "b/kernel": 1e-4}
+    removed = [r.row.removed_penalty for r in after._kd.registry.built if r.row.removed_penalty]
+    assert len(removed) == 3
+
+
+def test_rules_of_the_model_by_path():
+    """They name variables that are never trained, too."""
+    model = network()
+    before = AdamW(0.1, weight_decay=0.001)
+    before.build(model.trainable_variables)
+    after = AdamW.from_keras(before, weight_decays=no_decay(model))
+    assert sorted(after.weight_decays) == ["net/a/kernel", "net/b/kernel"]
 
 
 def test_other_rules_with_all_state():

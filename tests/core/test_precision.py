@@ -237,6 +237,29 @@ def test_decay_alone(name):
         np.testing.assert_allclose(numpy(variable), (1 - 1e-4) ** updates * value, rtol=rtol)
 
 
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_training_goes_on_from_the_whole_average(runner):
+    """And not from the float32 copy before it, where both round to the same number."""
+    variables = variables_of([np.array([1.0, -0.7, 3.0])] * 2, LOW)
+    averaging = {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 3}
+    made = optimizer("adamw", weight_decay=1e-4, learning_rate=1e-4, **averaging)
+    step = RUNNERS[runner](made, variables)
+    for grads in gradients(7, [(3,), (3,)]):
+        step(cast(grads, LOW))
+    assert all(np.any(a != b) for a, b in zip(*copies_and_averages(made), strict=True))
+    made.finalize_variable_values(variables)
+    for a, b in zip(*copies_and_averages(made), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for grads in gradients(2, [(3,), (3,)]):  # nine in all
+        step(cast(grads, LOW))
+    for a, b in zip(*copies_and_averages(made), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def copies_and_averages(made):
+    return [list(of_slot(made, name).values()) for name in ("master", "average")]
+
+
 # --- types side by side, and gradients of another type ---
 
 FLOATS = ["bfloat16", "float32", "float16"]

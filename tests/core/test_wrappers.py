@@ -157,6 +157,26 @@ def test_low_precision_model_through_a_file(name, policy, tmp_path):
         keras.config.set_dtype_policy("float32")
 
 
+def test_a_load_leaves_other_numbers_than_those_of_the_file():
+    """The wrapper loads by position, and asks nobody."""
+
+    def make_wrapper(**numbers):
+        wrapper = LossScale(make("adamw", **numbers), initial_scale=4.0)
+        wrapper.build([make_variable("w", np.array([1.0, -2.0]))])
+        return wrapper
+
+    saved, here = make_wrapper(weight_decay=0.25), make_wrapper(weight_decay=0.125, beta_1=0.5)
+    saved.inner_optimizer.beta_2 = 0.75
+    here.inner_optimizer.beta_1 = 0.25
+    stores = {}, {}
+    saved.save_own_variables(stores[0])
+    saved.inner_optimizer.save_own_variables(stores[1])
+    here.load_own_variables(stores[0])
+    here.inner_optimizer.load_own_variables(stores[1])
+    inner = here.inner_optimizer
+    assert (float(numpy(inner.weight_decay)), inner.beta_1, inner.beta_2) == (0.125, 0.25, 0.75)
+
+
 # --- MultiOptimizer ---
 
 

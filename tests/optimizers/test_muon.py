@@ -193,6 +193,8 @@ alone/query_dense/kernel 8x2x4 rcc
 alone/query_key_value/kernel 8x2x12 rcc
 square/value/kernel 8x8x8 rcc
 square/attention_output/kernel 8x8x8 rrc
+wavenet/gate/kernel 3x4x8 rrc
+wavenet/value/kernel 3x4x8 rrc
 one_feature/query/kernel 1x4x16
 one_feature/attention_output/kernel 4x16x1
 experts/kernel 4x8x16 rrc

@@ -127,6 +127,17 @@ def test_a_file_saved_before_the_first_build_with_whole_paths_as_keys(tmp_path):
     assert loaded.optimizer.weight_decays == {kernel: (0.0, 1e-4)}
 
 
+def test_a_file_saved_before_the_first_build_with_an_excluded_variable(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4, name="a")], name="seq")
+    optimizer = AdamW(weight_decay=1e-4)
+    optimizer.exclude_from_weight_decay(var_list=[model.layers[0].kernel])
+    model.compile(optimizer, loss="mse")
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    loaded.optimizer.build(loaded.trainable_variables)
+    assert [path.split("/")[-1] for path in loaded.optimizer.weight_decays] == ["bias"]
+
+
 def test_a_new_variables_average_starts_at_the_variable():
     """The file does not have it, or has no averages at all and it is frozen at the load."""
     ema = {"use_ema": True, "ema_momentum": 0.9, "momentum": 0.0}

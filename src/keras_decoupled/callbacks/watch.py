@@ -206,10 +206,10 @@ class WatchUpdates(keras.callbacks.Callback):
         # Build the optimizer now. The first update would build it too late: it is to be watched.
         # That happens on TensorFlow in the first `fit`, and on TensorFlow and torch after layers
         # were unfrozen.
-        if self.model.built and not (
-            optimizer.built and knows(optimizer_of(self.model), variables)
-        ):
-            optimizer.build(variables)
+        ours = optimizer_of(self.model)
+        if self.model.built and not (optimizer.built and knows(ours, variables)):
+            # A built `LossScaleOptimizer` would begin its scale anew.
+            (ours if optimizer.built else optimizer).build(variables)
         _checked(optimizer)
         steps = self.model.steps_per_execution
         if steps != 1:

@@ -12,7 +12,10 @@ from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.core.keras_hooks import Inside
 from keras_decoupled.core.numbers import copied
 from keras_decoupled.core.settings import as_number
+from keras_decoupled.decay.kinds import Decay
+from keras_decoupled.decay.rows import Row
 from keras_decoupled.paths.match import labels, path_of
+from keras_decoupled.saving.state import recounted
 from keras_decoupled.schedule.rates import make_rate
 
 _DECAYS = ("weight_decay", "adam_weight_decay")
@@ -65,13 +68,21 @@ def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:
         new.exclude_from_weight_decay(var_list=excluded)
     if optimizer.built:
         names = labels([path_of(v) for v in stock.variables])
-        parts = {name: stock.part(v) for name, v in zip(names, stock.variables, strict=True)}
-        new._kd.registry.rules.trained = {
-            n: (p, "rc" if p == "muon" else "") for n, p in parts.items() if p
+        new._kd.registry.rules.before = {
+            name: Row(name, tuple(v.shape), Decay(), part=part, axes="rc" * (part == "muon"))
+            for name, v in zip(names, stock.variables, strict=True)
+            if (part := stock.part(v))
         }
         new.build(stock.variables)
         _carry_state(stock, new)
+        _go_to(new, changes)
     return new
+
+
+def _go_to(new: Any, changes: Mapping[str, Any]) -> None:
+    """Go to the position of the first update, if the user gives one."""
+    if "t_cur" in changes:
+        new.restart(changes["t_cur"])
 
 
 def _with_changes(optimizer: Any, changes: Mapping[str, Any]) -> Any:
@@ -82,17 +93,24 @@ def _with_changes(optimizer: Any, changes: Mapping[str, Any]) -> Any:
     if _RULES & changes.keys():  # the rules are read anew
         config["resolved"] |= {"table": [], "waiting": []}
     new = type(optimizer).from_config(config | dict(changes))
-    before = optimizer._kd.registry
+    before, rules = optimizer._kd.registry, new._kd.registry.rules
     left = (record.row for record in before.left)
-    rows = [*left, *before.waiting, *before.table, *before.rows_now()]
-    new._kd.registry.rules.trained = {
-        row.path: (row.part, row.axes) for row in rows if row and row.part
-    }
+    rows = (*left, *before.waiting, *before.table, *before.rows_now())
+    rules.before = {row.path: row for row in rows if row}
+    rules.continue_model(before.rules)
     if optimizer.built:
         store: dict[str, Any] = {}
         optimizer.save_own_variables(store)
         new.build(Inside(optimizer).variables)
+        # The config has the numbers as they are now, and the changes: the state brings no others.
+        numbers = list(new._kd.movable.values())
+        if "base_learning_rate" in changes:
+            numbers.append(new._kd.clock.rate)
+        kept = [(number.variable, as_number(number.variable)) for number in numbers]
         new.load_own_variables(store)
+        for variable, number in kept:
+            variable.assign(number)
+        _go_to(new, changes)
     return new
 
 
@@ -144,20 +162,9 @@ def _carry_decay(stock: Inside, alpha: float, arguments: dict[str, Any]) -> None
 
 
 def _carry_state(stock: Inside, new: Any) -> None:
-    steps = stock.optimizer.gradient_accumulation_steps or 1
-    updates, waiting = divmod(int(as_number(stock.counter)), steps)
-    steps_now = new.gradient_accumulation_steps or 1
-    if waiting and steps_now != steps:
-        refuse(
-            "gradient_accumulation_steps",
-            Seen(
-                f"{steps_now} for an optimizer that has accumulated {waiting} of {steps} gradients"
-            ),
-            "can be changed only between two updates",
-            "Leave it as it is, or train the stock optimizer until its next update.",
-        )
     own = Inside(new)
-    own.counter.assign(updates * steps_now + waiting)
+    steps, steps_now = ((o.gradient_accumulation_steps or 1) for o in (stock.optimizer, new))
+    own.counter.assign(recounted(int(as_number(stock.counter)), steps, steps_now))
     pairs = paired(own.averages, stock.averages) + paired(own.accumulators, stock.accumulators)
     for here, there in [*pairs, *new._kd_twin_state(stock.optimizer)]:
         if here is not None and there is not None:

@@ -134,7 +134,11 @@ class Parts:
         given = {"learning_rate": self.clock.given, "weight_decay": None}
         given |= {name: setting.given for name, setting in self.movable.items()}
         layout = self.registry.layout(self._optimizer.variables, self.settings)
-        return layout | {"class": type(self._optimizer)._kd_kind, "given": given}
+        return layout | {
+            "class": type(self._optimizer)._kd_kind,
+            "given": given,
+            "accumulation": self._optimizer.gradient_accumulation_steps or 1,
+        }
 
     def load(self, store: Any) -> None:
         """Read the state of a file."""
@@ -174,7 +178,7 @@ class Parts:
             cure = f"Make it with a {name} above 0, or set it before the optimizer is built."
             checks.refuse(name, value, rule, cure)
         with eager():  # a user's class may set it in its own `build`
-            setting.variable.assign(number)
+            setting.assign(number)
 
     def _needs_slots(self, name: str, value: Any) -> bool:
         """Tell whether the algorithm, with this value, needs slots that the build did not make."""

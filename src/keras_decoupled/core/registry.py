@@ -201,7 +201,7 @@ class Registry:
         for record, variable, row in zip(self.built, variables, rows, strict=True):
             power = row.decay.eta_power
             l2 = None if self.decay and row.uniform else row.decay.l2
-            before = self.table or self.waiting or self.rules.trained
+            before = self.table or self.waiting or self.rules.before
             record.inherited |= record.row is None and bool(before)
             record.variable, record.row = variable, row
             record.l2, record.l1 = amounts.place(l2, power), amounts.place(row.decay.l1, power)
@@ -242,7 +242,7 @@ class Registry:
             rule = "can be set only where the optimizer was made with a number"
             cure = "Make it with weight_decay=0, say, and set it then."
             refuse("weight_decay", Seen(made_with), rule, cure)
-        self.decay.variable.assign(self.decay.checked(value))
+        self.decay.assign(self.decay.checked(value))
 
     def foreseen(
         self, variables: Sequence[Any]

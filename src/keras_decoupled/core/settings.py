@@ -41,6 +41,7 @@ class Setting:
         self.name, self.given, self.variable, self._check = name, given, variable, check
         self.scheduled = isinstance(given, LearningRateSchedule)
         self._unmoved = None if variable is None else self._rounded(given)
+        self._set = self._unmoved  # what a user has set
 
     def _rounded(self, number: float) -> float:
         with np.errstate(over="ignore"):  # an infinite number is refused later, or was given
@@ -100,14 +101,21 @@ class Setting:
         number = self._check(self.name, as_number(value))
         return self._check(self.name, self._rounded(number))
 
+    def assign(self, number: float) -> None:
+        """Set the number, which was checked."""
+        self._set = number
+        self.variable.assign(number)
+
     def loaded(self, given: float, now: float) -> float:
         """Return the number to continue with after a load.
 
         It is the number of the file, if the saved optimizer was made with the same number as this
-        one. Otherwise this optimizer's number stays.
+        one. Otherwise this optimizer's number stays. A `LossScaleOptimizer` has overwritten it
+        already: it loads by position, before us.
         """
         if given != self.given:
-            return float(as_number(self.variable))
+            here = as_number(self.variable)
+            return self._set if here == now else here
         check = dataclasses.replace(self._check, cure=checks.OF_A_FILE)
         return now if now == self._unmoved else check(f"the saved {self.name}", now)
 

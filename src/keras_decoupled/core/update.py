@@ -318,7 +318,7 @@ class Update:
             self._optimizer.assign(average, kept * old + (1 - kept) * theta)
 
     def overwrite_with_averages(self, variables: Sequence[Any]) -> None:
-        """Set each variable to its own average, cast to the variable's precision."""
+        """Set each variable, and its float32 copy, to the average."""
         registry = self._optimizer._kd.registry
         built = set(map(id, registry.built))
         for variable in variables:
@@ -327,8 +327,10 @@ class Update:
                 id(record) in built and AVERAGE in record.slots
             ):  # else unfrozen after the last update
                 # A copy: JAX cannot donate one buffer to two variables in the next step.
-                average = ops.cast(ops.copy(record.slots[AVERAGE]), variable.dtype)
-                self._optimizer.assign(variable, average)
+                average = record.slots[AVERAGE]
+                if record.master is not None:
+                    self._optimizer.assign(record.master, ops.copy(average))
+                self._optimizer.assign(variable, ops.cast(ops.copy(average), variable.dtype))
 
     def accumulate(self, grads: Sequence[Any], accumulators: Sequence[Any]) -> bool:
         """Add the gradients of a micro-batch all at once; False where that cannot be done."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -10,6 +11,7 @@ import keras
 
 from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.decay.kinds import Decay, checked_l1, checked_l2
+from keras_decoupled.paths import match
 
 # A string, a layer, or the labels of a layer's variables: a config has these for a layer.
 Key: TypeAlias = str | keras.Layer | tuple[str, ...]
@@ -108,13 +110,8 @@ def as_labels(
 
 
 def after_load(rules: Labeled, names: Sequence[str]) -> Labeled:
-    """Return the rules with whole paths shortened as a load shortens them, at the front."""
-    known = set(names)
-
-    def shortened(path: str) -> str:
-        tails = (path.split("/", i)[-1] for i in range(path.count("/") + 1))
-        return next((tail for tail in tails if tail in known), path)
-
+    """Return the rules with whole paths as they are after the load."""
+    shortened = functools.partial(match.after_load, known=set(names))
     return {
         tuple(map(shortened, key)) if isinstance(key, tuple) else shortened(key): entry
         for key, entry in rules.items()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from keras_decoupled import checks
-from keras_decoupled.paths.match import nearest, path_in, path_of
+from keras_decoupled.paths.match import after_load, nearest, path_in, path_of
 
 _SYNTAX = re.compile(r"\\[A-Za-z]|[^\w/]")  # the parts of a pattern that no path has
 
@@ -51,9 +51,13 @@ class Exclusions:
             or any(search(path) for search in self._searches)
         )
 
-    def check(self, labels: Iterable[str]) -> None:
-        """Refuse a path of a config that several variables have: only one of them was excluded."""
+    def find(self, labels: Iterable[str]) -> None:
+        """Find the paths of a config among the labels.
+
+        A path that several variables have is refused: only one of them was excluded.
+        """
         labels = set(labels)
+        self.paths = dict.fromkeys(after_load(path, labels) for path in self.paths)
         for path in self.paths:
             if f"{path}#2" in labels:
                 checks.refuse(

@@ -59,8 +59,8 @@ class Rules:
         self.exclusions = Exclusions()
         self.key_of = key_of
         self.split = split
-        # By label: the (part, axes) by which another optimizer has stepped a variable so far.
-        self.trained: dict[str, tuple[str, str]] = {}
+        # The rows of the optimizer that `from_keras` continues, by label.
+        self.before: dict[str, Row] = {}
         # Labels of variables that exist, but may never be built on: `no_decay(model)` knows the
         # model's, and a file may have some.
         self.paths = {
@@ -108,6 +108,13 @@ class Rules:
         ]
         _warn_of_strong(without_key, normalization)
 
+    def continue_model(self, before: Rules) -> None:
+        """Keep what `model=` gave the optimizer that `from_keras` continues."""
+        if not self.model:
+            self.model, self.trainable = before.model, before.trainable
+        self._of_model = before._of_model | self._of_model
+        self._removed = before._removed | self._removed
+
     def read(
         self,
         positions: Sequence[int],
@@ -132,7 +139,7 @@ class Rules:
         self._check_models(variables, names, first)
         # A key that is a layer's name means that layer, whether it is built on or not.
         of_model = match.labels([match.path_of(v) for v in self.model])
-        self.exclusions.check(names)
+        self.exclusions.find(names)
         if first:
             self.exclusions.warn_of_missed([*names, *of_model])
         targets = [names[i] for i in positions]
@@ -152,8 +159,9 @@ class Rules:
         for i, (variable, name) in enumerate(zip(asked, targets, strict=True)):
             (key, decay), (_, multiplier), (part, letters) = decays[i], multipliers[i], parts[i]
             identity, rule = self.key_of(variable), arguments.shown(key or "")
-            if name in self.trained:
-                part, letters = _as_trained(name, self.trained[name], given[i])
+            before = self.before.get(name)
+            if before and before.part:
+                part, letters = _as_trained(before, given[i])
             # Keras overwrites such a variable with its "gradient" (float8 scales, for example).
             out = getattr(variable, "overwrite_with_gradient", False)
             if out or self.exclusions.hits(name, identity, self.key_of):
@@ -162,6 +170,8 @@ class Rules:
                 decay, rule = Decay(), "decay_vectors"
             elif decay is None and identity in self._of_model:
                 decay, rule = self._of_model[identity], "model"
+            elif decay is None and before and before.rule == "model":
+                decay, rule = before.decay, "model"
             rows.append(
                 Row(
                     path=name,
@@ -169,7 +179,8 @@ class Rules:
                     decay=decay or self.weight_decay or Decay(),
                     multiplier=1.0 if multiplier is None else multiplier,
                     uniform=decay is None,
-                    removed_penalty=self._removed.get(identity),
+                    removed_penalty=self._removed.get(identity)
+                    or (before and before.removed_penalty),
                     part=part,
                     axes=letters,
                     rule=rule,
@@ -253,15 +264,16 @@ class Rules:
         return config | ({"matrix_axes": axes} if axes else {})
 
 
-def _as_trained(name: str, trained: tuple[str, str], given: str) -> tuple[str, str]:
+def _as_trained(row: Row, given: str) -> tuple[str, str]:
     """Return the (part, axes) of a trained variable, with the axes that a user gives it now."""
-    part, axes = trained
-    if given and part == "adam":
+    if given and row.part == "adam":
         rule = (
             "cannot make a matrix of a variable that Adam has stepped so far: its state is Adam's"
         )
-        checks.refuse("matrix_axes", checks.Seen(f"{given!r} for {name}"), rule, "Leave it out.")
-    return part, given or axes
+        checks.refuse(
+            "matrix_axes", checks.Seen(f"{given!r} for {row.path}"), rule, "Leave it out."
+        )
+    return row.part, given or row.axes
 
 
 def _fitting(

@@ -182,12 +182,12 @@ class MuonAlgorithm(Algorithm):
         self, h: Any, asked: Described, axes: Sequence[str], every: Described
     ) -> list[tuple[str, str]]:
         """Return ("muon", axes) of a matrix and ("adam", "") of all else."""
-        outputs = matrices.attention_outputs(every)
+        attentions = matrices.attentions(every)
         searches = [re.compile(pattern).search for pattern in h.exclude_layers]
         found = []
         for (label, shape), letters in zip(asked, axes, strict=True):
             if not letters and not (h.exclude_embeddings and blocks.is_embedding(label)):
-                letters = matrices.axes_of(label, shape, outputs)
+                letters = matrices.axes_of(label, shape, attentions)
             if any(search(match.path_in(label)) for search in searches):
                 letters = ""
             found.append(("muon" if letters else "adam", letters))

@@ -57,6 +57,12 @@ def path_in(label: str) -> str:
     return _ORDINAL.sub("", label)
 
 
+def after_load(path: str, known: Container[str]) -> str:
+    """Return a saved path as one of the known ones: a load may shorten it at the front."""
+    tails = (path.split("/", i)[-1] for i in range(path.count("/") + 1))
+    return next((tail for tail in tails if tail in known), path)
+
+
 def components(label: str) -> tuple[str, ...]:
     """Return the components of a label's path: "a/kernel#2" gives ("a", "kernel")."""
     return tuple(path_in(label).split("/"))

@@ -20,6 +20,7 @@ Shape = Sequence[int]
 
 _NO_MATRIX = re.compile(r"^reverse_embeddings$|^lora_")
 _PROJECTION = re.compile(r"^(query|key|value|gate|query_key_value)(_dense)?$")
+_QUERY = re.compile(r"^query(_key_value)?(_dense)?/kernel$")
 _OUTPUT = ("attention_output", "kernel")
 _LETTERS = re.compile(r"(?=.*r)(?=.*c)[rcb]+")
 
@@ -46,31 +47,37 @@ def vectors(labels: Iterable[str]) -> set[int]:
     }
 
 
-def axes_of(label: str, shape: Shape, outputs: Mapping[tuple[str, ...], int]) -> str:
+def axes_of(label: str, shape: Shape, attentions: Mapping[tuple[str, ...], int]) -> str:
     """Return the letters of a variable's axes, "" if it is not a matrix.
 
     Args:
         label: the variable's label.
         shape: its shape.
-        outputs: `attention_outputs` of the model.
+        attentions: `attentions` of the model.
     """
     path = match.components(label)
     longer = sum(length > 1 for length in shape)
     depthwise = any("depthwise" in part for part in path)
     if longer < 2 or shape[-1] == 1 or depthwise or vectors([label]):
         return ""
-    if len(shape) == 3 and len(path) > 1 and _PROJECTION.match(path[-2]):
-        features = outputs.get(path[:-2])
+    of_attention = len(path) > 1 and path[:-2] in attentions
+    if len(shape) == 3 and of_attention and _PROJECTION.match(path[-2]):
+        features = attentions[path[:-2]]
         row = shape.index(features) if features in shape else 0
         axes = "".join("r" if axis == row else "c" for axis in range(3))
         return axes if shape[row] > 1 else ""  # one row is a vector
     return "r" * (len(shape) - 1) + "c"
 
 
-def attention_outputs(shapes: Iterable[tuple[str, Shape]]) -> dict[tuple[str, ...], int]:
-    """Return the last length of each kernel of an `attention_output`, by the layer it is in."""
-    paths = ((match.components(label), shape) for label, shape in shapes)
-    return {path[:-2]: shape[-1] for path, shape in paths if path[-2:] == _OUTPUT and shape}
+def attentions(shapes: Iterable[tuple[str, Shape]]) -> dict[tuple[str, ...], int]:
+    """Return the features of each attention layer, by its path; 0 if they are not known.
+
+    An attention has a query or an output. So a `Conv1D` with the name "gate" is none.
+    """
+    paths = [(match.components(label), shape) for label, shape in shapes]
+    queries = {path[:-2]: 0 for path, _ in paths if _QUERY.match("/".join(path[-2:]))}
+    outputs = {path[:-2]: shape[-1] for path, shape in paths if path[-2:] == _OUTPUT and shape}
+    return queries | outputs
 
 
 class Layout(NamedTuple):

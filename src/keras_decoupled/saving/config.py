@@ -20,6 +20,7 @@ from keras_decoupled import checks
 from keras_decoupled.decay.arguments import as_decay
 from keras_decoupled.decay.exclusions import Exclusions
 from keras_decoupled.decay.rows import Row, read_rows
+from keras_decoupled.layerwise import ModelRules
 
 
 class Resolved(NamedTuple):
@@ -51,10 +52,10 @@ def read_config(
         arguments["weight_decay"] = _decay(arguments["weight_decay"], number)
     decays, rate = arguments.get("weight_decays"), arguments.get("learning_rate")
     if isinstance(decays, Mapping):
-        arguments["weight_decays"] = {key: _decay(given, number) for key, given in decays.items()}
+        arguments["weight_decays"] = _each(decays, lambda given: _decay(given, number))
     multipliers = arguments.get("lr_multipliers")
     if isinstance(multipliers, Mapping):
-        arguments["lr_multipliers"] = {key: number(given) for key, given in multipliers.items()}
+        arguments["lr_multipliers"] = _each(multipliers, number)
     if isinstance(rate, Mapping):
         arguments["learning_rate"] = _learning_rate(rate, custom_objects)
     for key in own:
@@ -78,6 +79,12 @@ def read_config(
         set(checks.texts(f"{name}['paths']", resolved.get("paths", []))),
         None if isinstance(arguments.get("learning_rate", 0.0), Real) else factor,
     )
+
+
+def _each(rules: Mapping[str, Any], read: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return the rules, each value read; those of `no_decay(model)` keep what they know of it."""
+    done = {key: read(given) for key, given in rules.items()}
+    return ModelRules(done, rules.paths) if isinstance(rules, ModelRules) else done
 
 
 def _number_reader(custom_objects: Any) -> Callable[[Any], Any]:

@@ -27,6 +27,7 @@ ACCUMULATOR = "gradient_accumulator"  # Keras' name of its gradient accumulators
 SETTINGS = ("learning_rate", "learning_rate_factor", "weight_decay")
 # Names of our optimizer variables that belong to no variable of the model.
 SCALARS = ("iteration", "cycle_start", "decay_start", *SETTINGS)
+COUNTER = ("iteration", None)  # of micro-batches
 _LEAST_RATE = float(np.finfo("float32").tiny)  # a number divided by it stays finite
 # The least and the greatest value of a scalar. The start of a cycle is below 0 if the cycle began
 # before the first update.
@@ -115,6 +116,7 @@ def load(
     continued: dict[Any, Any] = {None: None, **_continued(saved, layout)}
     if part_slot:
         _check_parts(part_slot, saved["variables"], layout["variables"], continued)
+    steps, steps_now = saved.get("accumulation", layout["accumulation"]), layout["accumulation"]
     read, fresh, used = [], [], set()
     # A user's slot may have the same name as a setting, but it has a label.
     moving = {(name, None) for name in (*SETTINGS, *layout["given"], *saved["given"])}
@@ -126,7 +128,10 @@ def load(
             fresh.append((variable, name, label))
         else:
             used.add(source)
-            read.append((variable, _array(store, present, source, variable, (name, label))))
+            array = _array(store, present, source, variable, (name, label))
+            if (name, label) == COUNTER:
+                array = np.asarray(recounted(int(array), steps, steps_now))
+            read.append((variable, array))
     given = saved["given"]
     numbers = {
         entry[0]: float(_array(store, present, places[entry], np.zeros(()), entry))
@@ -143,6 +148,21 @@ def load(
         unused = [e for e, i in places.items() if i not in used and e not in moving]
         _report([(name, label) for _, name, label in fresh], unused, len(variables))
     return Loaded(factor, fresh)
+
+
+def recounted(count: int, steps: int, steps_now: int) -> int:
+    """Return the count of micro-batches after the same updates of `steps_now` micro-batches."""
+    updates, waiting = divmod(count, steps)
+    if waiting and steps_now != steps:
+        checks.refuse(
+            "gradient_accumulation_steps",
+            checks.Seen(
+                f"{steps_now} for an optimizer that has accumulated {waiting} of {steps} gradients"
+            ),
+            "can be changed only between two updates",
+            "Leave it as it is, and train until the next update first.",
+        )
+    return updates * steps_now + waiting
 
 
 def check_weights(weights: Sequence[Any], variables: Sequence[Any]) -> None:
@@ -215,6 +235,8 @@ def _read_layout(store: Any) -> dict[str, Any]:
             elif rest is not None:
                 checks.text(where, rest)
     checks.text(f"{name}: class", layout.get("class", ""))
+    accumulation = layout.get("accumulation", 1)  # before 0.3: none
+    checks.integer(f"{name}: accumulation", accumulation, minimum=1, cure=checks.OF_A_FILE)
     names = ("learning_rate", "weight_decay")
     given = layout.get("given", dict.fromkeys(names))  # a file of 0.1 has no such numbers
     checks.fields(f"{name}: given", given, names)

@@ -104,7 +104,7 @@ class Timing:
         if not isinstance(self.rate, ScheduleRate):
             refuse(
                 "restart()",
-                Seen("an optimizer with a constant learning rate"),
+                Seen("an optimizer with no schedule"),
                 "needs a schedule to restart: `use_cosine_annealing=True`, or a "
                 "`CosineWarmRestarts` or another Keras schedule as `learning_rate`",
                 "Make the optimizer with one.",
