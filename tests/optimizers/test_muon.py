@@ -260,6 +260,7 @@ def test_a_layer_is_a_key():
         ({"ns_steps": 0}, ValueError, "integer ≥ 1"),
         ({"exclude_layers": "head"}, TypeError, "must be a list"),
         ({"exclude_layers": ["("]}, ValueError, "not a regular expression"),
+        ({"exclude_layers": ["a{99999999999}"]}, ValueError, "not a regular expression"),
     ],
 )
 def test_a_wrong_argument_is_refused(given, error, words):

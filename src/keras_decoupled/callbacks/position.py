@@ -106,11 +106,6 @@ def batches_until(optimizer: Any, update: int) -> int:
     return update * (optimizer.gradient_accumulation_steps or 1) - batches_seen(optimizer)
 
 
-def eta_of(optimizer: Any) -> float:
-    """Return η of the next update."""
-    return as_number(optimizer.eta_t)
-
-
 def knows(optimizer: Any, variables: Sequence[Any]) -> bool:
     """Tell whether an optimizer is built on all of these variables, or is not of this package."""
     built = set(map(id, optimizer._kd.registry.variables)) if is_ours(optimizer) else None
@@ -155,14 +150,6 @@ def ahead(optimizer: Any, records: Sequence[Any]) -> list[Ahead]:
         reference = record.reference
         if reference is not None:
             reference = np.array(ops.convert_to_numpy(reference))
-        values = (
-            row.path,
-            value_of(record).copy(),
-            reference,
-            row.decay,
-            l2,
-            l1,
-            rate * multiplier,
-        )
-        found.append(Ahead(*values))
+        theta = value_of(record).copy()
+        found.append(Ahead(row.path, theta, reference, row.decay, l2, l1, rate * multiplier))
     return found

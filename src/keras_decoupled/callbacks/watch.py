@@ -15,8 +15,8 @@ from keras_decoupled.checks import Seen, refuse
 from .position import (
     Ahead,
     ahead,
+    as_number,
     batches_until,
-    eta_of,
     is_ours,
     knows,
     optimizer_of,
@@ -148,8 +148,8 @@ class WatchUpdates(keras.callbacks.Callback):
 
     def _begin(self, optimizer: Any) -> None:
         records = trained(optimizer, self._keys)
-        now = updates_seen(optimizer), eta_of(optimizer), records, ahead(optimizer, records)
-        self._before = _Before(optimizer, *now)
+        k, eta = updates_seen(optimizer), as_number(optimizer.eta_t)
+        self._before = _Before(optimizer, k, eta, records, ahead(optimizer, records))
 
     def _finish(self, optimizer: Any) -> None:
         """Add rows if the update has happened."""

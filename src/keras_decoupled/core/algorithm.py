@@ -39,7 +39,7 @@ class Algorithm:
     ) -> list[tuple[str, str]]:
         """Return (part, axes) of each variable asked for; nothing if there is one part.
 
-        The user's `axes` are "" where there are none; `every` are all variables of the build.
+        `axes` has the user's letters for each, or ""; `every` has all variables of the build.
         """
         return []
 

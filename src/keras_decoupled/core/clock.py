@@ -224,8 +224,3 @@ class Clock:
             given = rate.base * self.rate.now()
         more = {"learning_rate": given, "base_learning_rate": rate.known_base}
         return self.timing.get_config() | more
-
-    @property
-    def given(self) -> float | None:
-        """The number that the rate was made with, for a file; None if it was not a number."""
-        return self.timing.rate.base if self.constant else None

@@ -68,10 +68,11 @@ def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:
         new.exclude_from_weight_decay(var_list=excluded)
     if optimizer.built:
         names = labels([path_of(v) for v in stock.variables])
+        parts = list(map(stock.part, stock.variables))
         new._kd.registry.rules.before = {
             name: Row(name, tuple(v.shape), Decay(), part=part, axes="rc" * (part == "muon"))
-            for name, v in zip(names, stock.variables, strict=True)
-            if (part := stock.part(v))
+            for name, v, part in zip(names, stock.variables, parts, strict=True)
+            if part
         }
         new.build(stock.variables)
         _carry_state(stock, new)

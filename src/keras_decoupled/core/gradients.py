@@ -14,7 +14,7 @@ from keras_decoupled.paths.match import path_of
 LOW_PRECISION = ("bfloat16", "float16")  # variables of these types have float32 state
 
 _TORCH = keras.backend.backend() == "torch"
-# By type of gradient: whether it has to be made a dense tensor. Asked once, not per variable.
+# By type of gradient: whether it must be converted to a dense tensor. Found once per type.
 _SPARSE: dict[type, bool] = {}
 
 
@@ -52,7 +52,7 @@ class GradientSpec:
     __slots__ = ("as_expected", "dtype", "shape")
 
     def __init__(self, variable: Any) -> None:
-        dtype = _dtype_name(variable.dtype)
+        dtype = keras.backend.standardize_dtype(variable.dtype)
         self.dtype = "float32" if dtype in LOW_PRECISION else dtype
         self.shape = tuple(variable.shape)
         # Type, dtype, shape and layout of the last gradient that needed no change. Most need none.
@@ -62,8 +62,8 @@ class GradientSpec:
 def dense(gradient: Any, variable: Any, spec: GradientSpec) -> Any:
     """Return the gradient as a dense tensor of the spec's dtype.
 
-    A sparse gradient stands for a dense one: moments and decay reach every row. Keras adds
-    gradients to their accumulators as they are, so they need one dtype.
+    A sparse gradient counts as a dense one with zeros: every row has its moments and decay.
+    Keras adds gradients to their accumulators as they are, so they need one dtype.
 
     Raises:
         ValueError: the gradient has another shape than the variable; it would be broadcast.
@@ -87,7 +87,7 @@ def dense(gradient: Any, variable: Any, spec: GradientSpec) -> Any:
     elif layout is not None and str(layout) != "torch.strided":
         gradient = gradient.to_dense()
     _check_shape(gradient, variable, spec.shape)
-    if _dtype_name(gradient.dtype) != spec.dtype:
+    if keras.backend.standardize_dtype(gradient.dtype) != spec.dtype:
         return ops.cast(gradient, spec.dtype)
     if not _SPARSE[kind] and (layout is None or gradient.layout is layout):
         spec.as_expected = signature
@@ -108,8 +108,3 @@ def _check_shape(gradient: Any, variable: Any, shape: tuple[int, ...]) -> None:
             "must have the shape of its variable, as another would be broadcast",
             "Give gradients and variables in one order.",
         )
-
-
-def _dtype_name(dtype: Any) -> str:
-    # Not cached: `torch.compile` warns of a cache, and for most gradients this is called once.
-    return str(keras.backend.standardize_dtype(dtype))

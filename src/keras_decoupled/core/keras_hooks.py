@@ -32,12 +32,18 @@ class KerasHooks(keras.optimizers.Optimizer):
         self, grads: Sequence[Any], acc_grads: Sequence[Any]
     ) -> None:
         """On torch, Keras adds many tensors at once only in its own classes."""
-        if not self._kd.update.accumulate(grads, acc_grads):
+        fast = self._kd.update.usable()
+        if fast:
+            fast.accumulate(grads, acc_grads)
+        else:
             super()._backend_increment_gradient_accumulators(grads, acc_grads)
 
     def _backend_reset_gradient_accumulators(self) -> None:
         """On torch, Keras sets many tensors to 0 at once only in its own classes."""
-        if not self._kd.update.empty(self._accumulated_gradients):
+        fast = self._kd.update.usable()
+        if fast:
+            fast.empty(self._accumulated_gradients)
+        else:
             super()._backend_reset_gradient_accumulators()
 
     def _update_model_variables_moving_average(self, trainable_variables: Sequence[Any]) -> None:
@@ -51,7 +57,7 @@ class KerasHooks(keras.optimizers.Optimizer):
         self._kd.update.overwrite_with_averages(trainable_variables)
 
     def _get_variable_index(self, variable: Any) -> int:
-        """Stock classes ask for the position of a variable. A stand-in has that of its variable."""
+        """Stock classes ask for a variable's position. A stand-in knows that of its variable."""
         if isinstance(variable, StandIn):
             return variable.position
         return super()._get_variable_index(self._kd.stands_for.get(id(variable), variable))

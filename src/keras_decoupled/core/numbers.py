@@ -55,7 +55,7 @@ class Numbers(NamedTuple):
     dtype: Any  # of the numbers below
     rate: Any  # η·α, before multipliers
     decays: tuple[Any, ...]  # η^power·√(1/T)·l for each distinct amount l of decay
-    multipliers: tuple[Any, ...]  # of the rate, each distinct schedule of them
+    multipliers: tuple[Any, ...]  # the value of each distinct schedule in `lr_multipliers`
     own: Own
     scalars: tuple[Any, ...]  # what the optimizer's mathematics asks for
 

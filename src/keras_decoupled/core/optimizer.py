@@ -111,7 +111,7 @@ class Decoupled(KerasHooks):
         numbers: Numbers,
     ) -> Any:
         """Return the step, and assign the variable's new slots; `theta` is its value."""
-        # Tensors, as the + of Keras' variables takes a short cut that fails on the shape (0, 3).
+        # As tensors: on TensorFlow, the + of Keras' variables fails on the shape (0, 3).
         slots = tuple(map(keras.ops.stop_gradient, record.own))
         own, scalars = numbers.of(gradient.dtype)
         step, new = record.algorithm.step(own, gradient, slots, rate, scalars)

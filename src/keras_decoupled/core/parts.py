@@ -73,8 +73,8 @@ class Parts:
             rules.extract(model, zero_penalties, self.timing.first_normalization())
         self._penalized = model if zero_penalties else None
         self.registry = Registry(rules)  # what is known of each variable
-        # For `optimizers/stock.py`: what it has caught of the step that runs, and the variable that
-        # a float32 copy stands for.
+        # For `optimizers/stock.py`: what it has caught of the step that runs; and, by the id of a
+        # float32 copy, the variable that the copy stands for.
         self.change: Any = SimpleNamespace(target=None)
         self.stands_for: dict[int, Any] = {}
 
@@ -131,7 +131,8 @@ class Parts:
 
     def layout(self) -> dict[str, Any]:
         """Return what the optimizer's variables are, and what it was made with; for a file."""
-        given = {"learning_rate": self.clock.given, "weight_decay": None}
+        base = self.timing.rate.base if self.clock.constant else None
+        given = {"learning_rate": base, "weight_decay": None}
         given |= {name: setting.given for name, setting in self.movable.items()}
         layout = self.registry.layout(self._optimizer.variables, self.settings)
         return layout | {

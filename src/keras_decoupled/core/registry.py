@@ -40,7 +40,7 @@ class Record:
     key: Any  # Keras' identity of the variable
     variable: Any
     row: Row | None = None  # None before the first build
-    inherited: bool = False  # whether a file or another optimizer came before this row
+    inherited: bool = False  # whether its first build followed a load or `from_keras`
     slots: dict[str, Any] = dataclasses.field(default_factory=dict)  # optimizer variables, by name
     # As of the last build:
     algorithm: Any = None  # the `Algorithm` that steps the variable
@@ -50,7 +50,7 @@ class Record:
     reference: Any = None  # the value that the decay goes towards, where that is not 0
     l2: int | None = None  # where its decays stand in `Registry.amounts`; None: it has none
     l1: int | None = None
-    schedule: int | None = None  # where its multiplier stands in `Registry.multipliers`, if it does
+    schedule: int | None = None  # its multiplier's place in `Registry.multipliers`; None: a number
     trainable: bool = True
     late: bool = False  # whether the variable had no value yet when its reference was made
 

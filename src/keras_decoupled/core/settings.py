@@ -50,7 +50,7 @@ class Setting:
     def read(self, on: Any, k: Any = None) -> Any:
         """Return the number for update k; `on` computes with tensors or with floats."""
         if self.variable is not None:
-            return self.exactly(_same, on)
+            return self.exactly(lambda number: number, on)
         return on.evaluate(self.given, k) if self.scheduled else self.given
 
     def exactly(self, function: Callable[[Any], Any], on: Any) -> Any:
@@ -137,10 +137,6 @@ def as_number(value: Any) -> Any:
         low = keras.backend.standardize_dtype(value.dtype) in ("bfloat16", "float16")
         value = ops.convert_to_numpy(ops.convert_to_tensor(value, "float32" if low else None))
     return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
-
-
-def _same(number: Any) -> Any:
-    return number
 
 
 def plain(value: Any) -> Any:

@@ -39,7 +39,7 @@ class Update:
         self._now: Numbers | None = None
         self._rate: Any = None
         self._updated = False  # whether an update has run
-        # While `apply` runs: the clock's answer, once Keras has asked for the rate.
+        # In `apply`, once Keras has asked for the rate: what computed it (`on`), and the answer.
         self._applying = False
         self._asked: tuple[Any, tuple[Any, ...]] | None = None
 
@@ -100,7 +100,7 @@ class Update:
         if clock.constant:
             return clock.rate.variable
         # Keras asks before each update: the schedule is evaluated here, and not a second time.
-        fast = self._usable()
+        fast = self.usable()
         on = fast.on if fast else self.on
         self._asked = on, clock.now(on)
         return self._asked[1][1]
@@ -119,7 +119,7 @@ class Update:
     def run(self, grads: Sequence[Any], variables: Sequence[Any], each: Callable[..., Any]) -> None:
         """Update these variables; `each` has Keras call `update_step` for each of them."""
         self._updated = True
-        fast = self._usable()
+        fast = self.usable()
         try:
             if fast:
                 rest = fast.update(grads, variables)
@@ -132,7 +132,7 @@ class Update:
             self._now = self._rate = None
         self.keep(numbers, self.on)
 
-    def _usable(self) -> Any:
+    def usable(self) -> Any:
         """Return the fast update of all variables, None if it cannot be used here."""
         fast = self.fast
         return fast if fast and self._optimizer._kd.fast and fast.usable() else None
@@ -147,7 +147,7 @@ class Update:
         asked_on, asked = self._asked or (None, None)
         if asked is None or (asked_on is self.on and on is not self.on):
             asked = clock.now(on)
-        k, rate, eta, normalization = asked  # floats of the host serve for tensors, too
+        k, rate, eta, normalization = asked  # may be floats of the host, which tensors accept
         # η⁰ is 1, also at η = 0.
         powers = {power: eta**power if power else eta * 0 + 1 for _, power in registry.amounts}
         own = self._own(on, k)
@@ -304,7 +304,7 @@ class Update:
     def average(self) -> None:
         """Update the moving averages, of variables below float32 from their float32 copies."""
         each = [r for r in self._optimizer._kd.registry.built if AVERAGE in r.slots]
-        fast = self._usable()
+        fast = self.usable()
         if fast:
             each = fast.average(each)
         momentum = self._optimizer.ema_momentum
@@ -331,20 +331,6 @@ class Update:
                 if record.master is not None:
                     self._optimizer.assign(record.master, ops.copy(average))
                 self._optimizer.assign(variable, ops.cast(ops.copy(average), variable.dtype))
-
-    def accumulate(self, grads: Sequence[Any], accumulators: Sequence[Any]) -> bool:
-        """Add the gradients of a micro-batch all at once; False where that cannot be done."""
-        fast = self._usable()
-        if fast:
-            fast.accumulate(grads, accumulators)
-        return bool(fast)
-
-    def empty(self, accumulators: Sequence[Any]) -> bool:
-        """Set all gradient accumulators to 0 at once; False where that cannot be done."""
-        fast = self._usable()
-        if fast:
-            fast.empty(accumulators)
-        return bool(fast)
 
 
 def refuse_other_model() -> NoReturn:

@@ -13,10 +13,10 @@ from keras_decoupled.checks import Seen, refuse
 from keras_decoupled.decay.kinds import Decay, checked_l1, checked_l2
 from keras_decoupled.paths import match
 
-# A string, a layer, or the labels of a layer's variables: a config has these for a layer.
+# A string, a layer, or, from a config, the labels of a layer's variables.
 Key: TypeAlias = str | keras.Layer | tuple[str, ...]
 Labeled: TypeAlias = dict[str | tuple[str, ...], Any]  # with labels in place of layers
-_JOINT = "\n"  # joins labels to the one string that a config needs: no path has it
+_JOINT = "\n"  # between a layer's labels: a config's keys are strings. No path has it
 
 
 class LayerLabels(tuple[str, ...]):

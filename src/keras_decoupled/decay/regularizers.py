@@ -31,7 +31,7 @@ def get_weight_decays(model: keras.Model, zero_penalties: bool = False) -> dict[
 
     Args:
         model: a built `keras.Model`.
-        zero_penalties: also remove the penalties from the loss, also those of frozen variables.
+        zero_penalties: remove the penalties from the loss, those of frozen variables too.
             Call this before `model.compile`: a training function keeps the loss it was compiled
             with. The penalties stay out after saving and loading. Activity regularizers stay. A
             layer that two models share loses its penalty in both. A layer that makes its own

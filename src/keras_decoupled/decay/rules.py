@@ -68,7 +68,7 @@ class Rules:
             for given in (weight_decays, lr_multipliers)
             for path in getattr(given, "paths", ())
         }
-        self.from_file = False  # whether they are from a file: then paths may have changed
+        self.from_file = False  # whether the rules are from a file: then paths may have changed
         # From `model=`: the variables, trainable ones first, and the decays of their regularizers.
         self.model: tuple[Any, ...] = ()
         self.trainable = 0  # how many of them are trainable

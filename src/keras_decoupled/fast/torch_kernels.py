@@ -13,7 +13,7 @@ import torch
 Tensors = list[torch.Tensor]
 Slots = tuple[Tensors, ...]
 TINY = 1e-20  # below this rate, decay / rate may overflow float32
-_FOR_DAMPENING = 1e-6  # far below this rate, 1 − (1 + rate) has fewer digits than a float32
+_FOR_DAMPENING = 1e-6  # the kernel computes 1 − (1 + rate): at smaller rates, that loses digits
 
 
 class Kernel:

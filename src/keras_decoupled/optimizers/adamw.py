@@ -17,17 +17,12 @@ from keras_decoupled.decay.kinds import Decay
 
 
 def adam(
-    g: Any,
-    m: Any,
-    v: Any,
-    v_max: Any,
-    *,
-    rate: Any,
-    one_minus_beta_1: Any,
-    one_minus_beta_2: Any,
-    epsilon: Any,
+    g: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...], epsilon: Any
 ) -> tuple[Any, tuple[Any, ...]]:
-    """Return Adam's step and its new moments; `rate` includes the bias corrections."""
+    """Return Adam's step and its new moments; `scalars` are those of `adam_scalars`."""
+    m, v, v_max = (*slots, None)[:3]  # not by `amsgrad`, which may have changed since build
+    correction, _, one_minus_beta_1, one_minus_beta_2 = scalars
+    rate = rate * correction
     m = m + one_minus_beta_1 * (g - m)
     v = v + one_minus_beta_2 * (ops.square(g) - v)
     if v_max is None:
@@ -80,18 +75,7 @@ class Adam(Algorithm):
         self, h: Any, g: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
     ) -> tuple[Any, tuple[Any, ...]]:
         """Adam's step."""
-        m, v, v_max = (*slots, None)[:3]  # not by `amsgrad`, which may have changed since build
-        correction, _, one_minus_beta_1, one_minus_beta_2 = scalars
-        return adam(
-            g,
-            m,
-            v,
-            v_max,
-            rate=rate * correction,
-            one_minus_beta_1=one_minus_beta_1,
-            one_minus_beta_2=one_minus_beta_2,
-            epsilon=h.epsilon,
-        )
+        return adam(g, slots, rate, scalars, h.epsilon)
 
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")

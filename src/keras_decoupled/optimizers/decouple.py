@@ -88,7 +88,7 @@ def decouple(optimizer_class: type[keras.Optimizer]) -> type[keras.Optimizer]:
         return optimizer_class
     public = getattr(keras.optimizers, optimizer_class.__name__, None)
     if public is not None and optimizer_class is type(public.__new__(public)):
-        optimizer_class = public  # on torch an object of a stock class is of another class
+        optimizer_class = public  # on torch, a stock class makes objects of another class
     for name, reason in _REFUSED.items():
         if issubclass(optimizer_class, getattr(keras.optimizers, name, ())):
             rule = f"cannot have an independent weight decay: {reason}"

@@ -24,34 +24,6 @@ from keras_decoupled.optimizers.adamw import adam, adam_scalars
 from keras_decoupled.paths import blocks, match, matrices
 
 
-def muon(
-    g: Any,
-    m: Any,
-    *,
-    layout: matrices.Layout,
-    rate: Any,
-    momentum: Any,
-    nesterov: bool,
-    coefficients: tuple[Any, Any, Any],
-    ns_steps: int,
-    ns_dtype: str | None,
-    rms_rate: Any,
-) -> tuple[Any, tuple[Any, ...]]:
-    """Return Muon's step and its new momentum."""
-    g = ops.reshape(g, m.shape)  # in a traced step, TensorFlow may not know a gradient's shape
-    m = momentum * m + g
-    x = g + momentum * m if nesterov else m
-    if layout.turned:
-        x = ops.transpose(x, layout.order)
-    x = ops.reshape(x, layout.stack)
-    x = ops.reshape(orthogonalized(x, coefficients, ns_steps, ns_dtype), layout.ordered)
-    if layout.turned:
-        x = ops.transpose(x, layout.back)
-    if rms_rate is not None:
-        rate = rate * rms_rate * math.sqrt(max(layout.stack[-2:]))
-    return rate * x, (m,)
-
-
 def orthogonalized(
     x: Any, coefficients: tuple[Any, Any, Any], steps: int, dtype: str | None = None
 ) -> Any:
@@ -82,7 +54,7 @@ def _patterns(name: str, value: Any) -> list[str]:
         checks.text(f"{name}[{i}]", pattern, cure=cure)
         try:
             re.compile(pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             checks.refuse(f"{name}[{i}]", pattern, f"is not a regular expression: {error}", cure)
     return list(given)
 
@@ -110,18 +82,20 @@ class OfMatrix(Algorithm):
         self, h: Any, g: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
     ) -> tuple[Any, tuple[Any, ...]]:
         """Muon's step."""
-        return muon(
-            g,
-            *slots,
-            layout=self.layout,
-            rate=rate,
-            momentum=h.momentum,
-            nesterov=h.nesterov,
-            coefficients=(h.muon_a, h.muon_b, h.muon_c),
-            ns_steps=h.ns_steps,
-            ns_dtype=h.ns_dtype,
-            rms_rate=h.rms_rate,
-        )
+        (m,), layout = slots, self.layout
+        g = ops.reshape(g, m.shape)  # in a traced step, TensorFlow may not know a gradient's shape
+        m = h.momentum * m + g
+        x = g + h.momentum * m if h.nesterov else m
+        if layout.turned:
+            x = ops.transpose(x, layout.order)
+        x = ops.reshape(x, layout.stack)
+        x = orthogonalized(x, (h.muon_a, h.muon_b, h.muon_c), h.ns_steps, h.ns_dtype)
+        x = ops.reshape(x, layout.ordered)
+        if layout.turned:
+            x = ops.transpose(x, layout.back)
+        if h.rms_rate is not None:
+            rate = rate * h.rms_rate * math.sqrt(max(layout.stack[-2:]))
+        return rate * x, (m,)
 
 
 class OfRest(Algorithm):
@@ -135,18 +109,7 @@ class OfRest(Algorithm):
         self, h: Any, g: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
     ) -> tuple[Any, tuple[Any, ...]]:
         """Adam's step, at adam_lr_ratio times the rate."""
-        m, v = slots
-        correction, _, one_minus_beta_1, one_minus_beta_2 = scalars
-        return adam(
-            g,
-            m,
-            v,
-            None,
-            rate=rate * h.adam_lr_ratio * correction,
-            one_minus_beta_1=one_minus_beta_1,
-            one_minus_beta_2=one_minus_beta_2,
-            epsilon=h.epsilon,
-        )
+        return adam(g, slots, rate * h.adam_lr_ratio, scalars, h.epsilon)
 
 
 class MuonAlgorithm(Algorithm):

@@ -23,24 +23,6 @@ from keras_decoupled.decay.kinds import Decay
 from keras_decoupled.optimizers.adamw import one_minus_power
 
 
-def nadam(
-    g: Any,
-    m: Any,
-    v: Any,
-    *,
-    rate_m: Any,
-    rate_g: Any,
-    correction: Any,
-    one_minus_beta_1: Any,
-    one_minus_beta_2: Any,
-    epsilon: Any,
-) -> tuple[Any, tuple[Any, ...]]:
-    """Return Nadam's step and its new moments; `Nadam.scalars` has the scalars."""
-    m = m + one_minus_beta_1 * (g - m)
-    v = v + one_minus_beta_2 * (ops.square(g) - v)
-    return (rate_m * m + rate_g * g) / (ops.sqrt(v / correction) + epsilon), (m, v)
-
-
 class Nadam(Algorithm):
     """Nadam's step. The slots are m and v. Π, the product of all μ so far, is saved beside them."""
 
@@ -89,16 +71,11 @@ class Nadam(Algorithm):
     ) -> tuple[Any, tuple[Any, ...]]:
         """Nadam's step."""
         share_m, share_g, correction, _, one_minus_beta_1, one_minus_beta_2 = scalars
-        return nadam(
-            g,
-            *slots,
-            rate_m=rate * share_m,
-            rate_g=rate * share_g,
-            correction=correction,
-            one_minus_beta_1=one_minus_beta_1,
-            one_minus_beta_2=one_minus_beta_2,
-            epsilon=h.epsilon,
-        )
+        m, v = slots
+        m = m + one_minus_beta_1 * (g - m)
+        v = v + one_minus_beta_2 * (ops.square(g) - v)
+        root = ops.sqrt(v / correction)
+        return (rate * share_m * m + rate * share_g * g) / (root + h.epsilon), (m, v)
 
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")

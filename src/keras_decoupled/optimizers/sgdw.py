@@ -14,16 +14,6 @@ from keras_decoupled.core.optimizer import Decoupled
 from keras_decoupled.decay.kinds import Decay
 
 
-def sgd(
-    g: Any, buf: Any, *, rate: Any, momentum: Any, nesterov: bool
-) -> tuple[Any, tuple[Any, ...]]:
-    """Return the step and the new buffer, which holds learning rate times gradient."""
-    if buf is None:
-        return rate * g, ()
-    buf = momentum * buf - rate * g
-    return (rate * g - momentum * buf if nesterov else -buf), (buf,)
-
-
 class SGD(Algorithm):
     """SGD's step. Its one slot is the buffer, if there is momentum."""
 
@@ -41,9 +31,11 @@ class SGD(Algorithm):
     def step(
         self, h: Any, g: Any, slots: tuple[Any, ...], rate: Any, scalars: tuple[Any, ...]
     ) -> tuple[Any, tuple[Any, ...]]:
-        """The step of SGD, by the buffer if there is one."""
-        (buf,) = slots or (None,)
-        return sgd(g, buf, rate=rate, momentum=h.momentum, nesterov=h.nesterov)
+        """SGD's step. The buffer holds learning rate times gradient."""
+        if not slots:
+            return rate * g, ()
+        buf = h.momentum * slots[0] - rate * g
+        return (rate * g - h.momentum * buf if h.nesterov else -buf), (buf,)
 
 
 @keras.saving.register_keras_serializable(package="keras_decoupled")

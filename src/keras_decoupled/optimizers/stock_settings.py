@@ -51,13 +51,8 @@ def own_arguments(stock: type[Any], keras_own: bool) -> dict[str, Check]:
         elif name in _RANGES and not _IN_PYTHON & {name, (stock.__name__, name)}:
             own[name] = _RANGES[name]
         else:
-            own[name] = _as_it_is
+            own[name] = lambda _, value: value  # the stock class checks it itself
     return own
-
-
-def _as_it_is(name: str, value: Any) -> Any:
-    """Return an argument that the stock class checks itself."""
-    return value
 
 
 def fix(optimizer: Any) -> None:

@@ -8,6 +8,7 @@ learning rate if the config has no `base_learning_rate`.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Collection, Mapping
 from numbers import Real
@@ -20,7 +21,6 @@ from keras_decoupled import checks
 from keras_decoupled.decay.arguments import as_decay
 from keras_decoupled.decay.exclusions import Exclusions
 from keras_decoupled.decay.rows import Row, read_rows
-from keras_decoupled.layerwise import ModelRules
 
 
 class Resolved(NamedTuple):
@@ -83,8 +83,9 @@ def read_config(
 
 def _each(rules: Mapping[str, Any], read: Callable[[Any], Any]) -> dict[str, Any]:
     """Return the rules, each value read; those of `no_decay(model)` keep what they know of it."""
-    done = {key: read(given) for key, given in rules.items()}
-    return ModelRules(done, rules.paths) if isinstance(rules, ModelRules) else done
+    done = copy.copy(rules) if isinstance(rules, dict) else dict(rules)
+    done.update({key: read(given) for key, given in rules.items()})
+    return done
 
 
 def _number_reader(custom_objects: Any) -> Callable[[Any], Any]:

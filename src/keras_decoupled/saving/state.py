@@ -53,7 +53,7 @@ def save(store: Any, variables: Sequence[Any], layout: dict[str, Any]) -> None:
         array = sum(part.numpy() for part in parts) if parts else variable.numpy()
         store[str(i)] = array
         lost |= bool(parts and len(parts) < _replicas(variable) and np.any(array))
-    # Other processes' parts are not gathered: if only one process saves, it would wait forever.
+    # Other processes' parts are not gathered: a process that saves alone would wait forever.
     if lost:
         warnings.warn(
             "The file has only this process' part of the gradients accumulated so far. Save when "
@@ -118,7 +118,7 @@ def load(
         _check_parts(part_slot, saved["variables"], layout["variables"], continued)
     steps, steps_now = saved.get("accumulation", layout["accumulation"]), layout["accumulation"]
     read, fresh, used = [], [], set()
-    # A user's slot may have the same name as a setting, but it has a label.
+    # A setting has no label. A user's slot may have the same name, but it has one.
     moving = {(name, None) for name in (*SETTINGS, *layout["given"], *saved["given"])}
     for variable, (name, label) in zip(variables, layout["variables"], strict=True):
         if (name, label) in moving:

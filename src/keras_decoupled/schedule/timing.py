@@ -26,7 +26,7 @@ def _position(name: str, value: Any) -> int:
     return max(checks.integer(name, value, minimum=-1, cure=cure), 0)
 
 
-# The default and the check of each. A default of None means "not given" and is not checked.
+# The default and the check of each argument. A default of None means "not given": no check.
 _GIVEN: dict[str, tuple[Any, Callable[[str, Any], Any]]] = {
     "total_iterations": (None, _count),
     "total_iterations_wd": (None, _count),
