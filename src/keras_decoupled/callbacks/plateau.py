@@ -17,7 +17,7 @@ class RestartOnPlateau(keras.callbacks.Callback):
     """Restart the learning rate's schedule when a metric has stopped getting better.
 
     After `patience` epochs without a better value, `optimizer.restart()` is called: the next update
-    is the first one of the first cycle, without the warm-up. The arguments are those of
+    is the first one of the first cycle, as after `optimizer.restart()`. The arguments are those of
     `keras.callbacks.ReduceLROnPlateau`.
 
     The schedule's position is saved with the optimizer. As with Keras' callbacks, the best value

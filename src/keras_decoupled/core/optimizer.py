@@ -266,7 +266,8 @@ class Decoupled(KerasHooks):
     def restart(self, position: int = 0) -> None:
         """Make the next update the one at `position` of the first cycle, without the warm-up.
 
-        A `WarmupStableDecay` goes back to its stable part, and forgets `begin_decay`.
+        A `WarmupStableDecay` goes back to its stable part, and forgets `begin_decay`. A Keras
+        schedule goes to the step `position`; if it has a warm-up, that is part of it.
 
         Args:
             position: 0 ≤ position < T of the first cycle; -1 is 0. Defaults to `0`.
