@@ -194,17 +194,29 @@ def of_width(form, width, rate, seed):
     return TextCell(form=form, width=width, rate=rate, decay=decay, seed=seed, **WIDTH)
 
 
-def seeds_of_width(rate):
-    """Return the seeds of a rate: one for the outer rates, which are far from the best."""
-    return SEEDS if rate in WIDTH_RATES[1:-1] else SEEDS[:1]
+def rates_of_width(width):
+    """Return the rates at this width. The highest is left out at the widest, where a run takes longest."""
+    return WIDTH_RATES[:-1] if width == WIDTHS[-1] else WIDTH_RATES
+
+
+def seeds_of_width(form, width, rate):
+    """Return the seeds: three near the best rate, one far from it, as the first seed shows it.
+
+    Far are the outer rates, and at more than the base width the rate next to them that has the greater loss: a
+    high one without multipliers, a low one with them.
+    """
+    far = {WIDTH_RATES[0], WIDTH_RATES[-1]}
+    if width > WIDTHS[0]:
+        far.add(WIDTH_RATES[1] if form.endswith("scaled") else WIDTH_RATES[-2])
+    return SEEDS[:1] if rate in far else SEEDS
 
 
 def widths(seed):
     """Yield the runs of each form, width and learning rate, narrow ones first."""
     for width in WIDTHS:
-        for rate in WIDTH_RATES:
+        for rate in rates_of_width(width):
             for form in WIDTH_FORMS:
-                if seed in seeds_of_width(rate):
+                if seed in seeds_of_width(form, width, rate):
                     yield of_width(form, width, rate, seed)
 
 

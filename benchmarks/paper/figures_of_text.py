@@ -6,6 +6,7 @@ Writes `text.json` beside the runs and the pictures into docs/evidence. An exper
 left out.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -33,37 +34,36 @@ WIDTH_TITLES = {
 class Curve:
     """Losses over learning rates: for each rate an array, with a number for each of its seeds."""
 
-    def __init__(self, done, rates, run, quick, seeds_at=lambda rate: experiments.SEEDS):
+    def __init__(self, done, rates, run, quick, planned=lambda rate: experiments.SEEDS):
         def losses(cell):
             found = done.get(experiments.short(cell) if quick else cell)
-            return found[max(found)] if found else (math.nan, math.nan)
+            return found[max(found)] if found else None
 
-        tables = [np.array([losses(run(rate, s)) for s in seeds_at(rate)]).T for rate in rates]
+        found = {rate: [losses(run(rate, seed)) for seed in experiments.SEEDS] for rate in rates}
         self.rates = rates
+        self.complete = all(found[rate][seed] for rate in rates for seed in planned(rate))
+        # More seeds than planned are used, too.
+        tables = [
+            np.array([one for one in found[rate] if one] or [[math.nan] * 2]).T for rate in rates
+        ]
         self.validation, self.test = ([table[k] for table in tables] for k in (0, 1))
-
-    @property
-    def complete(self):
-        """Whether no run is missing."""
-        return not any(np.isnan(losses).any() for losses in self.test)
 
     @property
     def best(self):
         """Position of the rate with the least validation loss."""
         return int(np.argmin([losses.mean() for losses in self.validation]))
 
-    @property
-    def sensitivity(self):
-        """How much is lost on average, over the rates, to the best of them: as in 2309.14322."""
-        losses = np.minimum([losses.mean() for losses in self.test], FIRST_LOSS)
+    def sensitivity(self, count):
+        """How much is lost on average, over the first rates, to the best of them: as in 2309.14322."""
+        losses = np.minimum([losses.mean() for losses in self.test[:count]], FIRST_LOSS)
         return float(losses.mean() - losses.min())
 
-    def told(self):
-        """As JSON has it."""
+    def told(self, count=None):
+        """As JSON has it; the sensitivity is that over the first `count` rates."""
         return {
             "best rate": self.rates[self.best],
             "test loss": seeds(self.test[self.best]),
-            "sensitivity": round(self.sensitivity, 4),
+            "sensitivity": round(self.sensitivity(count), 4),
             "by rate": {
                 f"{rate:g}": seeds(row) for rate, row in zip(self.rates, self.test, strict=True)
             },
@@ -110,16 +110,17 @@ def muon(done, quick, out):
 def widths(done, quick, out):
     """Draw and return how the best rate moves with the width."""
     found, panels = {}, {}
+    shared = len(experiments.rates_of_width(experiments.WIDTHS[-1]))
     for form in WIDTH_TITLES:
         panels[form] = {
             width: Curve(
                 done,
-                experiments.WIDTH_RATES,
+                experiments.rates_of_width(width),
                 lambda rate, seed, form=form, width=width: experiments.of_width(
                     form, width, rate, seed
                 ),
                 quick,
-                experiments.seeds_of_width,
+                functools.partial(experiments.seeds_of_width, form, width),
             )
             for width in experiments.WIDTHS
         }
@@ -127,7 +128,7 @@ def widths(done, quick, out):
             return None
         base = panels[form][experiments.WIDTHS[0]].best
         found[form] = {
-            str(width): c.told() | {"test loss at the carried rate": seeds(c.test[base])}
+            str(width): c.told(shared) | {"test loss at the carried rate": seeds(c.test[base])}
             for width, c in panels[form].items()
         }
     figure, grid = plt.subplots(2, 2, figsize=(WIDTH, 7.4), layout="constrained", sharey=True)

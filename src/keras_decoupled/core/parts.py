@@ -137,8 +137,8 @@ class Parts:
         layout = self.registry.layout(self._optimizer.variables, self.settings)
         return layout | {
             "class": type(self._optimizer)._kd_kind,
-            "given": given,
             "accumulation": self._optimizer.gradient_accumulation_steps or 1,
+            "given": given,
         }
 
     def load(self, store: Any) -> None:
