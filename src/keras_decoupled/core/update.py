@@ -14,6 +14,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
+import keras
 from keras import ops
 
 from keras_decoupled import fast
@@ -316,6 +317,13 @@ class Update:
             # Not `average` itself: the + of Keras' variables fails on TensorFlow on shape (0, 3).
             old = ops.stop_gradient(ops.convert_to_tensor(average))
             self._optimizer.assign(average, kept * old + (1 - kept) * theta)
+        frequency = self._optimizer.ema_overwrite_frequency
+        if frequency and keras.backend.backend() == "jax":  # there, Keras itself sets the variables
+            due = (self._optimizer.iterations + 1) % frequency == 0
+            for record in each:
+                if record.master is not None:
+                    average = ops.convert_to_tensor(record.slots[AVERAGE])
+                    self._optimizer.assign(record.master, ops.where(due, average, record.master))
 
     def overwrite_with_averages(self, variables: Sequence[Any]) -> None:
         """Set each variable, and its float32 copy, to the average."""
