@@ -322,8 +322,9 @@ class Update:
             due = (self._optimizer.iterations + 1) % frequency == 0
             for record in each:
                 if record.master is not None:
-                    average = ops.convert_to_tensor(record.slots[AVERAGE])
-                    self._optimizer.assign(record.master, ops.where(due, average, record.master))
+                    both = record.slots[AVERAGE], record.master
+                    value = ops.where(due, *map(ops.convert_to_tensor, both))
+                    self._optimizer.assign(record.master, value)
 
     def overwrite_with_averages(self, variables: Sequence[Any]) -> None:
         """Set each variable, and its float32 copy, to the average."""
