@@ -16,8 +16,8 @@ from .position import check_schedule, optimizer_of
 class RestartOnPlateau(keras.callbacks.Callback):
     """Restart the learning rate's schedule when a metric has stopped getting better.
 
-    After `patience` epochs without a better value, `optimizer.restart()` is called: the next update
-    is the first one of the first cycle, as after `optimizer.restart()`. The arguments are those of
+    After `patience` epochs without a better value, it calls `optimizer.restart()`: the next update
+    is the first one of the first cycle. The arguments are those of
     `keras.callbacks.ReduceLROnPlateau`.
 
     The schedule's position is saved with the optimizer. As with Keras' callbacks, the best value
