@@ -40,7 +40,7 @@ class Setting:
     def __init__(self, name: str, given: Any, variable: Any, check: Real) -> None:
         self.name, self.given, self.variable, self._check = name, given, variable, check
         self.scheduled = isinstance(given, LearningRateSchedule)
-        self._unmoved = None if variable is None else self._rounded(given)
+        self._unmoved: Any = None if variable is None else self._rounded(given)
         self._set = self._unmoved  # what a user has set
 
     def _rounded(self, number: float) -> float:

@@ -160,8 +160,10 @@ class Rules:
             (key, decay), (_, multiplier), (part, letters) = decays[i], multipliers[i], parts[i]
             identity, rule = self.key_of(variable), arguments.shown(key or "")
             before = self.before.get(name)
-            if before and before.part:
-                part, letters = _as_trained(before, given[i])
+            removed = self._removed.get(identity)
+            if before:
+                removed = removed or before.removed_penalty
+                part, letters = _as_trained(before, given[i]) if before.part else (part, letters)
             # Keras overwrites such a variable with its "gradient" (float8 scales, for example).
             out = getattr(variable, "overwrite_with_gradient", False)
             if out or self.exclusions.hits(name, identity, self.key_of):
@@ -179,8 +181,7 @@ class Rules:
                     decay=decay or self.weight_decay or Decay(),
                     multiplier=1.0 if multiplier is None else multiplier,
                     uniform=decay is None,
-                    removed_penalty=self._removed.get(identity)
-                    or (before and before.removed_penalty),
+                    removed_penalty=removed,
                     part=part,
                     axes=letters,
                     rule=rule,
