@@ -41,7 +41,7 @@ class Setting:
         self.name, self.given, self.variable, self._check = name, given, variable, check
         self.scheduled = isinstance(given, LearningRateSchedule)
         self._unmoved: Any = None if variable is None else self._rounded(given)
-        self._set = self._unmoved  # what a user has set
+        self._set: Any = self._unmoved  # what a user has set
 
     def _rounded(self, number: float) -> float:
         with np.errstate(over="ignore"):  # an infinite number is refused later, or was given
