@@ -20,9 +20,14 @@ def call(cls: type[Any], arguments: Mapping[str, Any]) -> str:
     shown = [
         f"{name}={written(value)}"
         for name, value in arguments.items()
-        if name != "name" and (name not in parameters or value != parameters[name].default)
+        if name != "name" and (name not in parameters or _other(value, parameters[name].default))
     ]
     return f"{cls.__name__}({', '.join(shown)})"
+
+
+def _other(value: Any, default: Any) -> bool:
+    empty = isinstance(value, list | Mapping) and not value
+    return value != default and not (empty and default is None)
 
 
 def written(value: Any) -> str:
@@ -34,7 +39,10 @@ def written(value: Any) -> str:
         entries = ", ".join(f"{key!r}: {written(entry)}" for key, entry in value.items())
         return f"{{{entries}}}" if len(value) <= _MOST else f"{{… {len(value)} entries}}"
     if isinstance(value, LearningRateSchedule):
-        return call(type(value), value.get_config())
+        try:
+            return call(type(value), value.get_config())
+        except NotImplementedError:  # Keras does not ask for one, if nothing is saved
+            return f"{type(value).__name__}(…)"
     if callable(value):
         return getattr(value, "__name__", type(value).__name__)
     return repr(value)

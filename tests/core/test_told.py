@@ -307,6 +307,7 @@ def test_at_a_rate_of_0_nothing_moves():
         (lambda: SGDW(eps=1e-8), r"See help\(\)"),  # it has none
         (lambda: AdamW(betas=(0.9, 0.999)), "`beta_1` and `beta_2`"),
         (lambda: AdamW(wd=0.1), "`weight_decay`"),
+        (lambda: AdamW(momentum=0.9), "Write `beta_1`"),
         (lambda: AdamW(weight_decy=0.1), "Write `weight_decay`"),
         (lambda: AdamW(beta1=0.1), "Write `beta_1`"),
         (lambda: RMSprop(alpha=0.9), "`rho`"),

@@ -60,6 +60,7 @@ def test_a_row():
         "l1": 0.002,
         "l2": 0.05,
         "decay_per_update": 0.05,
+        "l1_per_update": 0.002,
         "half_life_updates": pytest.approx(half_life),
         "half_life_epochs": pytest.approx(half_life / 10),
         "multiplier": 1.0,
@@ -235,7 +236,13 @@ def test_paths_that_differ_in_the_middle_and_the_warnings_at_the_end():
 
 
 # Things that variables of one line have in common, and another value of each.
-ALIKE = {"decay_per_update": 0.5, "l1": 0.25, "multiplier": 2.0, "rule": "bias", "part": "adam"}
+ALIKE = {
+    "decay_per_update": 0.5,
+    "l1_per_update": 0.25,
+    "multiplier": 2.0,
+    "rule": "bias",
+    "part": "adam",
+}
 ALIKE |= {"multiplier_schedule": "PolynomialDecay", "kind": "cautious", "dtype": "bfloat16"}
 
 
@@ -324,6 +331,24 @@ def test_a_schedule_counts_with_its_value_at_the_next_update():
         assert str(optimizer.explain()).count("rate by a PiecewiseConstantDecay") == 2
         for _ in range(5):
             optimizer.apply([keras.ops.zeros(v.shape) for v in own], own)
+
+
+def test_an_l1_is_what_an_update_removes():
+    optimizer = AdamW(
+        1e-3, weight_decay=(0.25, 0.5), lr_multipliers={"bias": 0}, total_iterations=100
+    )
+    found = column(optimizer, "l1_per_update")
+    assert (found["net/head/kernel"], found["net/head/bias"]) == (pytest.approx(0.025), 0.0)
+
+
+def test_keys_that_two_builds_took_one_by_one():
+    late, first = (
+        make_variable(f"{name}/kernel", np.ones((2, 2))) for name in ("dense_1", "dense")
+    )
+    optimizer = AdamW(weight_decay=0.5, weight_decays={"dense": 0.25})
+    optimizer.build([first])
+    optimizer.build([first, late])
+    assert [row["l2"] for row in optimizer.explain().rows] == [0.25, 0.5]
 
 
 def test_a_frozen_variable_has_no_decay():

@@ -196,6 +196,9 @@ square/attention_output/kernel 8x8x8 rrc
 wavenet/gate/kernel 3x4x8 rrc
 wavenet/value/kernel 3x4x8 rrc
 one_feature/query/kernel 1x4x16
+cross/query/kernel 64x8x16 rcc
+cross/key/kernel 128x8x64 rcc
+cross/attention_output/kernel 8x16x64 rrc
 one_feature/attention_output/kernel 4x16x1
 experts/kernel 4x8x16 rrc
 feedforward/gate/kernel 8x16 rc
@@ -295,6 +298,27 @@ def test_parts_of_a_trained_stock_muon_stay():
         after.append(list(map(numpy, variables)))
     for theirs, ours in zip(*after, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+@beside_keras
+def test_the_decay_of_the_adam_part():
+    stock = keras.optimizers.Muon(0.1, weight_decay=0.5, adam_weight_decay=0.25)
+    with pytest.raises(ValueError, match=r"adam_weight_decay.*Received: .*not built"):
+        Muon.from_keras(stock)
+    assert Muon.from_keras(stock, weight_decay=0.125).get_config()["weight_decay"] == 0.125
+    shapes = {"kernel": (3, 3), "bias": (3,)}
+    variables = [make_variable(f"net/{n}", np.ones(s)) for n, s in shapes.items() for _ in range(2)]
+    stock.build(variables)
+    decays = Muon.from_keras(stock).weight_decays
+    l2 = {path: l2 for path, (_, l2) in decays.items()}
+    assert l2 == pytest.approx(
+        {
+            "net/kernel": 0.05,
+            "net/kernel#2": 0.05,
+            "net/bias": 0.025,
+            "net/bias#2": 0.025,
+        }
+    )
 
 
 def test_a_running_muon_gets_other_axes():

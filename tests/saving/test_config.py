@@ -322,6 +322,13 @@ def test_a_later_call_adds_to_the_exclusions_of_a_config():
     assert list(copied.weight_decays) == NET[:1]
 
 
+def test_exclusions_of_a_copy_that_has_its_decays_are_refused():
+    optimizer = AdamW(weight_decay=0.5)
+    optimizer.build(variables(*NET))
+    with pytest.raises(ValueError, match=r"before the first build.*Received: .*copy"):
+        again(optimizer).exclude_from_weight_decay(var_names=["bias"])
+
+
 def test_an_excluded_variable_among_those_that_share_its_path():
     ours = variables("w", "w")
     optimizer = AdamW(weight_decay=0.5)
@@ -330,6 +337,11 @@ def test_an_excluded_variable_among_those_that_share_its_path():
     # A config has paths only, and before build nobody knows that there are two of this one.
     with pytest.raises(ValueError, match=r"several variables have\. Received: w\. Call exclude"):
         copied.build(ours)
+    optimizer.build(ours)
+    copied = again(optimizer)  # which knows who is excluded
+    copied.build(ours)
+    assert [row["rule"] for row in copied.explain().rows] == ["weight_decay", "excluded"]
+    copied.build([*ours, *variables("v")])
     optimizer.build(ours)
     copied = again(optimizer)  # now the table knows
     copied.build(ours)

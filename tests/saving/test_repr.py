@@ -8,7 +8,7 @@ from keras import ops
 
 import keras_decoupled
 import stock
-from cases import CASES, OPTIMIZERS
+from cases import CASES, OPTIMIZERS, make_variable
 from keras_decoupled import AdamW, CosineWarmRestarts, Decay, Muon, WarmupStableDecay, calls
 from small import ones
 
@@ -23,6 +23,7 @@ MADE = {
     "arguments of Keras'": AdamW(clipnorm=1.0, use_ema=True, ema_momentum=0.5),
     "a base rate": AdamW(FALLING, base_learning_rate=0.5),
     "a setting": AdamW(beta_1=schedules.PiecewiseConstantDecay([3], [0.9, 0.8])),
+    "a rate of many digits": AdamW(1 / 3),
     "axes": Muon(matrix_axes={"query/kernel": "rbc"}, exclude_layers=["head/"]),
 }
 
@@ -39,8 +40,29 @@ def test_an_optimizer(name, monkeypatch):
     assert config_of(eval(repr(MADE[name]), dict(names))) == config_of(MADE[name])
 
 
+class WithoutConfig(schedules.LearningRateSchedule):
+    """As in Keras' guide: no `get_config`."""
+
+    def __call__(self, step):
+        return 0.1
+
+
+def test_a_schedule_without_a_config():
+    """It is needed to save, and for nothing else."""
+    assert (
+        repr(AdamW(WithoutConfig()))
+        == "AdamW(learning_rate=WithoutConfig(…), base_learning_rate=0.1)"
+    )
+    rules = {"dense": WithoutConfig(), "kernel": 1e-4, "bias": WithoutConfig()}
+    optimizer = AdamW(0.1, weight_decays=rules, lr_multipliers={"bias": WithoutConfig()})
+    optimizer.build([make_variable(f"dense/{n}", 1.0) for n in ("kernel", "bias")])
+    assert "WithoutConfig(…)" in str(optimizer.explain())
+    assert Decay(WithoutConfig()) != Decay(WithoutConfig())
+
+
 def test_only_what_was_given():
     assert repr(AdamW()) == "AdamW()"
+    assert repr(Muon()) == "Muon()"
     assert repr(AdamW(1e-4, Decay(1e-5), decay_vectors=False)) == (
         "AdamW(learning_rate=0.0001, weight_decay=1e-05, decay_vectors=False)"
     )

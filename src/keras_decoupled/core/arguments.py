@@ -83,6 +83,7 @@ _OF_TORCH = {
     "alpha": ("rho",),
     "b1": ("beta_1",),
     "b2": ("beta_2",),
+    "momentum": ("beta_1",),
 }
 
 
@@ -244,8 +245,8 @@ Shared arguments, by keyword:
     t_cur: position of the first update in its cycle. Defaults to `0`.
     base_learning_rate: α, the rate at which η = 1. Defaults to the number given. For a schedule it
         defaults to its `warmup_target`, else to its `initial_learning_rate`, else to its value at
-        step 0, and to its highest value if it rises above that. For a callable it defaults to the
-        value at build.
+        step 0, and to its highest value if it rises far above that. For a callable it defaults to
+        the value at build.
     init_verbose: whether to print `explain()` at build. Defaults to `False`.
     name, clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum, ema_overwrite_frequency,
         loss_scale_factor, gradient_accumulation_steps: as in `keras.optimizers.Optimizer`.

@@ -62,7 +62,7 @@ def continued(cls: Any, optimizer: Any, changes: Mapping[str, Any]) -> Any:
     if "learning_rate" in changes:
         del arguments["base_learning_rate"]
     excluded = _excluded(stock)
-    _carry_decay(stock, alpha, arguments)
+    _carry_decay(stock, alpha, arguments, changes)
     new = cls(**arguments | dict(changes))
     if excluded:
         new.exclude_from_weight_decay(var_list=excluded)
@@ -153,13 +153,24 @@ def _excluded(stock: Inside) -> list[Any]:
     return [variable for variable in stock.variables if not stock.decays(variable)]
 
 
-def _carry_decay(stock: Inside, alpha: float, arguments: dict[str, Any]) -> None:
+def _carry_decay(
+    stock: Inside, alpha: float, arguments: dict[str, Any], changes: Mapping[str, Any]
+) -> None:
     """Add the decay λ = α·w to the arguments; if Muon's Adam part has another, by variable."""
     decay, of_adam = (alpha * (getattr(stock.optimizer, name, None) or 0.0) for name in _DECAYS)
     arguments["weight_decay"] = decay
-    if hasattr(stock.optimizer, "adam_weight_decay") and of_adam != decay:
-        adam_part = [v for v in stock.variables if stock.part(v) == "adam"]
-        arguments["weight_decays"] = {variable.path: of_adam for variable in adam_part}
+    if not hasattr(stock.optimizer, "adam_weight_decay") or of_adam == decay:
+        return
+    if not stock.optimizer.built and "weight_decay" not in changes:
+        refuse(
+            "adam_weight_decay",
+            Seen(f"{stock.optimizer!r}, which is not built"),
+            "can be carried over only from a built optimizer, if `weight_decay` is another",
+            "Build it: optimizer.build(model.trainable_variables). Or pass weight_decay= a λ.",
+        )
+    names = labels([path_of(v) for v in stock.variables])
+    pairs = zip(names, stock.variables, strict=True)
+    arguments["weight_decays"] = {name: of_adam for name, v in pairs if stock.part(v) == "adam"}
 
 
 def _carry_state(stock: Inside, new: Any) -> None:

@@ -355,10 +355,13 @@ class Decoupled(KerasHooks):
             var_names: regular expressions, searched in each variable's path.
 
         Raises:
-            ValueError: the optimizer is built already, or a pattern is not a regular expression.
+            ValueError: the optimizer, or the one that it is a copy of, is built already, or a
+                pattern is not a regular expression.
         """
-        check_call(self.built, var_list=var_list, var_names=var_names)
-        self._kd.registry.rules.exclude(var_list or (), var_names or ())
+        registry = self._kd.registry
+        copied = bool(registry.table or registry.waiting)
+        check_call(self.built, copied, var_list=var_list, var_names=var_names)
+        registry.rules.exclude(var_list or (), var_names or ())
 
     def explain(
         self,

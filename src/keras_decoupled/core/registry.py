@@ -6,6 +6,7 @@ user's rules. Once made, a row stays with its variable.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import operator
 import warnings
@@ -252,7 +253,10 @@ class Registry:
             warnings.simplefilter("always")
             rows, _ = self.resolve(variables)
             names = labels([path_of(v) for v in variables])
-            _, overridden = self.rules.read(range(len(names)), variables, names, first=False)
+            overridden: list[tuple[str, str]] = []
+            # A key that two builds accepted one by one may be refused for all variables at once.
+            with contextlib.suppress(ValueError):
+                _, overridden = self.rules.read(range(len(names)), variables, names, first=False)
         return self.rows_now(rows), overridden, [str(warning.message) for warning in caught]
 
     # Slots.

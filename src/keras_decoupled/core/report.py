@@ -80,8 +80,9 @@ def call_of(optimizer: Any) -> str:
     rate = getattr(timing.rate, "function", getattr(timing.rate, "schedule", None))
     try:
         if rate is None or timing.use_cosine_annealing:
-            now = timing.rate.base * as_number(kd.clock.factor(kd.update.on))
-            rate = float(f"{now:.6g}")  # 1e-4, where float32 makes it 1.0000000474974513e-4
+            base, factor = timing.rate.base, as_number(kd.clock.factor(kd.update.on))
+            # 1e-4, where float32 makes it 1.0000000474974513e-4
+            rate = base if factor == 1 else float(f"{factor * base:.6g}")
         uniform = kd.registry.uniform_now()
         own = {name: getattr(optimizer, name) for name in optimizer._kd_own_config()}
     except Exception:  # each backend raises another error, and a repr must not raise

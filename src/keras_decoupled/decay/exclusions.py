@@ -51,15 +51,15 @@ class Exclusions:
             or any(search(path) for search in self._searches)
         )
 
-    def find(self, labels: Iterable[str]) -> None:
+    def find(self, labels: Iterable[str], asked: Iterable[str]) -> None:
         """Find the paths of a config among the labels.
 
-        A path that several variables have is refused: only one of them was excluded.
+        A path that several of the asked variables have is refused: only one of them was excluded.
         """
-        labels = set(labels)
+        labels, asked = set(labels), set(asked)
         self.paths = dict.fromkeys(after_load(path, labels) for path in self.paths)
         for path in self.paths:
-            if f"{path}#2" in labels:
+            if f"{path}#2" in asked:
                 checks.refuse(
                     "exclude_from_weight_decay(var_list=...)",
                     checks.Seen(path),
@@ -116,8 +116,16 @@ def warn_of_missed(argument: str, patterns: Sequence[str], labels: Sequence[str]
         )
 
 
-def check_call(built: bool, **given: Any) -> None:
+def check_call(built: bool, copied: bool, **given: Any) -> None:
     """Check a call of `exclude_from_weight_decay`, whose arguments are lists or None."""
+    if copied and not built:
+        checks.refuse(
+            "exclude_from_weight_decay()",
+            checks.Seen("a call on a copy, or on an optimizer from a file"),
+            "must be called before the first build: the copy has each variable's decay already",
+            "from_keras(optimizer, weight_decays={key: 0}) of its class makes an optimizer with "
+            "other rules. It has the same state.",
+        )
     if built:
         checks.refuse(
             "exclude_from_weight_decay()",

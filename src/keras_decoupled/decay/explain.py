@@ -38,14 +38,14 @@ def _count(x: float | None) -> str:
 # column is shown only if it has another value than the usual one.
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str], Any], ...] = (
     ("decay", "decay_per_update", _amount, _ALWAYS),
-    ("l1", "l1", _amount, 0.0),
+    ("l1", "l1_per_update", _amount, 0.0),
     ("half-life", "half_life_updates", _count, _ALWAYS),
     ("epochs", "half_life_epochs", _count, None),
     ("rate", "multiplier", lambda x: f"×{x:.3g}", 1.0),
 )
 # What the variables of a group have in common.
 _ALIKE = (
-    *("decay_per_update", "l1", "multiplier", "multiplier_schedule"),
+    *("decay_per_update", "l1_per_update", "multiplier", "multiplier_schedule"),
     *("rule", "kind", "part", "matrix", "dtype"),
 )
 START = "Start with 20 / number of weight updates, or with the learning rate if it is smaller."
@@ -72,9 +72,10 @@ class Explanation:
     Attributes:
         title: the first line, which names the optimizer.
         rows: one dict per variable, with path, shape, dtype, rule, l1, l2, decay_per_update,
-            half_life_updates, half_life_epochs, multiplier and kind. For Muon also part ("muon" or
-            "adam") and matrix (rows × columns, None in the Adam part). For a multiplier that is a
-            schedule also multiplier_schedule. A schedule counts with its value at the next update.
+            l1_per_update, half_life_updates, half_life_epochs, multiplier and kind. For Muon also
+            part ("muon" or "adam") and matrix (rows × columns, None in the Adam part). For a
+            multiplier that is a schedule also multiplier_schedule. A schedule counts with its value
+            at the next update.
         warnings: sentences about what may be a mistake.
         settings: sentences about arguments such as beta_1 that follow a schedule or were set.
     """
@@ -236,7 +237,8 @@ def explain(
     amounts = at_update([row.decay.l2 for row in rows], k)
     multipliers = at_update([row.multiplier for row in rows], k)
     for variable, row, l2, multiplier in zip(variables, rows, amounts, multipliers, strict=True):
-        decay = 0.0 if row.multiplier == 0 else normalization * l2  # the number 0 freezes
+        factor = 0.0 if row.multiplier == 0 else normalization  # the number 0 freezes
+        decay = factor * l2
         half_life = kinds.half_life(decay) if decay else None
         epochs = None
         if half_life is not None and updates_per_epoch is not None:
@@ -250,6 +252,7 @@ def explain(
                 "l1": row.decay.l1,
                 "l2": l2,
                 "decay_per_update": decay,
+                "l1_per_update": factor * row.decay.l1,
                 "half_life_updates": half_life,
                 "half_life_epochs": epochs,
                 "multiplier": multiplier,

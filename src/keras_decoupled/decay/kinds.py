@@ -185,7 +185,10 @@ class Decay:
 
     @functools.cached_property
     def _identity(self) -> str:
-        return json.dumps(self.get_config(), sort_keys=True, default=str)
+        try:
+            return json.dumps(self.get_config(), sort_keys=True, default=str)
+        except NotImplementedError:  # a schedule without a config is equal to itself only
+            return f"{self.in_words} {self.l1} {id(self.l2)}"
 
 
 class Operations:

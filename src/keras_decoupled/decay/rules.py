@@ -139,10 +139,10 @@ class Rules:
         self._check_models(variables, names, first)
         # A key that is a layer's name means that layer, whether it is built on or not.
         of_model = match.labels([match.path_of(v) for v in self.model])
-        self.exclusions.find(names)
+        targets = [names[i] for i in positions]
+        self.exclusions.find(names, targets)
         if first:
             self.exclusions.warn_of_missed([*names, *of_model])
-        targets = [names[i] for i in positions]
         others = sorted({*names, *of_model, *self.paths, *left} - set(targets))
         asked = [variables[i] for i in positions]
         vectors = self._vectors(targets, asked)

@@ -63,7 +63,7 @@ def axes_of(label: str, shape: Shape, attentions: Mapping[tuple[str, ...], int])
     of_attention = len(path) > 1 and path[:-2] in attentions
     if len(shape) == 3 and of_attention and _PROJECTION.match(path[-2]):
         features = attentions[path[:-2]]
-        row = shape.index(features) if features in shape else 0
+        row = shape.index(features) if features in shape[:-1] else 0
         axes = "".join("r" if axis == row else "c" for axis in range(3))
         return axes if shape[row] > 1 else ""  # one row is a vector
     return "r" * (len(shape) - 1) + "c"
