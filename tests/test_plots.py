@@ -59,10 +59,18 @@ def trained_rates(optimizer, updates):
     return rates
 
 
+class Floor(CosineWarmRestarts):
+    """What a user's class adds to ours counts."""
+
+    def __call__(self, step):
+        return keras.ops.maximum(super().__call__(step), 0.04)
+
+
 COSINE = {"use_cosine_annealing": True, "total_iterations": 4}
 OPTIMIZERS = {
     "number beside a base": lambda: AdamW(0.1, base_learning_rate=0.5, weight_decay=0),
     "restarts": lambda: AdamW(CosineWarmRestarts(0.1, 3, t_mul=2), weight_decay=0),
+    "a floor": lambda: AdamW(Floor(0.1, 4), weight_decay=0),
     "annealing": lambda: SGDW(0.1, weight_decay=0, t_cur=2, **COSINE),
     "annealing beside a base": lambda: SGDW(0.1, weight_decay=0, base_learning_rate=0.2, **COSINE),
     "stable": lambda: Lion(WarmupStableDecay(0.1, 2, 3, 2), weight_decay=0),
@@ -94,6 +102,9 @@ def test_counts_weight_updates_and_no_micro_batches():
     optimizer = AdamW(CosineWarmRestarts(0.1, 4), weight_decay=0, gradient_accumulation_steps=2)
     np.testing.assert_array_equal(lines(optimizer, 9), lines(CosineWarmRestarts(0.1, 4), 9))
     assert lines(optimizer, 1) == pytest.approx([0.1])
+    falling = schedules.PolynomialDecay(0.1, 10)
+    stock = keras.optimizers.SGD(falling, gradient_accumulation_steps=2)  # counts micro-batches
+    assert lines(stock, 3) == pytest.approx([float(falling(k)) for k in (1, 3, 5)])
 
 
 @pytest.mark.parametrize("name", ["number beside a base", "restarts", "annealing", "stable"])

@@ -97,7 +97,8 @@ def count_updates(ax: Any) -> None:
 
 def _rates(given: Any, steps: int) -> tuple[np.ndarray, str]:
     """Return the rates of the first updates, and a name for them."""
-    rate, first, factor, name = given, 0, 1.0, type(given).__name__  # `given.name`: "adam_1"
+    rate, first, each, factor = given, 0, 1, 1.0
+    name = type(given).__name__  # `given.name` may be "adam_1"
     if isinstance(given, Decoupled):
         timing = given._kd.timing
         rate, first = getattr(timing.rate, "schedule", timing.rate), timing.t_cur
@@ -108,7 +109,8 @@ def _rates(given: Any, steps: int) -> tuple[np.ndarray, str]:
         rule = "has no learning rate of its own"
         refuse(name, Seen(repr(given)), rule, "Plot an optimizer inside it.")
     elif isinstance(given, keras.optimizers.Optimizer):
-        rate = Inside(given).rate
+        rate, each = Inside(given).rate, given.gradient_accumulation_steps or 1
+        first = each - 1  # there, a schedule counts micro-batches
     else:
         rule = "must be a `LearningRateSchedule` or an optimizer"
         cure = "Plot an instance of one of the two."
@@ -118,7 +120,7 @@ def _rates(given: Any, steps: int) -> tuple[np.ndarray, str]:
     if not isinstance(rate, LearningRateSchedule) or isinstance(rate, CallableRate):
         rule = "must be a `LearningRateSchedule`: a callable has no future values to plot"
         refuse("learning_rate", Seen(repr(given)), rule, "Plot a schedule.")
-    counts = ops.convert_to_tensor(np.arange(first, first + steps, dtype="int32"))
+    counts = ops.convert_to_tensor(first + each * np.arange(steps, dtype="int32"))
     if isinstance(rate, ExactSchedule):
         return factor * ops.convert_to_numpy(rate(counts)), name
 

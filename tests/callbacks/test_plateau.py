@@ -79,7 +79,7 @@ def test_auto_asks_the_metric():
     callback = RestartOnPlateau("val_binary_accuracy", patience=2)
     assert restarts(callback, rising, model) == []
     assert restarts(callback, rising[::-1], model) == [2, 4]
-    with pytest.raises(ValueError, match=r"Pass `mode='max'`"):
+    with pytest.raises(ValueError, match=r"^RestartOnPlateau .*Pass `mode='max'`"):
         restarts(RestartOnPlateau("unknown"), [{"unknown": 1.0}], model)
 
 

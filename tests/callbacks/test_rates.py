@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 from keras.optimizers import schedules
 
 from cases import BACKEND
@@ -58,6 +59,22 @@ def test_accumulated_gradients_and_a_schedule_as_decay():
     np.testing.assert_allclose(found["learning_rate"], wanted(schedule, 1, 3), rtol=1e-6)
     np.testing.assert_allclose(found["weight_decay"], [3e-3, 1e-3], rtol=1e-6)
     assert found["t_cur"] == [0, 1]
+
+
+class OfTensors(schedules.LearningRateSchedule):
+    """Takes tensors only."""
+
+    def __call__(self, step):
+        assert ops.is_tensor(step)
+        return 1e-3 / (1 + ops.cast(step, "float32"))
+
+    def get_config(self):
+        return {}
+
+
+def test_a_decay_that_takes_tensors():
+    found = logged(AdamW(0.1, weight_decay=OfTensors()), epochs=1)
+    np.testing.assert_allclose(found["weight_decay"], [1e-3 / 4], rtol=1e-6)
 
 
 def test_what_callbacks_set_before_it():

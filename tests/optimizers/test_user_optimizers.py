@@ -179,6 +179,21 @@ def test_unfreezing(cls):
     assert shapes[0] == shapes[1]
 
 
+def test_a_step_that_reads_the_weight_decay():
+    """It is 0 there, as the class was made with: the decay acts once."""
+
+    class Coupled(keras.optimizers.SGD):
+        def update_step(self, gradient, variable, learning_rate):
+            gradient = gradient + self.weight_decay * variable
+            self.assign_sub(variable, learning_rate * gradient)
+
+    variable = make_variable("w", np.array([2.0, -4.0]))
+    optimizer = decouple(Coupled)(0.5, weight_decay=0.25)
+    eager(optimizer, [variable])([np.zeros(2, "float32")])
+    np.testing.assert_allclose(numpy(variable), [1.5, -3.0])
+    assert float(numpy(optimizer.weight_decay)) == 0.25
+
+
 @pytest.mark.parametrize("fast", FAST)
 def test_derived_from_ours(fast):
     """What a class overrides of a decoupled one is used, and its stock class's code for many variables is not."""

@@ -56,7 +56,7 @@ def test_a_schedule_without_a_config():
     rules = {"dense": WithoutConfig(), "kernel": 1e-4, "bias": WithoutConfig()}
     optimizer = AdamW(0.1, weight_decays=rules, lr_multipliers={"bias": WithoutConfig()})
     optimizer.build([make_variable(f"dense/{n}", 1.0) for n in ("kernel", "bias")])
-    assert "WithoutConfig(…)" in str(optimizer.explain())
+    assert "rate by a WithoutConfig" in str(optimizer.explain())
     assert Decay(WithoutConfig()) != Decay(WithoutConfig())
 
 

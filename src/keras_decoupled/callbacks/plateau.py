@@ -72,9 +72,9 @@ class RestartOnPlateau(keras.callbacks.Callback):
             checks.refuse("mode", mode, 'must be "auto", "min" or "max"', cure)
         min_delta = checks.real("min_delta", min_delta, minimum=0, cure="0 counts any improvement.")
         # Keras' callback finds out whether lower or higher is better. Here it never stops training.
-        self._watch = keras.callbacks.EarlyStopping(
-            monitor, min_delta=min_delta, mode=mode, patience=math.inf
-        )
+        # Its messages have the name of its class.
+        named = type("RestartOnPlateau", (keras.callbacks.EarlyStopping,), {})
+        self._watch = named(monitor, min_delta=min_delta, mode=mode, patience=math.inf)
         self._waited = self._cooling = 0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:

@@ -8,6 +8,7 @@ import warnings
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_decoupled.checks import Seen, refuse
 
@@ -81,7 +82,7 @@ class LogRates(keras.callbacks.Callback):
         logs["t_cur"] = int(optimizer.t_cur)
         decay = optimizer.weight_decay
         if isinstance(decay, keras.optimizers.schedules.LearningRateSchedule):
-            decay = decay(optimizer.iterations)
+            decay = decay(ops.convert_to_tensor(optimizer.iterations))
         if decay is not None:
             logs["weight_decay"] = as_number(decay)
         settings = moving_settings(optimizer, self._settings)

@@ -303,6 +303,8 @@ class Decoupled(KerasHooks):
 
         Setting it changes the decay only of the variables that get the uniform decay.
         """
+        if self._kd.change.target is not None:  # the step of a stock class decays nothing
+            return 0.0
         decay, uniform = self._kd.registry.decay, self._kd.registry.rules.weight_decay
         if decay is None:
             return uniform and uniform.l2

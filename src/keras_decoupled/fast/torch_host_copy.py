@@ -73,11 +73,13 @@ class OnHost:
 
     def evaluate(self, function: Callable[[Any], Any], count: int) -> float:
         """Return a schedule's value at a count; schedules compute with tensors."""
-        return float(function(torch.as_tensor(count)))
+        with keras.device("cpu"):  # on a GPU, the update would wait for the value
+            return float(function(torch.as_tensor(count)))
 
     def evaluate_all(self, function: Callable[[Any], Any], count: int) -> tuple[float, ...]:
         """Return the values that a function has at a count."""
-        return tuple(map(float, function(torch.tensor(count))))
+        with keras.device("cpu"):
+            return tuple(map(float, function(torch.tensor(count))))
 
     def number(self, value: Any) -> float:
         """Return a number or tensor as a float."""

@@ -19,7 +19,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import torch
 
 from keras_decoupled.decay.kinds import Decay
@@ -179,10 +178,8 @@ class FastUpdate:
             grads, variables = [g for g, _ in pairs], [v for _, v in pairs]
             plan = self._plan(variables)
         kd = self._optimizer._kd
-        # Schedules compute with tensors. On a GPU, the update would wait for them.
-        with keras.device("cpu"):
-            numbers = kd.update.begin(self.on)
-            k, _ = kd.clock.counts(self.on)
+        numbers = kd.update.begin(self.on)
+        k, _ = kd.clock.counts(self.on)
         for low in plan.low:
             low.read()
         self._kernel.begin(k + 1, numbers.own, numbers.scalars)
