@@ -157,6 +157,37 @@ def test_no_decay_in_a_class_that_decays_by_default():
     assert decouple(DecaysByDefault)(0.5, 0.25).get_config()["weight_decay"] == 0.25
 
 
+class PassesOn(keras.optimizers.Lion):
+    """Takes arguments of its own, and all of Lion's."""
+
+    def __init__(self, learning_rate=0.001, scale=2.0, **kwargs):
+        super().__init__(learning_rate, **{"beta_2": 0.5} | kwargs)
+        self.scale = scale
+
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(gradient, variable, self.scale * learning_rate)
+
+    def get_config(self):
+        return super().get_config() | {"scale": self.scale}
+
+
+def test_arguments_that_a_class_passes_on():
+    """Those that are not given keep what the class itself gives its base."""
+    cls = decouple(PassesOn)
+    assert [cls(0.5).beta_1, cls(0.5).beta_2, cls(0.5, 3.0).scale] == [0.9, 0.5, 3.0]
+    one = cls(0.5, beta_1=0.75, weight_decay=0.125, clipnorm=2.0)
+    for copied in (cls.from_config(one.get_config()), pickle.loads(pickle.dumps(one))):
+        config = copied.get_config()
+        assert {n: config[n] for n in ("beta_1", "beta_2", "scale", "clipnorm")} == {
+            "beta_1": 0.75,
+            "beta_2": 0.5,
+            "scale": 2.0,
+            "clipnorm": 2.0,
+        }
+    with pytest.raises(ValueError, match="`beta_3` is not recognized"):
+        cls(beta_3=0.5)
+
+
 # --- configs ---
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -18,7 +18,7 @@ from keras_decoupled.optimizers.muon import Muon
 from keras_decoupled.optimizers.ready_made import passes_all_on
 from keras_decoupled.optimizers.sgdw import SGDW
 from keras_decoupled.optimizers.stock import DECOUPLED, Stock
-from keras_decoupled.optimizers.stock_settings import OWN_DECAYS
+from keras_decoupled.optimizers.stock_settings import OWN_DECAYS, parameters_of
 
 _ACCUMULATES = (
     "it computes the weight anew from its accumulators at every update, so a decay would be lost "
@@ -122,7 +122,8 @@ def _make(base: type[Any], stock: bool) -> None:
 
     def initialize(*args: Any, **kwargs: Any) -> None: ...
 
-    initialize.__signature__ = _signature(base)  # type: ignore[attr-defined]
+    parameters, inherited = parameters_of(base)
+    initialize.__signature__ = _signature(base, parameters)  # type: ignore[attr-defined]
     name = base.__name__ if stock else f"decouple({base.__name__})"
     text = f"""`{base.__name__}` with independent weight decay.
 
@@ -141,18 +142,18 @@ def _make(base: type[Any], stock: bool) -> None:
 
     {inspect.getdoc(base) or "(it has no docstring)"}
     """
-    constructor = passes_all_on(initialize)
+    constructor = passes_all_on(initialize, inherited)
     namespace = {"__init__": constructor, "__doc__": text, "__module__": __name__}
     made = type(name, (Stock, base), namespace)
     keras.saving.register_keras_serializable(package="keras_decoupled", name=registered)(made)
 
 
-def _signature(base: type[Any]) -> inspect.Signature:
+def _signature(base: type[Any], stock: Sequence[inspect.Parameter]) -> inspect.Signature:
     """Return the stock arguments in their order, without those that all optimizers share."""
     kinds = inspect.Parameter
     parameters: list[inspect.Parameter] = []
     positional = True
-    for parameter in _arguments(base):
+    for parameter in stock:
         if parameter.name in KERAS_ARGUMENTS or parameter.name in OWN_DECAYS[1:]:
             positional = False  # later arguments do not have the stock class's positions
             continue
@@ -171,24 +172,6 @@ def _signature(base: type[Any]) -> inspect.Signature:
     if "weight_decay" not in names:
         parameters.append(kinds("weight_decay", kinds.KEYWORD_ONLY, default=None))
     return inspect.Signature([*parameters, kinds("shared", kinds.VAR_KEYWORD)])
-
-
-def _arguments(base: type[Any]) -> list[inspect.Parameter]:
-    """Return a constructor's parameters, and those of the base classes that it passes on to."""
-    found: dict[str, inspect.Parameter] = {}
-    for cls in base.__mro__:
-        constructor = vars(cls).get("__init__")
-        if constructor is None:
-            continue
-        arguments = inspect.signature(constructor).parameters
-        named = [p for p in arguments.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        own = found.keys() - {"self"}
-        for parameter in named:
-            kind = parameter.KEYWORD_ONLY if own else parameter.kind
-            found.setdefault(parameter.name, parameter.replace(kind=kind))
-        if "learning_rate" in found or len(named) == len(arguments):
-            break
-    return list(found.values())
 
 
 def from_config(stock: type[Any], config: Mapping[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar, Unpack, cast
 
 import keras
@@ -22,11 +22,12 @@ registered = keras.saving.register_keras_serializable(package="keras_decoupled")
 Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 
-def passes_all_on(declared: Constructor) -> Constructor:
+def passes_all_on(declared: Constructor, inherited: Collection[str] = ()) -> Constructor:
     """Return a constructor that passes all its arguments on to `Stock`.
 
     The constructor keeps the signature of `declared`: the object itself, `learning_rate`,
-    `weight_decay`, `**shared`, and the stock class's own arguments.
+    `weight_decay`, `**shared`, and the stock class's own arguments. Those that are `inherited` are
+    passed on only if they are given: a user's class may pass them to its base itself.
     """
     signature = inspect.signature(declared)
 
@@ -34,8 +35,9 @@ def passes_all_on(declared: Constructor) -> Constructor:
     def constructor(*args: Any, **kwargs: Any) -> None:
         declared(*args, **kwargs)  # Python's own error for a wrong call
         bound = signature.bind(*args, **kwargs)
+        given = {*bound.arguments}
         bound.apply_defaults()
-        own = dict(bound.arguments)
+        own = {n: x for n, x in bound.arguments.items() if n in given or n not in inherited}
         self = own.pop(next(iter(own)))  # a user's class may not call it `self`
         names = ("learning_rate", "weight_decay", "shared")
         learning_rate, decay, shared = map(own.pop, names)

@@ -34,6 +34,31 @@ _RANGES: dict[str, Real] = {
 _IN_PYTHON = {"initial_accumulator_value", ("RMSprop", "momentum")}
 
 
+def parameters_of(stock: type[Any]) -> tuple[list[inspect.Parameter], set[str]]:
+    """Return the parameters of a constructor and of those that it passes on to by `**kwargs`.
+
+    Also return the names that only the latter have, beside an own `learning_rate`.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    inherited: set[str] = set()
+    for cls in stock.__mro__:
+        constructor = vars(cls).get("__init__")
+        of_all = cls in keras.optimizers.Optimizer.__mro__  # what all take, ours declare themselves
+        if constructor is None or ("learning_rate" in found and of_all):
+            continue
+        arguments = inspect.signature(constructor).parameters
+        named = [p for p in arguments.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        own = found.keys() - {"self"}
+        if "learning_rate" in found:
+            inherited |= {p.name for p in named} - found.keys()
+        for parameter in named:
+            kind = parameter.KEYWORD_ONLY if own else parameter.kind
+            found.setdefault(parameter.name, parameter.replace(kind=kind))
+        if len(named) == len(arguments):
+            break
+    return list(found.values()), inherited.difference(OWN_DECAYS)
+
+
 def own_arguments(stock: type[Any], keras_own: bool) -> dict[str, Check]:
     """Return the stock class's own arguments that become attributes of ours, and their checks.
 
@@ -41,9 +66,9 @@ def own_arguments(stock: type[Any], keras_own: bool) -> dict[str, Check]:
     """
     own: dict[str, Check] = {}
     shared = {*KERAS_ARGUMENTS, *OWN_DECAYS, *OURS, "learning_rate", "self"}
-    for name, parameter in inspect.signature(stock.__init__).parameters.items():
-        rest = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        if rest or name in shared or hasattr(stock, name):  # a property, say
+    for parameter in parameters_of(stock)[0]:
+        name = parameter.name
+        if name in shared or hasattr(stock, name):  # a property, say
             continue
         if not keras_own:
             if parameter.default is parameter.empty or isinstance(parameter.default, float):
