@@ -246,7 +246,6 @@ def test_unfrozen_layers_are_watched_from_the_first_update_on():
     assert updates(watch) == [(3, 0)]
 
 
-@pytest.mark.skipif(BACKEND == "jax", reason="fit refuses variables that the optimizer lacks")
 def test_unfrozen_layers_in_a_loss_scale_optimizer_leave_its_scale():
     optimizer = keras.optimizers.LossScaleOptimizer(AdamW(0.01, weight_decay=0.1), 64.0)
     model = compiled(optimizer)
@@ -258,6 +257,10 @@ def test_unfrozen_layers_in_a_loss_scale_optimizer_leave_its_scale():
     model.layers[0].trainable = True
     model.compile(optimizer, "mse", run_eagerly=BACKEND == "tensorflow")
     watch = WatchUpdates()
+    if BACKEND == "jax":  # there, Keras' wrapper cannot train them, and says so
+        with pytest.raises(ValueError, match="must match"):
+            fit(model, watch, epochs=1)
+        return
     fit(model, watch, epochs=1)
     assert len(watch.rows) > 0
     assert int(numpy(optimizer.step_counter)) == 2 * steps > 0
